@@ -1,0 +1,28 @@
+"""Structured pruning for Hugging Face Transformers with second-order sensitivity.
+
+Importing the package makes pruned checkpoints loadable by plain `from_pretrained` and `model.prune_heads` available.
+"""
+
+from . import checkpoint as checkpoint
+from .architectures import ARCHITECTURES, Architecture
+from .config import HapConfig
+from .planning import PruningPlan, plan_pruning
+from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
+from .surgery import prune_heads
+from .trainer import HapTrainer
+from .version import __version__
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "METHODS",
+    "Architecture",
+    "HapConfig",
+    "HapTrainer",
+    "PruningPlan",
+    "Sensitivity",
+    "__version__",
+    "estimate_sensitivity",
+    "plan_pruning",
+    "prune_heads",
+]

@@ -1,0 +1,7 @@
+"""How much each head matters: one file a method, all with the same signature."""
+
+from .estimate import METHODS, estimate_sensitivity
+from .report import Sensitivity
+
+
+__all__ = ["METHODS", "Sensitivity", "estimate_sensitivity"]
