@@ -38,7 +38,6 @@ setup(
     # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
     extras_require={"demo": DEMO, "test": TEST, "dev": TEST + ["ruff"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

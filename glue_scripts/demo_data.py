@@ -23,6 +23,7 @@ SDIST = "vaderSentiment-3.3.2.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 SENTENCES = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SPLIT_SEED = 20140601
 VALIDATION_SHARE = 0.1
 

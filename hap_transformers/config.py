@@ -21,8 +21,8 @@ class HapConfig:
 
     Parameters that control scoring:
         method (`str`, *optional*, defaults to `"hessian_trace"`): `"hessian_trace"` or `"gradient"`.
-        num_probes (`int`, *optional*, defaults to 8): Random probes a batch, for methods that draw any.
-        max_examples (`int`, *optional*, defaults to 512): Training examples to score on.
+        num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
+        max_examples (`int`, *optional*, defaults to 256): Training examples to score on.
 
     Parameters that control recovery, the training after pruning:
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
@@ -39,8 +39,8 @@ class HapConfig:
     method: str = field(
         default="hessian_trace", metadata={"help": "How heads are scored: 'hessian_trace' or 'gradient'."}
     )
-    num_probes: int = field(default=8, metadata={"help": "Random probes a batch, for methods that draw any."})
-    max_examples: int = field(default=512, metadata={"help": "Training examples to score on."})
+    num_probes: int = field(default=4, metadata={"help": "Random probes a batch, for methods that draw any."})
+    max_examples: int = field(default=256, metadata={"help": "Training examples to score on."})
     recovery_epochs: float | None = field(
         default=None, metadata={"help": "Epochs of training after pruning; by default num_train_epochs."}
     )

@@ -32,7 +32,7 @@ def make_model_card(
     name = base_model if base_model.count("/") == 1 and not Path(base_model).exists() else Path(base_model).name
     left = [total - len(plan.heads.get(layer, ())) for layer, total in enumerate(plan.original_heads)]
     return ModelCard.from_template(
-        ModelCardData(library_name="transformers", tags=["hap", "pruned", "hap_transformers"], language="en"),
+        ModelCardData(library_name="transformers", tags=["hap", "pruned", "hap_transformers"]),
         template_path=str(TEMPLATE),
         base_model_name=name,
         task=task,

@@ -24,7 +24,7 @@ def estimate_sensitivity(
     batches: Iterable[Mapping[str, Any]],
     method: str = "hessian_trace",
     *,
-    num_probes: int = 8,
+    num_probes: int = 4,
     max_examples: int | None = None,
     seed: int = 0,
     loss_fn: LossFunction | None = None,
@@ -39,7 +39,7 @@ def estimate_sensitivity(
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs with labels, such as a `DataLoader` gives.
         method (`str`, *optional*, defaults to `"hessian_trace"`): `"hessian_trace"` (HAP's relative Hessian trace by
             Hutchinson's method) or `"gradient"` (Michel et al.'s mask gradients).
-        num_probes (`int`, *optional*, defaults to 8): Random probes a batch, for methods that draw any.
+        num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
         max_examples (`int`, *optional*): Stop after this many examples.
         seed (`int`, *optional*, defaults to 0): Seed of the probes. The global random state is neither read nor moved.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the

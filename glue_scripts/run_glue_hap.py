@@ -1,0 +1,228 @@
+"""Fine-tunes, scores, prunes and recovers a text classifier, and saves a smaller model that plain `from_pretrained` loads.
+
+With no arguments it runs the embedded demo. Some others:
+
+    python run_glue_hap.py --model_name_or_path google-bert/bert-base-uncased --task_name mrpc --output_dir out
+    python run_glue_hap.py --model_name_or_path FOLDER --task_name sst2 --data_dir PARQUET_FOLDER --output_dir out
+    python run_glue_hap.py --train_file train.csv --validation_file validation.csv --ratio 0.5 --output_dir out
+"""
+
+import copy
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import DatasetDict
+from demo_data import DEMO_MODEL, demo_model_path
+from tasks import Task, load_task
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
+
+import hap_transformers
+from hap_transformers import HapConfig, HapTrainer
+from hap_transformers.architectures import get_architecture
+from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
+from hap_transformers.model_card import make_model_card
+from hap_transformers.plots import plot_head_sensitivity
+
+
+@dataclass
+class ScriptArguments:
+    """Which model and which data."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub name or folder of a supported model; by default the MiniLM from PyPI."}
+    )
+    task_name: str | None = field(default=None, metadata={"help": "A GLUE task; by default the embedded demo."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with TASK/{train,validation}.parquet, read instead of the Hub."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to train on."})
+    validation_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to validate on."})
+    demo_file: str | None = field(default=None, metadata={"help": "The demo's source distribution, downloaded before."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many examples, drawn by seed."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on the first this many examples."})
+
+
+@dataclass
+class GlueTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults that suit GLUE on a small machine."""
+
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Where models and results go."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs before pruning."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size for training and scoring."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size for evaluation."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints while training."})
+    report_to: str = field(default="none", metadata={"help": "Trackers to report to."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Runs the whole job and returns what `results.json` holds."""
+    parser = HfArgumentParser((ScriptArguments, GlueTrainingArguments, HapConfig), description=__doc__.splitlines()[0])
+    script, args, hap_config = parser.parse_args_into_dataclasses(arguments)
+    set_seed(args.seed)
+    output = Path(args.output_dir)
+    task = load_task(script.task_name, script.data_dir, script.train_file, script.validation_file, script.demo_file)
+    _limit_samples(task, script, args.seed)
+    model_path = script.model_name_or_path or demo_model_path()
+    config = AutoConfig.from_pretrained(model_path, num_labels=task.num_labels, finetuning_task=task.name)
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: i for i, label in enumerate(task.labels)}
+    else:
+        config.problem_type = "regression"
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model = AutoModelForSequenceClassification.from_pretrained(model_path, config=config)
+    get_architecture(model)  # Refuses an unknown architecture before hours of fine-tuning, not after.
+    data = task.tokenize(tokenizer, script.max_seq_length)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = HapTrainer(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=task.metrics(),
+        processing_class=tokenizer,
+        hap_config=hap_config,
+    )
+
+    seconds: dict[str, float] = {}
+    metrics: dict[str, dict[str, float]] = {}
+    with _phase("fine-tune", seconds):
+        trainer.train()
+    metrics["dense"] = _evaluate(trainer)
+    dense = copy.deepcopy(trainer.model)
+    with _phase("score", seconds):
+        sensitivity = trainer.estimate_sensitivity()
+    with _phase("prune", seconds):
+        plan = hap_transformers.plan_pruning(
+            sensitivity,
+            trainer.model,
+            budget=hap_config.budget,
+            ratio=hap_config.ratio,
+            min_heads=hap_config.min_heads,
+        )
+        trainer.prune(plan)
+    metrics["pruned"] = _evaluate(trainer)
+    with _phase("recover", seconds):
+        trainer.train()
+    metrics["recovered"] = _evaluate(trainer)
+
+    inputs = _one_batch(trainer, data)
+    latency = compare_latency({"dense": dense, "pruned": trainer.model}, inputs)
+    results = {
+        "task": task.name,
+        "model": script.model_name_or_path or DEMO_MODEL,
+        "metrics": metrics,
+        "num_examples": {split: len(rows) for split, rows in data.items()},
+        "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
+        "parameters": {"dense": count_parameters(dense), "pruned": count_parameters(trainer.model)},
+        "flops": {"dense": count_flops(dense, inputs), "pruned": count_flops(trainer.model, inputs)},
+        "latency_ms": {name: 1000 * value for name, value in latency.items()},
+        "batch": list(inputs["input_ids"].shape),
+        "reliability": sensitivity.reliability,
+        "seconds": seconds,
+        "seed": args.seed,
+        "hap_config": asdict(hap_config),
+        "training": {
+            name: getattr(args, name)
+            for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16", "fp16")
+        },
+        "versions": {
+            "hap_transformers": hap_transformers.__version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    trainer.save_model()
+    sensitivity.save(output / "sensitivity.safetensors")
+    plan.save(output / "pruning_plan.json")
+    plot_head_sensitivity(sensitivity, output / "head_sensitivity.png", plan)
+    card = make_model_card(
+        plan, base_model=results["model"], task=task.name, results=results, picture="head_sensitivity.png"
+    )
+    card.save(output / "README.md")
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(_table(results))
+    print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
+    return results
+
+
+def _limit_samples(task: Task, script: ScriptArguments, seed: int) -> None:
+    train, validation = task.data["train"], task.data["validation"]
+    if script.max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(script.max_train_samples, len(train))))
+    if script.max_eval_samples is not None:
+        validation = validation.select(range(min(script.max_eval_samples, len(validation))))
+    for name, split in (("training", train), ("validation", validation)):
+        if not len(split):
+            raise ValueError(f"Task '{task.name}' has no {name} examples.")
+    task.data = DatasetDict(train=train, validation=validation)
+
+
+@contextmanager
+def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _evaluate(trainer: HapTrainer) -> dict[str, float]:
+    """The task's metrics and the loss on the validation set."""
+    skipped = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    values = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    return {name: value for name, value in values.items() if name not in (*skipped, "epoch")}
+
+
+def _one_batch(trainer: HapTrainer, data: DatasetDict) -> dict[str, torch.Tensor]:
+    """The first 32 validation examples, on the model's device, without labels."""
+    rows = [{name: row[name] for name in row if name != "label"} for row in data["validation"].select(
+        range(min(32, len(data["validation"])))
+    )]
+    batch = trainer.data_collator(rows)
+    return {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
+
+
+def _table(results: dict[str, Any]) -> str:
+    """The results as one table for the terminal."""
+    names = [name for name in results["metrics"]["dense"] if name != "loss"] + ["loss"]
+    rows = [["", *names, "heads", "parameters", "GFLOPs", "latency ms"]]
+    for phase, metrics in results["metrics"].items():
+        size = "dense" if phase == "dense" else "pruned"
+        rows.append(
+            [phase]
+            + [f"{metrics[name]:.4f}" for name in names]
+            + [str(results["heads"][size]), f"{results['parameters'][size]:,}"]
+            + [f"{results['flops'][size] / 1e9:.2f}", f"{results['latency_ms'][size]:.1f}"]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    batch = " x ".join(map(str, results["batch"]))
+    title = f"{results['task']}: {results['num_examples']['validation']} validation examples; cost of a {batch} batch"
+    return "\n".join(["", title, *lines])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"run_glue_hap.py: {error}")

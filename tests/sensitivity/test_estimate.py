@@ -1,0 +1,111 @@
+"""What every method promises: the model comes back as it was, bad input is refused."""
+
+import copy
+
+import pytest
+import torch
+from conftest import HEADS, make_batch, make_model
+
+from hap_transformers import METHODS, Sensitivity, estimate_sensitivity
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request) -> str:
+    return request.param
+
+
+def test_leaves_the_model_as_it_was(method, model_type):
+    model, batch = make_model(model_type, torch.float32).train(), make_batch()
+    model.get_submodule(model.base_model_prefix).eval()
+    names = [name for name, _ in model.named_parameters()]
+    model.get_parameter(names[3]).requires_grad_(False)
+    model(**batch).loss.backward()
+    before = copy.deepcopy(model)
+    for parameter, original in zip(before.parameters(), model.parameters(), strict=True):
+        parameter.grad = None if original.grad is None else original.grad.clone()
+    random_state = torch.get_rng_state()
+    estimate_sensitivity(model, [batch], method, progress=False)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    assert model.config._attn_implementation == before.config._attn_implementation
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    for parameter, original in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(parameter, original) and parameter.requires_grad == original.requires_grad
+        assert (parameter.grad is None) == (original.grad is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, original.grad)
+
+
+def test_dropout_is_off(method):
+    """With dropout on, two runs on a training model would differ."""
+    model = make_model(hidden_dropout_prob=0.5).train()
+    first, second = (estimate_sensitivity(model, [make_batch()], method, progress=False) for _ in range(2))
+    assert torch.equal(torch.stack(first.heads), torch.stack(second.heads))
+
+
+def test_state_is_restored_after_an_error(method):
+    model = make_model().train()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no loss"):
+        estimate_sensitivity(model, [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], method, progress=False)
+    assert model.training and not any(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_pruned_layers_have_no_scores(method):
+    model = make_model()
+    model.prune_heads({0: range(HEADS), 1: [2]})
+    result = estimate_sensitivity(model, [make_batch()], method, progress=False)
+    assert [len(scores) for scores in result.heads] == [0, HEADS - 1]
+
+
+def test_max_examples_cuts_the_last_batch(method):
+    batch = make_batch(size=4)
+    cut = estimate_sensitivity(make_model(), [batch, batch], method, max_examples=5, progress=False)
+    assert cut.num_examples == 5
+    first = estimate_sensitivity(make_model(), [batch, batch], method, max_examples=2, progress=False)
+    same = estimate_sensitivity(make_model(), [{k: v[:2] for k, v in batch.items()}], method, progress=False)
+    torch.testing.assert_close(first.heads, same.heads)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"method": "magic"}, "Unknown sensitivity method 'magic'.*hessian_trace"),
+        ({"batches": []}, "No examples"),
+        ({"batches": [{"input_ids": torch.ones(1, 3, dtype=torch.long)}]}, "no labels"),
+        ({"num_probes": 0}, "`num_probes` must be at least 1"),
+        ({"max_examples": 0}, "`max_examples` must be at least 1"),
+        ({"loss_fn": lambda model, batch: model(**batch).loss * float("nan")}, "finite"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {"model": make_model(), "batches": [make_batch()], "method": "hessian_trace", "progress": False}
+    with pytest.raises(ValueError, match=message):
+        estimate_sensitivity(**{**arguments, **change})
+
+
+def test_nan_weights_are_named():
+    model = make_model()
+    model.classifier.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="loss of batch 0 is nan"):
+        estimate_sensitivity(model, [make_batch()], progress=False)
+
+
+def test_save_and_load(tmp_path, method):
+    model = make_model()
+    model.prune_heads({0: range(HEADS)})
+    result = estimate_sensitivity(model, [make_batch()], method, num_probes=3, progress=False)
+    result.save(tmp_path / "s.safetensors")
+    loaded = Sensitivity.load(tmp_path / "s.safetensors")
+    for name in ("heads", "head_traces", "head_stderr"):
+        torch.testing.assert_close(getattr(loaded, name), getattr(result, name), rtol=0, atol=0)
+    for name in ("method", "num_examples", "num_probes", "reliability", "seconds"):
+        assert getattr(loaded, name) == getattr(result, name)
+
+
+def test_loading_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No sensitivity file"):
+        Sensitivity.load(tmp_path / "absent")
+    (tmp_path / "other").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="not a file written by Sensitivity.save"):
+        Sensitivity.load(tmp_path / "other")
