@@ -41,6 +41,9 @@ from hap_transformers.model_card import make_model_card
 from hap_transformers.plots import plot_head_sensitivity
 
 
+PICTURE = "head_sensitivity.png"
+
+
 @dataclass
 class ScriptArguments:
     """Which model and which data."""
@@ -155,12 +158,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.save_model()
     sensitivity.save(output / "sensitivity.safetensors")
     plan.save(output / "pruning_plan.json")
-    plot_head_sensitivity(sensitivity, output / "head_sensitivity.png", plan)
-    card = make_model_card(
-        plan, base_model=results["model"], task=task.name, results=results, picture="head_sensitivity.png"
-    )
-    card.save(output / "README.md")
+    plot_head_sensitivity(sensitivity, output / PICTURE, plan)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    card = make_model_card(plan, base_model=results["model"], task=task.name, results=results, picture=PICTURE)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+        card.push_to_hub(trainer.hub_model_id)
+    card.save(output / "README.md")
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import ClassLabel, DatasetDict, Features, load_dataset
 from demo_data import load_demo_dataset
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -144,5 +144,6 @@ def _own_task(files: dict[str, str]) -> Task:
     unknown = {str(label) for label in data["validation"]["label"]} - set(names)
     if unknown:
         raise ValueError(f"'{files['validation']}' has labels that '{files['train']}' lacks: {sorted(unknown)}.")
-    data = data.map(lambda row: {"label": str(row["label"])}).cast_column("label", ClassLabel(names=names))
+    features = Features({**features, "label": ClassLabel(names=names)})
+    data = data.map(lambda row: {"label": names.index(str(row["label"]))}, features=features)
     return Task("custom", data, texts, labels=names)

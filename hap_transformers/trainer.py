@@ -92,6 +92,7 @@ class HapTrainer(Trainer):
             )
         plan.validate(model)
         prune_heads(model, plan.heads)
+        model.add_model_tags(["hap", "pruned"])
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()

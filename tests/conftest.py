@@ -1,5 +1,6 @@
 """Tiny models and batches that tests share."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,10 @@ import hap_transformers  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 GLUE = ROOT.parent / "shared" / "glue"
+# CI sets HAP_REQUIRE_GLUE, so that missing data fails there instead of skipping.
+needs_glue = pytest.mark.skipif(
+    not GLUE.is_dir() and not os.environ.get("HAP_REQUIRE_GLUE"), reason="GLUE parquet files are not in ../shared/glue"
+)
 sys.path.insert(0, str(ROOT / "glue_scripts"))
 
 LAYERS, HEADS, HIDDEN, VOCABULARY = 2, 4, 16, 40
@@ -55,7 +60,7 @@ def make_batch(size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch
     """A batch with padding and both classes."""
     generator = torch.Generator().manual_seed(seed)
     attention_mask = torch.ones(size, length, dtype=torch.long)
-    attention_mask[1, length - 3 :] = 0
+    attention_mask[1:2, length - 3 :] = 0
     return {
         "input_ids": torch.randint(3, VOCABULARY, (size, length), generator=generator),
         "attention_mask": attention_mask,

@@ -1,0 +1,175 @@
+"""The main job on small inputs, and what it says to wrong ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import run_glue_hap
+import tasks
+from conftest import GLUE, make_model, needs_glue
+from datasets import load_dataset
+from demo_data import load_demo_dataset
+from run_glue_hap import main
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EvalPrediction
+
+from hap_transformers import PruningPlan, Sensitivity
+
+
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "good", "bad", "film", "plot"]
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """A tiny BERT with a tokenizer, saved."""
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    folder = tmp_path / "model"
+    BertTokenizerFast(vocab_file=str(vocabulary), vocab=str(vocabulary)).save_pretrained(folder)
+    model = make_model(vocab_size=40)
+    model.float().base_model.save_pretrained(folder)
+    return folder
+
+
+def write_csv(path, rows):
+    path.write_text("\n".join(["sentence,label", *(f"{text},{label}" for text, label in rows)]))
+    return str(path)
+
+
+ROWS = [("good film", "yes"), ("bad plot", "no"), ("good plot", "yes"), ("bad film", "no")] * 8
+
+
+def flags(tmp_path, model_dir, *more):
+    own = ["--model_name_or_path", str(model_dir), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    return [*own, "--disable_tqdm", "True", "--num_train_epochs", "1", *more]
+
+
+def own_files(tmp_path):
+    files = [write_csv(tmp_path / f"{split}.csv", ROWS) for split in ("train", "validation")]
+    return ["--train_file", files[0], "--validation_file", files[1]]
+
+
+def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
+    results = main(flags(tmp_path, model_dir, *own_files(tmp_path), "--ratio", "0.5"))
+    out = tmp_path / "out"
+    assert results == json.loads((out / "results.json").read_text())
+    assert set(results["metrics"]) == {"dense", "pruned", "recovered"}
+    assert results["heads"] == {"dense": 8, "pruned": 4}
+    assert results["parameters"]["dense"] - results["parameters"]["pruned"] == 4 * (4 * 4 * 16 + 3 * 4)
+    assert results["flops"]["pruned"] < results["flops"]["dense"]
+    assert results["num_examples"] == {"train": 32, "validation": 32}
+    plan = PruningPlan.load(out / "pruning_plan.json")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(out)
+    assert reloaded.config.pruned_heads == plan.heads and reloaded.config.id2label == {0: "no", 1: "yes"}
+    assert [len(heads) for heads in Sensitivity.load(out / "sensitivity.safetensors").heads] == [4, 4]
+    assert (out / "head_sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    card = (out / "README.md").read_text()
+    assert "4 of 8 attention heads removed" in card and "| recovered | " in card
+    assert "recovered" in capsys.readouterr().out
+
+
+def test_regression_from_json(tmp_path, model_dir):
+    lines = [json.dumps({"text": text, "label": float(len(text))}) for text, _ in ROWS]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    files = ["--train_file", str(tmp_path / "train.jsonl"), "--validation_file", str(tmp_path / "validation.jsonl")]
+    results = main(flags(tmp_path, model_dir, *files, "--method", "gradient"))
+    assert {"pearson", "spearmanr"} <= set(results["metrics"]["recovered"])
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--task_name", "mrpc", "--data_dir", "nowhere"], "lacks nowhere/mrpc/train.parquet"),
+        (["--task_name", "squad"], "Unknown task 'squad'; choose one of cola"),
+        (["--data_dir", "nowhere"], "--data_dir needs --task_name"),
+        (["--train_file", "a.csv"], "together"),
+        (["--train_file", "a.csv", "--validation_file", "b.csv"], "There is no file 'a.csv'"),
+        (["--train_file", "a.csv", "--validation_file", "b.csv", "--task_name", "cola"], "not both"),
+        (["--ratio", "1.5"], "`ratio`"),
+        (["--method", "magic"], "Unknown sensitivity method"),
+    ],
+)
+def test_wrong_flags(tmp_path, model_dir, more, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main(flags(tmp_path, model_dir, *more))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "header, message", [("sentence,score", "it needs 'label'"), ("a,b,c,label", "keep the one or two to classify")]
+)
+def test_wrong_columns(tmp_path, header, message):
+    row = ",".join("yes" for _ in header.split(","))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(ValueError, match=message):
+        tasks.load_task(train_file=str(tmp_path / "train.csv"), validation_file=str(tmp_path / "validation.csv"))
+
+
+def test_validation_with_an_unseen_label(tmp_path):
+    files = [write_csv(tmp_path / "t.csv", ROWS), write_csv(tmp_path / "v.csv", [("good", "maybe")])]
+    with pytest.raises(ValueError, match=r"lacks: \['maybe'\]"):
+        tasks.load_task(train_file=files[0], validation_file=files[1])
+
+
+def test_unsupported_model_is_refused_before_training(tmp_path, model_dir):
+    config = json.loads((model_dir / "config.json").read_text())
+    shutil.copytree(model_dir, tmp_path / "other")
+    (tmp_path / "other/config.json").write_text(json.dumps({**config, "model_type": "ernie"}))
+    with pytest.raises(ValueError, match="'ernie'"):
+        main(flags(tmp_path, tmp_path / "other", *own_files(tmp_path)))
+
+
+def test_demo_file_with_another_checksum(tmp_path):
+    (tmp_path / "wrong.tar.gz").write_bytes(b"wrong")
+    with pytest.raises(ValueError, match="SHA-256.*expected 5d7c06e0"):
+        load_demo_dataset(tmp_path / "wrong.tar.gz")
+
+
+def test_demo_dataset():
+    data = load_demo_dataset()
+    sizes = {split: len(rows) for split, rows in data.items()}
+    assert sizes["validation"] == round(0.1 * sum(sizes.values())) and sum(sizes.values()) <= 10605
+    assert not set(data["train"]["idx"]) & set(data["validation"]["idx"])
+    first = dict(zip(data["train"]["idx"], data["train"]["label"], strict=True))
+    first.update(zip(data["validation"]["idx"], data["validation"]["label"], strict=True))
+    assert (first[1], first[2], first[3]) == (1, 1, 0)
+
+
+def test_metrics_by_hand():
+    labels = np.array([0, 1, 1, 0])
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])  # predicts 0, 1, 0, 1
+    prediction = EvalPrediction(logits, labels)
+    assert tasks.Task("mrpc", None, (), ["0", "1"]).metrics()(prediction) == {"accuracy": 0.5, "f1": 0.5}
+    assert tasks.Task("cola", None, (), ["0", "1"]).metrics()(prediction) == {"matthews_correlation": 0.0}
+    regression = EvalPrediction(np.array([[1.0], [2.0], [9.0]]), np.array([1.0, 2.0, 3.0]))
+    result = tasks.Task("stsb", None, (), None).metrics()(regression)
+    # Centred: (-3, -2, 5) and (-1, 0, 1), so 8 / sqrt(38 * 2).
+    assert result["pearson"] == pytest.approx(8 / 76**0.5) and result["spearmanr"] == pytest.approx(1)
+
+
+@needs_glue
+@pytest.mark.parametrize("task_name", ["cola", "mrpc", "sst2", "stsb", "wnli"])
+def test_glue_tasks_load_from_parquet(task_name):
+    task = tasks.load_task(task_name, data_dir=str(GLUE))
+    assert task.labels is None if task_name == "stsb" else len(task.labels) == 2
+    assert set(task.texts) <= set(task.data["train"].column_names)
+
+
+def test_mnli_takes_the_matched_validation(tmp_path):
+    folder = tmp_path / "mnli"
+    folder.mkdir()
+    source = tmp_path / "rows.csv"
+    source.write_text("premise,hypothesis,label\na,b,0\n")
+    for split in ("train", "validation_matched"):
+        load_dataset("csv", data_files=str(source))["train"].class_encode_column("label").to_parquet(
+            folder / f"{split}.parquet"
+        )
+    task = tasks.load_task("mnli", data_dir=str(tmp_path))
+    assert task.texts == ("premise", "hypothesis") and len(task.data["validation"]) == 1
+
+
+def test_parser_defaults_run_the_demo():
+    assert run_glue_hap.GlueTrainingArguments().output_dir == "outputs/demo"
+    assert run_glue_hap.ScriptArguments().task_name is None

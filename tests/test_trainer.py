@@ -1,0 +1,161 @@
+"""`HapTrainer` is `Trainer`, plus the road from scores to a recovered model."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import HEADS, make_batch, make_model
+from huggingface_hub import HfApi, ModelCard, RepoUrl
+from torch.utils.data import Dataset
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from hap_transformers import HapConfig, HapTrainer, PruningPlan, estimate_sensitivity
+from hap_transformers.checkpoint import TRANSFORMERS_4
+
+
+class Rows(Dataset):
+    """Sentences whose first token tells the class."""
+
+    def __init__(self, size=24, labels=True):
+        batch = make_batch(size=size)
+        batch["labels"] = (batch["input_ids"][:, 0] > 20).long()
+        names = batch if labels else [name for name in batch if name != "labels"]
+        self.rows = [{name: batch[name][i] for name in names} for i in range(size)]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def make_trainer(tmp_path, trainer_class=HapTrainer, model=None, rows=None, callbacks=None, **arguments):
+    hap_config = arguments.pop("hap_config", HapConfig(ratio=0.5))
+    hap = {} if trainer_class is Trainer else {"hap_config": hap_config}
+    defaults = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "disable_tqdm": True}
+    args = TrainingArguments(str(tmp_path), **{**defaults, "report_to": "none", "use_cpu": True, **arguments})
+    return trainer_class(
+        model=model or make_model(dtype=torch.float32),
+        args=args,
+        train_dataset=rows or Rows(),
+        eval_dataset=Rows(8),
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        callbacks=callbacks,
+        **hap,
+    )
+
+
+def test_without_config_it_is_trainer(tmp_path):
+    results = []
+    for trainer_class in (Trainer, HapTrainer):
+        trainer = make_trainer(tmp_path / trainer_class.__name__, trainer_class, hap_config=None)
+        trainer.train()
+        results.append((trainer.predict(Rows(8)).predictions, trainer.evaluate()["eval_accuracy"]))
+    assert np.array_equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    with pytest.raises(ValueError, match="hap_config"):
+        trainer.prune()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"torch_compile": False}], ids=str
+)
+def test_the_whole_road(tmp_path, arguments):
+    trainer = make_trainer(tmp_path, **arguments)
+    trainer.train()
+    plan = trainer.prune()
+    assert plan.num_heads == HEADS and plan == trainer.pruning_plan
+    assert trainer.optimizer is None and trainer.lr_scheduler is None and trainer.model_wrapped is trainer.model
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+    trainer.train()
+    optimized = {p for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == set(trainer.model.parameters())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    trainer.save_model()
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    again = make_trainer(tmp_path / "again", model=reloaded)
+    assert np.allclose(again.predict(Rows(8)).predictions, trainer.predict(Rows(8)).predictions, atol=0.05)
+    again.train()
+    again.prune(PruningPlan({0: [0, 1]}, "bert", [HEADS, HEADS]))
+    again.train()
+    assert {0, 1} <= set(again.model.config.pruned_heads[0])
+
+
+def test_scores_with_compute_loss_on_the_seeded_examples(tmp_path):
+    """The trainer's scores are those of `estimate_sensitivity` on the same rows and loss."""
+
+    class Tripled(HapTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            return 3 * model(**inputs).loss
+
+    config = HapConfig(method="hessian_trace", num_probes=2, max_examples=6)
+    trainer = make_trainer(tmp_path, Tripled, hap_config=config, seed=7)
+    rows, order = Rows().rows, torch.randperm(24, generator=torch.Generator().manual_seed(7))[:6]
+    batches = [{k: torch.stack([rows[i][k] for i in part]) for k in rows[0]} for part in (order[:4], order[4:])]
+    model = make_model(dtype=torch.float32)
+    expected = estimate_sensitivity(model, batches, num_probes=2, seed=7, progress=False)
+    for scores, reference in zip(trainer.estimate_sensitivity().heads, expected.heads, strict=True):
+        torch.testing.assert_close(scores, 3 * reference, rtol=1e-4, atol=1e-6)
+
+
+def test_recovery_settings_hold_after_pruning_only(tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append((state.max_steps, args.learning_rate))
+
+    config = HapConfig(ratio=0.5, recovery_epochs=2, recovery_learning_rate=5e-4)
+    trainer = make_trainer(tmp_path, hap_config=config, callbacks=[Watch()])
+    trainer.train()
+    trainer.prune()
+    trainer.train()
+    assert seen == [(6, 1e-3), (12, 5e-4)]
+    assert (trainer.args.num_train_epochs, trainer.args.learning_rate) == (1, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        (PruningPlan({0: [0], 5: [0]}, "bert", [HEADS, HEADS]), "layer 5"),
+        (PruningPlan({0: [0]}, "electra", [HEADS, HEADS]), "The plan is for a 'electra'"),
+    ],
+)
+def test_a_wrong_plan_changes_nothing(tmp_path, plan, message):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        trainer.prune(plan)
+    assert trainer.optimizer is not None and trainer.pruning_plan is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("rows, message", [(Rows(0), "No examples"), (Rows(labels=False), "none of the labels")])
+def test_data_that_cannot_be_scored(tmp_path, rows, message):
+    trainer = make_trainer(tmp_path)
+    trainer.train_dataset = rows
+    with pytest.raises(ValueError, match=message):
+        trainer.prune()
+    assert not getattr(trainer.model.config, "pruned_heads", None)
+    trainer.train_dataset = None
+    with pytest.raises(ValueError, match="pass train_dataset"):
+        trainer.prune()
+
+
+def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):
+    """The real push, down to the two calls that would reach the network."""
+    uploads = []
+    repo = RepoUrl("https://huggingface.co/me/pruned")
+    # Transformers 4 calls functions it imported, Transformers 5 the methods.
+    owner = transformers.trainer if TRANSFORMERS_4 else HfApi
+    monkeypatch.setattr(owner, "create_repo", lambda *args, **kwargs: repo)
+    monkeypatch.setattr(owner, "upload_folder", lambda *args, **kwargs: uploads.append(kwargs))
+    trainer = make_trainer(tmp_path)
+    trainer.prune()
+    trainer.push_to_hub()
+    (upload,) = uploads
+    assert upload["repo_id"] == "me/pruned"
+    assert {"hap", "pruned"} <= set(ModelCard.load(tmp_path / "README.md").data.tags)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(upload["folder_path"])
+    assert reloaded.config.pruned_heads == trainer.model.config.pruned_heads
