@@ -1,4 +1,4 @@
-"""Fine-tunes, scores, prunes and recovers a text classifier, and saves a smaller model that plain `from_pretrained` loads.
+"""Fine-tunes, scores, prunes and recovers a text classifier, and saves the smaller model.
 
 With no arguments it runs the embedded demo. Some others:
 
@@ -57,9 +57,13 @@ class ScriptArguments:
     )
     train_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to validate on."})
-    demo_file: str | None = field(default=None, metadata={"help": "The demo's source distribution, downloaded before."})
+    demo_file: str | None = field(
+        default=None, metadata={"help": "The demo's source distribution, downloaded before."}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many examples, drawn by seed."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many examples, drawn by seed."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on the first this many examples."})
 
 
@@ -198,9 +202,10 @@ def _evaluate(trainer: HapTrainer) -> dict[str, float]:
 
 def _one_batch(trainer: HapTrainer, data: DatasetDict) -> dict[str, torch.Tensor]:
     """The first 32 validation examples, on the model's device, without labels."""
-    rows = [{name: row[name] for name in row if name != "label"} for row in data["validation"].select(
-        range(min(32, len(data["validation"])))
-    )]
+    rows = [
+        {name: row[name] for name in row if name != "label"}
+        for row in data["validation"].select(range(min(32, len(data["validation"]))))
+    ]
     batch = trainer.data_collator(rows)
     return {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
 

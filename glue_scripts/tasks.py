@@ -68,7 +68,9 @@ class Task:
             functions = {"pearson": lambda y, z: pearsonr(y, z)[0], "spearmanr": lambda y, z: spearmanr(y, z)[0]}
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
-            outputs = np.squeeze(prediction.predictions, -1) if self.labels is None else prediction.predictions.argmax(-1)
+            outputs = (
+                np.squeeze(prediction.predictions, -1) if self.labels is None else prediction.predictions.argmax(-1)
+            )
             return {name: float(function(prediction.label_ids, outputs)) for name, function in functions.items()}
 
         return compute

@@ -78,7 +78,9 @@ def rebuild_structure(model: PreTrainedModel, structure: HapStructure) -> None:
     linears = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear)}
     for name, sizes in structure.linears.items():
         if name not in linears:
-            raise ValueError(f"The checkpoint's config resizes '{name}', but {type(base).__name__} has no such Linear.")
+            raise ValueError(
+                f"The checkpoint's config resizes '{name}', but {type(base).__name__} has no such Linear."
+            )
         dense = [linears[name].in_features, linears[name].out_features]
         if len(sizes) != 2 or any(type(s) is not int or not 0 <= s <= d for s, d in zip(sizes, dense, strict=False)):
             raise ValueError(f"The checkpoint's config gives '{name}' the sizes {sizes}; expected at most {dense}.")

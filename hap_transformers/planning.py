@@ -89,8 +89,8 @@ def plan_pruning(
 ) -> PruningPlan:
     """Chooses the least sensitive heads of the whole model, down to a floor in each layer.
 
-    All heads are ranked together, as in [HAP](https://arxiv.org/abs/2101.08940). The floor is not in the paper: without
-    it a one-shot ranking can empty whole layers.
+    All heads are ranked together, as in [HAP](https://arxiv.org/abs/2101.08940). The floor is not in the paper:
+    without it a one-shot ranking can empty whole layers.
 
     Args:
         sensitivity (`Sensitivity`): Scores of the heads `model` has now.
@@ -118,7 +118,9 @@ def plan_pruning(
         )
     for layer, scores in enumerate(sensitivity.heads):
         if not torch.isfinite(scores).all():
-            raise ValueError(f"Layer {layer} has scores that are not finite: {scores.tolist()}. Cannot rank its heads.")
+            raise ValueError(
+                f"Layer {layer} has scores that are not finite: {scores.tolist()}. Cannot rank its heads."
+            )
     total = sum(block.num_original_heads for block in blocks)
     to_remove = round(ratio * total) - sum(block.num_original_heads - block.num_heads for block in blocks)
     removable = sum(max(block.num_heads - min_heads, 0) for block in blocks)

