@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import run_glue_hap
 import tasks
 from conftest import GLUE, make_model, needs_glue
 from datasets import load_dataset
@@ -168,8 +167,3 @@ def test_mnli_takes_the_matched_validation(tmp_path):
         )
     task = tasks.load_task("mnli", data_dir=str(tmp_path))
     assert task.texts == ("premise", "hypothesis") and len(task.data["validation"]) == 1
-
-
-def test_parser_defaults_run_the_demo():
-    assert run_glue_hap.GlueTrainingArguments().output_dir == "outputs/demo"
-    assert run_glue_hap.ScriptArguments().task_name is None
