@@ -230,6 +230,11 @@ def _table(results: dict[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     batch = " x ".join(map(str, results["batch"]))
     title = f"{results['task']}: {results['num_examples']['validation']} validation examples; cost of a {batch} batch"
+    reliability = results["reliability"]
+    if reliability is not None:
+        lines.append(
+            f"Reliability of the ranking of heads: {reliability:.2f} (1 repeats on another sample, 0 is noise)"
+        )
     return "\n".join(["", title, *lines])
 
 

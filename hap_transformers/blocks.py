@@ -64,7 +64,7 @@ class AttentionBlock:
             total = total + tensor.movedim(dim, 0).reshape(self.num_heads, -1).sum(1)
         return total
 
-    def head_sizes(self) -> int:
+    def weights_per_head(self) -> int:
         """Number of weights one head owns (p_c)."""
         return sum(p.numel() for p, _ in self.head_parameters()) // self.num_heads
 

@@ -40,6 +40,7 @@ class HapTrainer(Trainer):
     def __init__(self, *args, hap_config: HapConfig | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.hap_config = hap_config
+        self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
         self.pruning_plan: PruningPlan | None = None
 
@@ -98,6 +99,11 @@ class HapTrainer(Trainer):
         prune_heads(model, plan.heads)
         model.add_model_tags(["hap", "pruned"])
         self.model = self.model_wrapped = model
+        if self._has_own_optimizer:
+            logger.warning(
+                "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() "
+                "makes one from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice of optimizer."
+            )
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self.pruning_plan = plan

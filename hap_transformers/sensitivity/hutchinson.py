@@ -65,7 +65,7 @@ def hessian_trace(
                 samples.append(_sum_over_heads(blocks, [v * hv for v, hv in zip(probes, products, strict=True)]))
             moments.add_batch(torch.stack(samples), batch.size)
     norms = _sum_over_heads(blocks, [parameter.detach() ** 2 for parameter in parameters]).double().cpu()
-    sizes = torch.cat([torch.full((block.num_heads,), float(block.head_sizes())) for block in blocks]).double()
+    sizes = torch.cat([torch.full((block.num_heads,), float(block.weights_per_head())) for block in blocks]).double()
     scale = norms / (2 * sizes)
     counts = [block.num_heads for block in blocks]
     stderr = moments.standard_error()

@@ -1,0 +1,93 @@
+"""Draws the README's picture and writes its table from the runs in `docs/results/`.
+
+Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed:
+
+    python docs/render_results.py
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+START, END = "<!-- results -->", "<!-- end of results -->"
+PHASES = {"dense": "#4c566a", "pruned": "#d08770", "recovered": "#2a7f62"}
+
+
+def load_runs() -> dict[str, list[dict]]:
+    """The runs of each task, the demo first."""
+    runs = defaultdict(list)
+    for file in sorted(HERE.glob("results/*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        runs[result["task"]].append(result)
+    return dict(sorted(runs.items(), key=lambda item: (item[0] != "demo", item[0])))
+
+
+def main_metric(run: dict) -> str:
+    """The first metric that is not the loss."""
+    return next(name for name in run["metrics"]["dense"] if name != "loss")
+
+
+def mean_and_spread(values: list[float], digits: int) -> str:
+    """Mean, with the standard deviation over seeds where there are several."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def table(runs: dict[str, list[dict]]) -> str:
+    """A Markdown table, a row a task."""
+    lines = [
+        "| task | seeds | metric | dense | pruned | recovered | heads | parameters | FLOPs | latency |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for task, group in runs.items():
+        metric = main_metric(group[0])
+        phases = [mean_and_spread([run["metrics"][phase][metric] for run in group], 3) for phase in PHASES]
+        heads = group[0]["heads"]
+        shares = [
+            mean_and_spread([100 * (run[cost]["pruned"] / run[cost]["dense"] - 1) for run in group], 0) + " %"
+            for cost in ("parameters", "flops", "latency_ms")
+        ]
+        cells = [task, str(len(group)), metric, *phases, f"{heads['dense']} → {heads['pruned']}", *shares]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[dict]], path: Path) -> None:
+    """Bars of each task's metric by phase, and of the pruned model's cost as a share of the dense one's."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    quality, cost = figure.subplots(1, 2, width_ratios=[3, 2])
+    for offset, (phase, colour) in enumerate(PHASES.items()):
+        values = [[run["metrics"][phase][main_metric(run)] for run in group] for group in runs.values()]
+        positions = [i + (offset - 1) * 0.27 for i in range(len(runs))]
+        bars = quality.bar(positions, [statistics.mean(v) for v in values], 0.25, color=colour, label=phase)
+        quality.bar_label(bars, fmt="%.3f", fontsize=7)
+    labels = [f"{task}\n{main_metric(group[0]).replace('_', ' ')}" for task, group in runs.items()]
+    quality.set_xticks(range(len(runs)), labels, fontsize=8)
+    first = next(iter(runs.values()))[0]
+    share = 1 - first["heads"]["pruned"] / first["heads"]["dense"]
+    quality.set_title(f"Quality on validation, {share:.0%} of attention heads removed", fontsize=10)
+    quality.set_ylim(0, 1)
+    quality.legend(fontsize=7, loc="lower right", ncols=3)
+    names = {"heads": "heads", "parameters": "parameters", "flops": "FLOPs", "latency_ms": "latency"}
+    everything = [run for group in runs.values() for run in group]
+    shares = [statistics.mean(run[key]["pruned"] / run[key]["dense"] for run in everything) for key in names]
+    bars = cost.barh(list(names.values())[::-1], shares[::-1], color=PHASES["recovered"])
+    cost.bar_label(bars, labels=[f"{value:.0%}" for value in shares[::-1]], fontsize=8, label_type="center", color="w")
+    cost.set_xlim(0, 1)
+    cost.set_title("What is left, as a share of dense", fontsize=10)
+    for axes in (quality, cost):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    loaded = load_runs()
+    draw(loaded, HERE / "images" / "results.png")
+    before, _, rest = README.read_text(encoding="utf-8").partition(START)
+    README.write_text(f"{before}{START}\n{table(loaded)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

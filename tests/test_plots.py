@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+from hap_transformers import PruningPlan, Sensitivity
+from hap_transformers.plots import plot_head_sensitivity
+
+
+def test_draws_negative_scores_and_crosses(tmp_path):
+    sensitivity = Sensitivity("hessian_trace", [torch.tensor([-1.0, 0.1, 2.0]), torch.tensor([0.0, 3.0, 1.0])])
+    plot_head_sensitivity(sensitivity, tmp_path / "plain.png")
+    plot_head_sensitivity(sensitivity, tmp_path / "crossed.png", PruningPlan({0: [0]}, "bert", [3, 3]))
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "crossed.png").read_bytes()
+
+
+def test_refuses_layers_of_different_lengths(tmp_path):
+    with pytest.raises(ValueError, match="not yet pruned"):
+        plot_head_sensitivity(Sensitivity("gradient", [torch.ones(2), torch.ones(3)]), tmp_path / "x.png")
