@@ -85,10 +85,16 @@ def rebuild_structure(model: PreTrainedModel, structure: HapStructure) -> None:
         if len(sizes) != 2 or any(type(s) is not int or not 0 <= s <= d for s, d in zip(sizes, dense, strict=False)):
             raise ValueError(f"The checkpoint's config gives '{name}' the sizes {sizes}; expected at most {dense}.")
     blocks = {str(block.index): block for block in attention_blocks(model)}
+    pruned = {str(layer): heads for layer, heads in (getattr(model.config, "pruned_heads", None) or {}).items()}
     for layer, count in structure.heads.items():
         if layer not in blocks:
             raise ValueError(f"The checkpoint's config names layer {layer}; the model has {len(blocks)} layers.")
         block = blocks[layer]
+        if block.num_original_heads - len(pruned.get(layer, ())) != count:
+            raise ValueError(
+                f"The checkpoint's config gives layer {layer} {count} heads, but its pruned_heads names "
+                f"{pruned.get(layer, [])} of {block.num_original_heads}."
+            )
         for name, linear in block.projections.items():
             sizes = [linear.in_features, linear.out_features]
             sizes[name.endswith(block.architecture.output) - 1] = count * block.head_dim

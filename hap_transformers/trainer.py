@@ -102,7 +102,7 @@ class HapTrainer(Trainer):
         if self._has_own_optimizer:
             logger.warning(
                 "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() "
-                "makes one from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice of optimizer."
+                "makes one from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
             )
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
@@ -132,10 +132,6 @@ class HapTrainer(Trainer):
         )
 
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        if not any(name in inputs for name in self.label_names):
-            raise ValueError(
-                f"Cannot score heads: a training batch has {sorted(inputs)} but none of the labels {self.label_names}."
-            )
         return self.compute_loss(model, self._prepare_inputs(inputs))
 
     @contextmanager

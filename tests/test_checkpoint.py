@@ -98,7 +98,7 @@ QUERY = "encoder.layer.0.attention.self.query"
         (lambda s: s["linears"].update({QUERY: [16, "4"]}), "expected at most"),
         (lambda s: s["linears"].update({QUERY: [16]}), "expected at most"),
         (lambda s: s["linears"].update({QUERY: [16, 8]}), "would fit"),
-        (lambda s: s["heads"].update({"0": 2}), "would fit"),
+        (lambda s: s["heads"].update({"0": 2}), "pruned_heads names"),
         (lambda s: s["heads"].update({"7": 2}), "names layer 7"),
     ],
 )
