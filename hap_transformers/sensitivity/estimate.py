@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..blocks import AttentionBlock, attention_blocks
 from .batches import LossFunction, model_loss, scored_batches
@@ -15,6 +16,11 @@ from .gradient import gradient
 from .hutchinson import hessian_trace
 from .report import Sensitivity
 
+
+logger = logging.get_logger(__name__)
+
+# Below this split-half reliability more than half of the variance in ranks is noise.
+RELIABLE = 0.5
 
 METHODS = {"hessian_trace": hessian_trace, "gradient": gradient}
 
@@ -71,6 +77,11 @@ def estimate_sensitivity(
     for field in ("heads", "head_traces", "head_stderr"):
         setattr(result, field, _for_all_layers(blocks, getattr(result, field)))
     result.seconds = time.perf_counter() - start
+    if result.reliability is not None and result.reliability < RELIABLE:
+        logger.warning(
+            f"The ranking of heads is not resolved: its reliability is {result.reliability:.2f}, where 1 is a ranking "
+            "that another sample would repeat and 0 is noise. Raise num_probes or max_examples."
+        )
     return result
 
 

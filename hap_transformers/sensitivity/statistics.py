@@ -63,7 +63,9 @@ class SampleMoments:
         return (variance / effective_batches).sqrt()
 
     def reliability(self, scale: torch.Tensor) -> float | None:
-        """Split-half Spearman correlation of `scale * mean`, Spearman-Brown corrected.
+        """Split-half Spearman correlation r of `scale * mean`, Spearman-Brown corrected to 2 r / (1 + |r|).
+
+        Samples go to the halves in turn.
 
         Args:
             scale (`torch.Tensor`): What turns a component's mean into its score, shape `(num_components,)`.
