@@ -104,6 +104,7 @@ class HapTrainer(Trainer):
                 "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() "
                 "makes one from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
             )
+            self._has_own_optimizer = False
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self.pruning_plan = plan
