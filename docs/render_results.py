@@ -78,8 +78,8 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     first = next(iter(runs.values()))[0]
     share = 1 - first["heads"]["pruned"] / first["heads"]["dense"]
     quality.set_title(f"Quality on validation, {share:.0%} of attention heads removed", fontsize=10)
-    quality.set_ylim(0, 1)
-    quality.legend(fontsize=7, loc="lower right", ncols=3)
+    quality.set_ylim(0, 1.15)
+    quality.legend(fontsize=7, loc="upper right", ncols=3)
     names = {"heads": "heads", "parameters": "parameters", "flops": "FLOPs", "latency_ms": "latency"}
     task, group = next(iter(runs.items()))
     shares = [statistics.mean(run[key]["pruned"] / run[key]["dense"] for run in group) for key in names]

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     latency = compare_latency({"dense": dense, "pruned": trainer.model}, inputs)
     results = {
         "task": task.name,
-        "model": script.model_name_or_path or DEMO_MODEL,
+        "model": _public_name(script.model_name_or_path) if script.model_name_or_path else DEMO_MODEL,
         "metrics": metrics,
         "num_examples": {split: len(rows) for split, rows in data.items()},
         "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
@@ -175,6 +175,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results
+
+
+def _public_name(model: str) -> str:
+    """A Hub name as it is; of a folder, only its last part, so that results do not tell where they were made."""
+    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _limit_samples(task: Task, script: ScriptArguments, seed: int) -> None:

@@ -20,7 +20,7 @@ def make_model_card(
 
     Args:
         plan (`PruningPlan`): What was removed.
-        base_model (`str`): Name or path of the model that was fine-tuned; only a path's last part is shown.
+        base_model (`str`): Name of the model that was fine-tuned.
         task (`str`): The task's name.
         results (`Mapping[str, Any]`): `metrics` by phase (`dense`, `pruned`, `recovered`), and `parameters`, `flops`
             and `latency_ms`, each `dense` and `pruned`.
@@ -29,12 +29,11 @@ def make_model_card(
     Returns:
         `ModelCard`: The card; `card.save(path)` writes it.
     """
-    name = base_model if base_model.count("/") == 1 and not Path(base_model).exists() else Path(base_model).name
     left = [total - len(plan.heads.get(layer, ())) for layer, total in enumerate(plan.original_heads)]
     return ModelCard.from_template(
         ModelCardData(library_name="transformers", tags=["hap", "pruned", "hap_transformers"]),
         template_path=str(TEMPLATE),
-        base_model_name=name,
+        base_model_name=base_model,
         task=task,
         plan=plan,
         heads_left=left,

@@ -14,10 +14,9 @@ RESULTS = {
 
 def test_card(tmp_path):
     plan = PruningPlan({1: [0, 3]}, "bert", [4, 4], ratio=0.25, method="hessian_trace")
-    card = make_model_card(plan, base_model=str(tmp_path / "secret" / "tiny"), task="mrpc", results=RESULTS)
+    card = make_model_card(plan, base_model="tiny", task="mrpc", results=RESULTS)
     card.save(tmp_path / "README.md")
     loaded = ModelCard.load(tmp_path / "README.md")
     assert {"hap", "pruned", "hap_transformers"} <= set(loaded.data.tags)
     assert loaded.text.strip().startswith("# tiny, fine-tuned on mrpc, 2 of 8 attention heads removed")
     assert "| recovered | 0.8500 |" in loaded.text and "4, 2 (of 4, 4)" in loaded.text
-    assert "secret" not in loaded.text

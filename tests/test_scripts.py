@@ -63,6 +63,7 @@ def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
     assert [len(heads) for heads in Sensitivity.load(out / "sensitivity.safetensors").heads] == [4, 4]
     assert (out / "head_sensitivity.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
+    assert results["model"] == "model" and str(tmp_path) not in card
     assert "4 of 8 attention heads removed" in card and "| recovered | " in card
     assert "recovered" in capsys.readouterr().out
 
