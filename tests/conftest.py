@@ -45,6 +45,14 @@ MODELS = {
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, DISTIL_SIZES),
 }
 
+# Each model's output projection of a layer.
+OUTPUTS = {
+    "bert": "bert.encoder.layer.{}.attention.output.dense",
+    "roberta": "roberta.encoder.layer.{}.attention.output.dense",
+    "electra": "electra.encoder.layer.{}.attention.output.dense",
+    "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
+}
+
 
 def make_model(model_type: str = "bert", dtype: torch.dtype = torch.float64, num_labels: int = 2, **sizes):
     """A tiny model with weights large enough that every head matters."""

@@ -5,19 +5,11 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import HEADS, LAYERS, MODELS, make_batch, make_model
+from conftest import HEADS, LAYERS, MODELS, OUTPUTS, make_batch, make_model
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from hap_transformers import prune_heads
-
-
-OUTPUTS = {
-    "bert": "bert.encoder.layer.{}.attention.output.dense",
-    "roberta": "roberta.encoder.layer.{}.attention.output.dense",
-    "electra": "electra.encoder.layer.{}.attention.output.dense",
-    "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
-}
 
 
 def masked_logits(model, model_type, heads, batch):

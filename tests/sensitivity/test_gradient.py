@@ -3,17 +3,9 @@
 import copy
 
 import torch
-from conftest import HEADS, make_batch, make_model
+from conftest import HEADS, OUTPUTS, make_batch, make_model
 
 from hap_transformers import estimate_sensitivity
-
-
-OUTPUTS = {
-    "bert": "bert.encoder.layer.{}.attention.output.dense",
-    "roberta": "roberta.encoder.layer.{}.attention.output.dense",
-    "electra": "electra.encoder.layer.{}.attention.output.dense",
-    "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
-}
 
 
 def test_equals_finite_differences(model_type):
