@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import ARCHITECTURES
 from .blocks import attention_blocks
-from .surgery import prune_heads, resize_linear, set_head_count
+from .surgery import prune_heads, resize_linear, set_head_count, validate_prunable
 
 
 TRANSFORMERS_4 = version.parse(transformers.__version__).major == 4
@@ -84,6 +84,7 @@ def rebuild_structure(model: PreTrainedModel, structure: HapStructure) -> None:
         dense = [linears[name].in_features, linears[name].out_features]
         if len(sizes) != 2 or any(type(s) is not int or not 0 <= s <= d for s, d in zip(sizes, dense, strict=False)):
             raise ValueError(f"The checkpoint's config gives '{name}' the sizes {sizes}; expected at most {dense}.")
+    validate_prunable(model)
     blocks = {str(block.index): block for block in attention_blocks(model)}
     pruned = {str(layer): heads for layer, heads in (getattr(model.config, "pruned_heads", None) or {}).items()}
     for layer, count in structure.heads.items():
@@ -95,9 +96,10 @@ def rebuild_structure(model: PreTrainedModel, structure: HapStructure) -> None:
                 f"The checkpoint's config gives layer {layer} {count} heads, but its pruned_heads names "
                 f"{pruned.get(layer, [])} of {block.num_original_heads}."
             )
-        for name, linear in block.projections.items():
-            sizes = [linear.in_features, linear.out_features]
-            sizes[name.endswith(block.architecture.output) - 1] = count * block.head_dim
+        width = count * block.head_dim
+        expected = {projection.name: [projection.module.in_features, width] for projection in block.inputs}
+        expected[block.output.name] = [width, block.output.module.out_features]
+        for name, sizes in expected.items():
             if structure.linears.get(name) != sizes:
                 raise ValueError(
                     f"The checkpoint's config gives layer {layer} {count} heads but '{name}' the sizes "
@@ -114,7 +116,8 @@ _prune_heads_of_transformers_4 = PreTrainedModel.prune_heads if TRANSFORMERS_4 e
 
 def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[int]]) -> None:
     """Removes attention heads; see [`hap_transformers.prune_heads`]."""
-    if TRANSFORMERS_4 and self.config.model_type not in ARCHITECTURES:
+    architecture = ARCHITECTURES.get(self.config.model_type)
+    if TRANSFORMERS_4 and (architecture is None or architecture.fused):
         _prune_heads_of_transformers_4(self, heads_to_prune)
     else:
         prune_heads(self, heads_to_prune)

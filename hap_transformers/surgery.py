@@ -24,7 +24,8 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
             all its heads; its attention then contributes its output bias alone, without computing anything.
 
     Raises:
-        ValueError: If the architecture is unknown, or a layer or head does not exist; the model is then untouched.
+        ValueError: If the architecture is unknown or keeps its projections in something else than separate Linear
+            layers, or a layer or head does not exist; the model is then untouched.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -34,6 +35,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
         >>> model.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([4, 8])
     """
+    validate_prunable(model)
     blocks = attention_blocks(model)
     heads_to_prune = validate_heads(blocks, heads_to_prune)
     for block in blocks:
@@ -68,17 +70,33 @@ def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Se
     return checked
 
 
+def validate_prunable(model: PreTrainedModel) -> None:
+    """Checks that a model's heads can be removed, which is less than that they can be scored.
+
+    Raises:
+        ValueError: If the architecture is unknown, or keeps its projections in something else than separate Linears.
+    """
+    for block in attention_blocks(model):
+        for projection in (*block.inputs, block.output):
+            if projection.parts > 1 or not isinstance(projection.module, nn.Linear):
+                raise ValueError(
+                    f"Cannot prune heads of {type(model).__name__}: '{projection.name}' is a "
+                    f"{'fused ' if projection.parts > 1 else ''}{type(projection.module).__name__}, and only separate "
+                    "Linear layers can be sliced. Its heads and neurons can be scored."
+                )
+
+
 def _keep_heads(block: AttentionBlock, kept: list[int]) -> None:
     """Slices a block's projections down to the heads in `kept` (original numbers)."""
     if kept == block.kept_heads:
         return
     positions = [block.kept_heads.index(head) for head in kept]
     rows = torch.arange(block.num_heads * block.head_dim).view(block.num_heads, block.head_dim)[positions].flatten()
-    for linear in (block.query, block.key, block.value):
-        _slice_linear(linear, rows, dim=0)
-    _slice_linear(block.output, rows, dim=1)
+    for projection in block.inputs:
+        _slice_linear(projection.module, rows, dim=0)
+    _slice_linear(block.output.module, rows, dim=1)
     set_head_count(block, len(kept))
-    block.kept_heads = kept
+    block.kept_heads, block.num_components = kept, len(kept)
 
 
 def _slice_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
@@ -147,8 +165,8 @@ def _record_structure(model: PreTrainedModel, blocks: list[AttentionBlock]) -> N
         "quant_method": "hap",
         "heads": {str(block.index): block.num_heads for block in blocks},
         "linears": {
-            name: [linear.in_features, linear.out_features]
+            projection.name: [projection.module.in_features, projection.module.out_features]
             for block in blocks
-            for name, linear in block.projections.items()
+            for projection in (*block.inputs, block.output)
         },
     }

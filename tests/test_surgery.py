@@ -7,7 +7,7 @@ import torch
 import transformers
 from conftest import HEADS, LAYERS, MODELS, OUTPUTS, make_batch, make_model
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, MPNetConfig, MPNetModel
 
 from hap_transformers import prune_heads
 
@@ -101,6 +101,14 @@ def test_out_of_range_changes_nothing(heads):
 
 
 def test_unknown_architecture_names_the_supported_ones():
+    model = MPNetModel(
+        MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=10)
+    )
+    with pytest.raises(ValueError, match="'mpnet'.*bert, distilbert, electra, gpt2, roberta.*ARCHITECTURES"):
+        prune_heads(model, {0: [0]})
+
+
+def test_fused_projections_are_refused():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10))
-    with pytest.raises(ValueError, match="'gpt2'.*bert, distilbert, electra, roberta.*ARCHITECTURES"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel: 'h.0.attn.c_attn' is a fused Conv1D.*can be scored"):
         prune_heads(model, {0: [0]})

@@ -1,0 +1,43 @@
+"""A linear map inside a model, seen as a matrix of shape (outputs, inputs) however the module stores it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A Linear or Conv1D, or the part of a fused one that makes the queries, the keys or the values.
+
+    Args:
+        name (`str`): Path of the module from `model.base_model`.
+        module (`nn.Linear` or `Conv1D`): The module that owns the weights.
+        part (`int`, *optional*, defaults to 0): Which of the equal parts of the module's outputs this is.
+        parts (`int`, *optional*, defaults to 1): How many parts there are.
+    """
+
+    name: str
+    module: nn.Linear | Conv1D
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The module's weight, and its bias if it has one."""
+        return [p for p in (self.module.weight, self.module.bias) if p is not None]
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return self.module.weight.shape[1 if isinstance(self.module, Conv1D) else 0] // self.parts
+
+    def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This projection's part of a tensor whose last dimension is the module's outputs."""
+        return tensor.narrow(-1, self.part * self.out_features, self.out_features)
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """This projection's part, shape `(outputs, inputs)`, of a tensor shaped like the module's weight."""
+        stored = weight if isinstance(self.module, Conv1D) else weight.T
+        return self.outputs_of(stored).T
