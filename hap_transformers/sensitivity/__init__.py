@@ -1,4 +1,4 @@
-"""How much each head matters: one file a method, all with the same signature."""
+"""How much each head and neuron matters: one file a method, all with the same signature."""
 
 from .estimate import METHODS, estimate_sensitivity
 from .report import Sensitivity

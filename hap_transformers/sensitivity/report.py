@@ -9,45 +9,63 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
-_TENSOR_FIELDS = ("heads", "head_traces", "head_stderr")
-_PLAIN_FIELDS = ("method", "num_examples", "num_probes", "reliability", "seconds")
+_LIST_FIELDS = ("heads", "neurons", "head_traces", "neuron_traces", "head_stderr", "neuron_stderr")
+_PLAIN_FIELDS = ("method", "num_examples", "num_probes", "reliability", "converged", "seconds")
 
 
 @dataclass
 class Sensitivity:
-    """Scores of the heads that a model still has, layer by layer.
+    """Scores of the heads and FFN neurons that a model still has, layer by layer.
+
+    All tensors are float64 on the CPU, and all lists have one tensor a layer. Higher scores matter more. Scores of
+    heads and of neurons are comparable for the trace methods and `"fisher"`, which measure changes of the loss.
 
     Args:
-        method (`str`): Name of the method, a key of `hap_transformers.METHODS`.
-        heads (`list[torch.Tensor]`): Per layer, the score S_c of each head, shape `(num_heads,)`, float64 on the CPU.
-            Higher matters more. For `"hessian_trace"` the relative trace Tr(H_cc) / (2 p_c) * ||w_c||^2 of
-            [HAP](https://arxiv.org/abs/2101.08940), in units of the loss.
-        head_traces (`list[torch.Tensor]`, *optional*): Raw traces Tr(H_cc), for the trace methods.
-        head_stderr (`list[torch.Tensor]`, *optional*): Standard errors of `head_traces`.
-        num_examples (`int`): Examples scored on.
-        num_probes (`int`): Random probes a batch; 0 for methods that draw none.
+        method (`str`): Name of the method, one of `hap_transformers.METHODS`.
+        heads (`list[torch.Tensor]`, *optional*): The score S_c of each head, shape `(num_heads,)`. For the trace
+            methods the relative trace Tr(H_cc) / (2 p_c) * ||w_c||^2 of [HAP](https://arxiv.org/abs/2101.08940), in
+            units of the loss. `None` if heads were not scored.
+        neurons (`list[torch.Tensor]`, *optional*): The score of each FFN neuron, shape `(num_neurons,)`.
+        head_traces (`list[torch.Tensor]`, *optional*): Raw traces Tr(H_cc) or Tr(G_cc), for the trace methods.
+        neuron_traces (`list[torch.Tensor]`, *optional*): The same of neurons.
+        head_stderr (`list[torch.Tensor]`, *optional*): Standard errors of `head_traces`, over examples and probes.
+        neuron_stderr (`list[torch.Tensor]`, *optional*): Standard errors of `neuron_traces`.
+        head_interactions (`torch.Tensor`, *optional*): For `"fisher"`, the matrix F over the heads of all layers in
+            order, shape `(heads of all layers, heads of all layers)`. Removing a set of heads changes the loss by
+            about half the sum of F over all pairs in the set.
+        num_examples (`int`): Examples scored on; 0 for methods that look at none.
+        num_probes (`int`): Random probes a batch; 0 where nothing was random.
         reliability (`float`, *optional*): Split-half rank correlation (Spearman) of the head scores over the whole
-            model, corrected to full length by the Spearman-Brown formula. 1 is a ranking that another sample would
-            repeat, 0 is noise. `None` if there was a single sample.
+            model (of the neurons', if only they were scored), corrected to full length by the Spearman-Brown formula.
+            1 is a ranking that another sample would repeat, 0 is noise. `None` if there was a single sample.
+        converged (`bool`, *optional*): Whether `reliability` reached the `tolerance` asked for (`True`) or examples
+            and probes were spent before (`False`); `None` if none was asked for.
         seconds (`float`): Time it took.
     """
 
     method: str
-    heads: list[torch.Tensor]
+    heads: list[torch.Tensor] | None = None
+    neurons: list[torch.Tensor] | None = None
     head_traces: list[torch.Tensor] | None = None
+    neuron_traces: list[torch.Tensor] | None = None
     head_stderr: list[torch.Tensor] | None = None
+    neuron_stderr: list[torch.Tensor] | None = None
+    head_interactions: torch.Tensor | None = None
     num_examples: int = 0
     num_probes: int = 0
     reliability: float | None = None
+    converged: bool | None = None
     seconds: float = 0.0
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the plain fields as JSON metadata."""
         tensors = {
             f"{field}.{layer}": tensor.contiguous()
-            for field in _TENSOR_FIELDS
+            for field in _LIST_FIELDS
             for layer, tensor in enumerate(getattr(self, field) or [])
         }
+        if self.head_interactions is not None:
+            tensors["head_interactions"] = self.head_interactions
         plain = {field: getattr(self, field) for field in _PLAIN_FIELDS}
         save_file(tensors, str(path), metadata={"sensitivity": json.dumps(plain)})
 
@@ -64,11 +82,13 @@ class Sensitivity:
         try:
             with safe_open(str(path), framework="pt") as file:
                 plain = json.loads(file.metadata()["sensitivity"])
-                keys = sorted(file.keys(), key=lambda key: int(key.rpartition(".")[2]))
-                lists = {
-                    field: [file.get_tensor(key) for key in keys if key.rpartition(".")[0] == field] or None
-                    for field in _TENSOR_FIELDS
-                }
-            return cls(**lists, **{field: plain[field] for field in _PLAIN_FIELDS})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            interactions = tensors.pop("head_interactions", None)
+            layers = sorted(tensors, key=lambda name: int(name.rpartition(".")[2]))
+            lists = {
+                field: [tensors[name] for name in layers if name.rpartition(".")[0] == field] or None
+                for field in _LIST_FIELDS
+            }
+            return cls(**lists, head_interactions=interactions, **{field: plain[field] for field in _PLAIN_FIELDS})
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a file written by Sensitivity.save: {error}") from error

@@ -1,80 +1,137 @@
-"""Running moments of per-head samples, and how far the ranking they give can be trusted."""
+"""Running moments of per-component samples, and how far the ranking they give can be trusted."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from scipy.stats import spearmanr
 
 
+@dataclass
 class SampleMoments:
     """Mean, standard error and split-half reliability of noisy per-component samples, in constant memory.
 
-    A sample is what one probe says on one batch. Samples of a batch share its examples, so the standard error
-    compares batches where there are several (probe noise and the choice of examples both show up between batches)
-    and probes where there is one.
+    A group is a set of examples that were looked at independently of the others: a single example where a method
+    looks at each by itself, a batch where a probe looks at all its examples at once. The standard error compares
+    groups where there are several (the choice of examples and probe noise both show up between groups) and the probes
+    of the one group otherwise; so do the halves. All fields are float64 tensors on the CPU.
 
     Args:
-        num_components (`int`): Length of a sample.
+        totals (`torch.Tensor`): Number of examples, sum over groups of their squared numbers, groups, samples.
+        mean (`torch.Tensor`): Shape `(components,)`, weighted by examples.
+        between (`torch.Tensor`): Weighted squared deviations of the groups' means from `mean`.
+        within (`torch.Tensor`): The variance that probes give the sum over groups.
+        halves (`torch.Tensor`): Shape `(2, 2, components)`: sums of either half, of groups and of probes.
+        half_weights (`torch.Tensor`): Shape `(2, 2)`: the examples in them.
+        products (`torch.Tensor`): Sum of the head-by-head matrices, `(heads, heads)`, or `(0, 0)`.
     """
 
-    def __init__(self, num_components: int):
-        self.weight = 0.0
-        self.mean = torch.zeros(num_components, dtype=torch.float64)
-        self._batches = 0
-        self._weight_squares = 0.0
-        self._between = torch.zeros_like(self.mean)
-        self._within = torch.zeros_like(self.mean)
-        self._halves = torch.zeros(2, num_components, dtype=torch.float64)
-        self._half_weights = [0.0, 0.0]
-        self._samples = 0
+    totals: torch.Tensor
+    mean: torch.Tensor
+    between: torch.Tensor
+    within: torch.Tensor
+    halves: torch.Tensor
+    half_weights: torch.Tensor
+    products: torch.Tensor
 
-    def add_batch(self, samples: torch.Tensor, weight: float) -> None:
-        """Adds the samples of one batch.
+    @classmethod
+    def zeros(cls, num_components: int, num_heads: int = 0) -> "SampleMoments":
+        """Moments of nothing yet; `num_heads` is the size of `products`."""
+        shapes = [(4,), (num_components,), (num_components,), (num_components,), (2, 2, num_components), (2, 2)]
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (num_heads, num_heads))))
+
+    @property
+    def num_examples(self) -> int:
+        """Examples so far."""
+        return int(self.totals[0])
+
+    def add_examples(self, values: torch.Tensor, first: int) -> None:
+        """Adds samples that each look at one example.
 
         Args:
-            samples (`torch.Tensor`): Shape `(num_probes, num_components)`.
-            weight (`float`): Number of examples in the batch.
+            values (`torch.Tensor`): Shape `(examples, components)`.
+            first (`int`): Position of the first example among all; examples go to the halves in turn.
         """
-        samples = samples.double().cpu()
-        for sample in samples:
-            half = self._samples % 2
-            self._samples += 1
-            self._halves[half] += weight * sample
-            self._half_weights[half] += weight
-        batch_mean = samples.mean(0)
-        if len(samples) > 1:
-            self._within += weight**2 * samples.var(0) / len(samples)
-        # West's weighted form of Welford's update.
-        self.weight += weight
-        delta = batch_mean - self.mean
-        self.mean += delta * (weight / self.weight)
-        self._between += weight * delta * (batch_mean - self.mean)
-        self._weight_squares += weight**2
-        self._batches += 1
+        values = values.detach().double().cpu()
+        count = len(values)
+        mean = values.mean(0)
+        for half in range(2):
+            members = values[(first + half) % 2 :: 2]
+            self.halves[0, half] += members.sum(0)
+            self.half_weights[0, half] += len(members)
+        self._merge(torch.tensor([count, count, count, count]), mean, ((values - mean) ** 2).sum(0))
+
+    def add_probes(self, values: torch.Tensor, size: int, number: int) -> None:
+        """Adds samples that each look at all examples of one batch.
+
+        Args:
+            values (`torch.Tensor`): Shape `(probes, components)`.
+            size (`int`): Examples in the batch.
+            number (`int`): Position of the batch; batches go to the halves in turn, as do its probes.
+        """
+        values = values.detach().double().cpu()
+        mean, count = values.mean(0), len(values)
+        self.halves[0, number % 2] += size * mean
+        self.half_weights[0, number % 2] += size
+        for half in range(2):
+            self.halves[1, half] += size * values[half::2].sum(0)
+            self.half_weights[1, half] += size * len(values[half::2])
+        if count > 1:
+            self.within += size**2 * values.var(0) / count
+        self._merge(torch.tensor([size, size**2, 1, count]), mean, torch.zeros_like(mean))
+
+    def add(self, other: "SampleMoments") -> None:
+        """Adds the samples of other moments."""
+        if not other.num_examples:
+            return
+        for name in ("within", "halves", "half_weights", "products"):
+            getattr(self, name).add_(getattr(other, name))
+        self._merge(other.totals, other.mean, other.between)
+
+    def pack(self) -> torch.Tensor:
+        """All fields as one vector, for sending."""
+        return torch.cat([getattr(self, field.name).flatten() for field in fields(self)])
+
+    def unpacked(self, vector: torch.Tensor) -> "SampleMoments":
+        """The moments of the same shapes that `pack` made `vector` of."""
+        parts = vector.double().cpu().split([getattr(self, field.name).numel() for field in fields(self)])
+        shapes = [getattr(self, field.name).shape for field in fields(self)]
+        return SampleMoments(*(part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)))
+
+    def _merge(self, totals: torch.Tensor, mean: torch.Tensor, between: torch.Tensor) -> None:
+        # Welford's update, in the weighted form for groups of samples (West 1979; Chan et al. 1979).
+        before, added = self.totals[0].clone(), totals[0]
+        self.totals += totals
+        delta = mean - self.mean
+        self.mean += delta * (added / self.totals[0])
+        self.between += between + delta**2 * (before * added / self.totals[0])
 
     def standard_error(self) -> torch.Tensor | None:
         """Standard error of `mean`, or `None` after a single sample."""
-        if self._samples < 2:
+        examples, squares, groups, samples = self.totals
+        if samples < 2:
             return None
-        if self._batches == 1:
-            return (self._within / self.weight**2).sqrt()
-        effective_batches = self.weight**2 / self._weight_squares
-        variance = self._between / self.weight * effective_batches / (effective_batches - 1)
-        return (variance / effective_batches).sqrt()
+        if groups == 1:
+            return (self.within / squares).sqrt()
+        effective_groups = examples**2 / squares
+        return (self.between / examples / (effective_groups - 1)).sqrt()
 
-    def reliability(self, scale: torch.Tensor) -> float | None:
-        """Split-half Spearman correlation r of `scale * mean`, Spearman-Brown corrected to 2 r / (1 + |r|).
-
-        Samples go to the halves in turn.
+    def reliability(self, scores: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
+        """Split-half Spearman correlation r of the scores, Spearman-Brown corrected to 2 r / (1 + |r|).
 
         Args:
-            scale (`torch.Tensor`): What turns a component's mean into its score, shape `(num_components,)`.
+            scores (`Callable`): Turns a mean, shape `(components,)`, into the scores whose ranking is meant.
 
         Returns:
-            `float`: The reliability, or `None` after a single sample or where ranks are undefined.
+            `float`: The reliability, or `None` where there are not two halves or ranks are undefined.
         """
-        if min(self._half_weights) == 0 or len(self.mean) < 2:
+        kind = 0 if self.totals[2] > 1 else 1
+        weights = self.half_weights[kind]
+        if weights.min() == 0:
             return None
-        first, second = (scale * half / weight for half, weight in zip(self._halves, self._half_weights, strict=True))
+        first, second = (scores(half / weight) for half, weight in zip(self.halves[kind], weights, strict=True))
+        if len(first) < 2:
+            return None
         correlation = float(spearmanr(first, second).statistic)
         return None if math.isnan(correlation) else 2 * correlation / (1 + abs(correlation))

@@ -1,0 +1,105 @@
+"""Per-example gradient norms of parts of a linear map, without forming the gradient."""
+
+import torch
+
+
+# Elements of the largest temporary; it bounds the extra memory, and small ones stay in a CPU's cache.
+CHUNK = 2**19
+
+
+def squared_gradient_norms(
+    owned: torch.Tensor, other: torch.Tensor, gram: torch.Tensor | None = None, bias: bool = False
+) -> torch.Tensor:
+    r"""Squared norms of the gradient's slices that belong to single features of a linear map, for each example.
+
+    The gradient of y_t = W x_t with cotangents g_t is sum_t g_t x_t^T. Its row o has the squared norm
+
+        || sum_t g_to x_t ||^2 = g_o^T (X X^T) g_o        (+ (sum_t g_to)^2 for the row's bias),
+
+    and its column j, with x and g in each other's place, x_j^T (G G^T) x_j. The right-hand form ("ghost norm",
+    Goodfellow, [arXiv 1510.01799](https://arxiv.org/abs/1510.01799); Li et al.,
+    [arXiv 2110.05679](https://arxiv.org/abs/2110.05679)) takes T^2 (F + D) multiplications an example, the left-hand
+    one T F D; the cheaper is taken.
+
+    Args:
+        owned (`torch.Tensor`): Shape `(examples, T, F)`: the side whose features own the slices (g for rows).
+        other (`torch.Tensor`): Shape `(examples, T, D)`: the other side (x for rows).
+        gram (`torch.Tensor`, *optional*): `gram_matrix(other)`, where it is at hand.
+        bias (`bool`, *optional*, defaults to `False`): Whether each feature also owns a bias.
+
+    Returns:
+        `torch.Tensor`: Shape `(examples, F)`, float32, or float64 for inputs of that type.
+
+    Example:
+        >>> g, x = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
+        >>> explicit = (g.mT @ x).square().sum(2) + g.sum(1).square()
+        >>> torch.allclose(squared_gradient_norms(g, x, bias=True), explicit, rtol=1e-4)
+        True
+    """
+    if owned.dtype == torch.float16:
+        return _normalized_half(owned, other, bias)
+    if prefers_ghost(owned, other):
+        gram = gram_matrix(other) if gram is None else gram
+        return _ghost(owned, gram + 1 if bias else gram)
+    return _direct(owned, other, bias)
+
+
+def prefers_ghost(owned: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the ghost form takes fewer multiplications than the direct one."""
+    length, features, dimensions = owned.shape[1], owned.shape[2], other.shape[2]
+    return length * (features + dimensions) <= features * dimensions
+
+
+def gram_matrix(tokens: torch.Tensor) -> torch.Tensor:
+    """Inner products of an example's tokens, shape `(examples, T, T)`."""
+    return tokens @ tokens.mT
+
+
+def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    size = _examples_a_chunk(owned.shape[1] * owned.shape[2])
+    parts = [
+        torch.bmm(part_gram, part).mul_(part).sum(1, dtype=_sum_dtype(owned))
+        for part, part_gram in zip(owned.split(size), gram.split(size), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _direct(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tensor:
+    dtype = _sum_dtype(owned)
+    columns = []
+    for features in owned.split(max(1, CHUNK // other.shape[2]), dim=2):
+        size = _examples_a_chunk(features.shape[2] * other.shape[2])
+        parts = [
+            torch.bmm(part.mT, part_other).to(dtype).square_().sum(2, dtype=dtype)
+            for part, part_other in zip(features.split(size), other.split(size), strict=True)
+        ]
+        columns.append(torch.cat(parts))
+    norms = torch.cat(columns, 1)
+    return norms + owned.sum(1, dtype=dtype).square() if bias else norms
+
+
+def _normalized_half(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tensor:
+    """The norms in fp16, without overflow: tokens of `other` are scaled to norms below 1, `owned` to values below 1.
+
+    The scales are powers of two, so that undoing them is exact.
+    """
+    owned_exponent = torch.frexp(owned.abs().amax().float()).exponent
+    other_exponent = torch.frexp(other.float().norm(dim=2).amax()).exponent
+    owned, other = torch.ldexp(owned, -owned_exponent), torch.ldexp(other, -other_exponent)
+    if prefers_ghost(owned, other):
+        gram = gram_matrix(other)
+        norms = _ghost(owned, gram)
+    else:
+        norms = _direct(owned, other, bias=False)
+    norms = torch.ldexp(norms, 2 * other_exponent)
+    if bias:
+        norms = norms + owned.sum(1, dtype=torch.float32).square()
+    return torch.ldexp(norms, 2 * owned_exponent)
+
+
+def _examples_a_chunk(elements: int) -> int:
+    return max(1, CHUNK // elements)
+
+
+def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,74 @@
+"""From the means of a method's samples to scores."""
+
+import torch
+
+from ..blocks import AttentionBlock, Block, FeedForwardBlock
+from .report import Sensitivity
+from .statistics import SampleMoments
+
+
+TRACE_METHODS = ("gauss_newton_trace", "hessian_trace")
+
+
+def component_scores(
+    method: str, blocks: list[Block], squared_norms: torch.Tensor, means: torch.Tensor
+) -> torch.Tensor:
+    """Turns each component's mean into its score.
+
+    Args:
+        method (`str`): The method. Traces become relative traces, Tr(H_cc) / (2 p_c) * ||w_c||^2 (Equation 5 of
+            [HAP](https://arxiv.org/abs/2101.08940)); mask gradients of heads are divided by the L2 norm of their
+            layer's, as in [Michel et al. 2019](https://arxiv.org/abs/1905.10650); diagonals of the mask-space
+            Gauss-Newton matrix are halved, to the second-order change of the loss.
+        blocks (`list[Block]`): The blocks of the components.
+        squared_norms (`torch.Tensor`): ||w_c||^2, shape `(num_components,)`.
+        means (`torch.Tensor`): Shape `(num_components,)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(num_components,)`.
+    """
+    if method in TRACE_METHODS:
+        sizes = [torch.full((block.num_components,), float(block.weights_per_component())) for block in blocks]
+        return means * squared_norms / (2 * torch.cat(sizes).double())
+    if method == "gradient":
+        layers = means.split([block.num_components for block in blocks])
+        tiny = torch.finfo(means.dtype).tiny
+        return torch.cat(
+            [
+                layer / layer.norm().clamp_min(tiny) if isinstance(block, AttentionBlock) else layer
+                for block, layer in zip(blocks, layers, strict=True)
+            ]
+        )
+    return means / 2 if method == "fisher" else means
+
+
+def make_sensitivity(
+    method: str, blocks: list[Block], scores: torch.Tensor, moments: SampleMoments | None = None, **plain
+) -> Sensitivity:
+    """Splits scores, traces and standard errors into layers of heads and of neurons.
+
+    Args:
+        method (`str`): The method.
+        blocks (`list[Block]`): All blocks that were asked for, also those with no components left.
+        scores (`torch.Tensor`): Shape `(num_components,)`.
+        moments (`SampleMoments`, *optional*): Where the scores come from.
+        plain: Other fields of `Sensitivity`.
+    """
+    traced = moments is not None and method in TRACE_METHODS
+    fields: dict[str, torch.Tensor | None] = {
+        "heads": scores,
+        "head_traces": moments.mean if traced else None,
+        "head_stderr": moments.standard_error() if traced else None,
+    }
+    counts = [block.num_components for block in blocks]
+    lists = {}
+    for name, values in fields.items():
+        if values is None:
+            continue
+        parts = list(zip(blocks, values.split(counts), strict=True))
+        lists[name] = [part.clone() for block, part in parts if isinstance(block, AttentionBlock)] or None
+        name = name.replace("head", "neuron")
+        lists[name] = [part.clone() for block, part in parts if isinstance(block, FeedForwardBlock)] or None
+    if method == "fisher" and len(moments.products):
+        lists["head_interactions"] = moments.products / moments.num_examples
+    return Sensitivity(method, **lists, **plain)

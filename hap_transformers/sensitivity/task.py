@@ -1,0 +1,109 @@
+"""What every scoring method gets, and what it gives for a batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..blocks import Block
+from .batches import ScoredBatch
+from .precision import Precision
+
+
+LossFunction = Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor]
+
+
+def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """The loss that a Transformers model computes from its own labels.
+
+    Raises:
+        ValueError: If the model returns no loss.
+    """
+    loss = model(**inputs).loss
+    if loss is None:
+        raise ValueError(
+            f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches "
+            "with a 'labels' entry, or pass loss_fn."
+        )
+    return loss
+
+
+@dataclass
+class Samples:
+    """What one batch says about every component.
+
+    Args:
+        values (`torch.Tensor`): Shape `(samples, num_components)`; a sample is an example, or a probe on all of them.
+        num_probes (`int`): Random probes behind them, 0 if none.
+        head_products (`torch.Tensor`, *optional*): Mean over the batch of a matrix over heads, for `fisher`.
+    """
+
+    values: torch.Tensor
+    num_probes: int = 0
+    head_products: torch.Tensor | None = None
+
+
+@dataclass
+class ScoringTask:
+    """A model in scoring mode, with the components to score.
+
+    Args:
+        model (`PreTrainedModel`): The model, in evaluation mode.
+        blocks (`list[Block]`): Blocks with at least one component; those of heads come first.
+        loss_fn (`LossFunction`): Takes the model and a batch, returns the batch's mean loss.
+        num_probes (`int`): Random probes a batch.
+        precision (`Precision`): What forward passes run in.
+        seed (`int`): Seed of the probes.
+    """
+
+    model: PreTrainedModel
+    blocks: list[Block]
+    loss_fn: LossFunction
+    num_probes: int
+    precision: Precision
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self.model.device
+
+    @property
+    def counts(self) -> list[int]:
+        """Components of each block."""
+        return [block.num_components for block in self.blocks]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights that components own, each once."""
+        return list(dict.fromkeys(parameter for block in self.blocks for parameter in block.parameters))
+
+    def sum_over_components(self, tensors: Mapping[nn.Parameter, torch.Tensor]) -> torch.Tensor:
+        """Sums tensors shaped like `parameters` into one number a component, shape `(num_components,)`."""
+        return torch.cat([block.sum_over_components(tensors) for block in self.blocks])
+
+    def generator(self, batch: ScoredBatch) -> torch.Generator:
+        """A fresh source of probes for a batch.
+
+        It depends on the seed and the batch's number alone, so that probes are the same however batches are shared
+        between processes, and after a resumption.
+        """
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + batch.number)
+
+    def loss(self, batch: ScoredBatch) -> torch.Tensor:
+        """The batch's mean loss.
+
+        Raises:
+            ValueError: If the loss is not one finite number.
+        """
+        with self.precision.autocast():
+            loss = self.loss_fn(self.model, dict(batch.inputs))
+        if loss.numel() != 1 or not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss of batch {batch.number} is {loss.detach().tolist()}; scoring needs one finite number. "
+                "Check the weights and the batch for NaN or infinity, and that labels are in range."
+            )
+        return loss
