@@ -13,6 +13,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -44,6 +46,12 @@ MODELS = {
     "electra": (ElectraConfig, ElectraForSequenceClassification, {**BERT_SIZES, "embedding_size": 8}),
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, DISTIL_SIZES),
 }
+# Models that can be scored; those above can be pruned too.
+GPT2_SIZES = {"n_embd": HIDDEN, "n_head": HEADS, "n_layer": LAYERS, "n_inner": 24, "n_positions": 32}
+SCORED_MODELS = {
+    **MODELS,
+    "gpt2": (GPT2Config, GPT2ForSequenceClassification, {**GPT2_SIZES, "vocab_size": VOCABULARY, "pad_token_id": 0}),
+}
 
 # Each model's output projection of a layer.
 OUTPUTS = {
@@ -51,13 +59,14 @@ OUTPUTS = {
     "roberta": "roberta.encoder.layer.{}.attention.output.dense",
     "electra": "electra.encoder.layer.{}.attention.output.dense",
     "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
+    "gpt2": "transformer.h.{}.attn.c_proj",
 }
 
 
 def make_model(model_type: str = "bert", dtype: torch.dtype = torch.float64, num_labels: int = 2, **sizes):
     """A tiny model with weights large enough that every head matters."""
     torch.manual_seed(0)
-    config_class, model_class, defaults = MODELS[model_type]
+    config_class, model_class, defaults = SCORED_MODELS[model_type]
     model = model_class(config_class(**{**defaults, **sizes}, num_labels=num_labels)).to(dtype).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -78,4 +87,9 @@ def make_batch(size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch
 
 @pytest.fixture(params=sorted(MODELS))
 def model_type(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(SCORED_MODELS))
+def scored_model_type(request) -> str:
     return request.param

@@ -166,15 +166,13 @@ def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int
         rows.append(_positions(product, examples))
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    largest = values.max()
-    tolerance = _tolerance(output.dtype)
-    if values.min() < -tolerance * values.abs().max():
+    if values.min() < -_tolerance(output.dtype) * values.abs().max():
         raise ValueError(
             "The loss is not convex in the model's logits, so its Gauss-Newton matrix has no square root. Use "
             "method='hessian_trace'."
         )
     # What is left of zero eigenvalues after rounding is not worth a backward pass.
-    kept = (values > tolerance**2 * largest).any(1).any(0)
+    kept = (values > torch.finfo(output.dtype).eps * values.max()).any(1).any(0)
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
 
 
@@ -216,7 +214,8 @@ def _positions(tensor: torch.Tensor, examples: int) -> torch.Tensor:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps ** 0.5
+    # Losses of Transformers go through float32 even in float64 models.
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
 
 
 def _randn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

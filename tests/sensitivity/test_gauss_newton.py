@@ -1,0 +1,243 @@
+"""Gauss-Newton traces against explicit J^T L J."""
+
+import pytest
+import torch
+from conftest import HEADS, LAYERS, make_batch, make_model
+from explicit import explicit_gauss_newton, scored_weights, sum_by_component
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from hap_transformers import estimate_sensitivity
+from hap_transformers.sensitivity import ghost_norms, output_curvature
+
+
+EXACT = {"rtol": 1e-9, "atol": 1e-14}
+
+
+def scored_batch(num_labels=2, size=5, length=7, seed=0):
+    """Padded where the mask says so, with labels for classification or (one label) regression."""
+    batch = make_batch(size, length, seed)
+    batch["input_ids"] = batch["input_ids"] * batch["attention_mask"]
+    generator = torch.Generator().manual_seed(seed)
+    if num_labels == 1:
+        batch["labels"] = torch.randn(size, generator=generator, dtype=torch.float64)
+    else:
+        batch["labels"] = torch.randint(0, num_labels, (size,), generator=generator)
+    return batch
+
+
+def assert_traces(result, heads, neurons, **tolerance):
+    torch.testing.assert_close(torch.stack(result.head_traces), heads, **(tolerance or EXACT))
+    torch.testing.assert_close(torch.stack(result.neuron_traces), neurons, **(tolerance or EXACT))
+
+
+@pytest.fixture(params=["ghost", "direct"])
+def form(request, monkeypatch):
+    monkeypatch.setattr(ghost_norms, "prefers_ghost", lambda *_: request.param == "ghost")
+    monkeypatch.setattr("hap_transformers.sensitivity.gauss_newton.prefers_ghost", lambda *_: request.param == "ghost")
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 1], ids=["2 classes", "5 classes", "regression"])
+def test_equals_the_explicit_matrix(scored_model_type, num_labels, form):
+    model, batch = make_model(scored_model_type, num_labels=num_labels), scored_batch(num_labels)
+    labels = batch["labels"]
+    loss = F.cross_entropy if num_labels > 1 else lambda logits, y: F.mse_loss(logits[:, 0], y)
+    heads, neurons = explicit_gauss_newton(model, batch, lambda logits: loss(logits, labels))
+    result = estimate_sensitivity(model, [batch], progress=False)
+    assert_traces(result, heads, neurons)
+    assert result.num_probes == 0
+    squares = {name: weight**2 for name, weight in scored_weights(model).items()}
+    sizes = {name: torch.ones_like(weight) for name, weight in squares.items()}
+    for scores, traces, norms, counts in zip(
+        (result.heads, result.neurons),
+        (heads, neurons),
+        sum_by_component(model, squares),
+        sum_by_component(model, sizes),
+        strict=True,
+    ):
+        torch.testing.assert_close(torch.stack(scores), traces / (2 * counts) * norms)
+
+
+def test_custom_loss():
+    """A loss of the user's own, with a temperature and weights of classes."""
+    model, batch = make_model(num_labels=3), scored_batch(3)
+    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+
+    def loss(logits):
+        return F.cross_entropy(logits / 2, batch["labels"], weight=weights) + 0.1 * F.softplus(logits).sum(1).mean()
+
+    heads, neurons = explicit_gauss_newton(model, batch, loss)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    result = estimate_sensitivity(model, [inputs], loss_fn=lambda m, b: loss(m(**b).logits), progress=False)
+    assert_traces(result, heads, neurons)
+
+
+def test_batches_weigh_by_examples():
+    """Padding to different lengths and cutting into batches must not matter."""
+    model, batch = make_model(), scored_batch(size=5)
+    heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
+    padded = {name: value[3:] for name, value in batch.items()}
+    for name in ("input_ids", "attention_mask"):
+        padded[name] = F.pad(padded[name], (0, 4))
+    result = estimate_sensitivity(model, [{k: v[:3] for k, v in batch.items()}, padded], progress=False)
+    assert_traces(result, heads, neurons)
+
+
+def test_standard_error_is_that_of_the_mean_over_examples():
+    model, batch = make_model(), scored_batch(size=6)
+    single = [
+        estimate_sensitivity(model, [{k: v[i : i + 1] for k, v in batch.items()}], progress=False) for i in range(6)
+    ]
+    result = estimate_sensitivity(model, [batch], progress=False)
+    for name in ("head", "neuron"):
+        values = torch.stack([torch.stack(getattr(s, f"{name}_traces")) for s in single])
+        expected = values.std(0) / 6**0.5
+        torch.testing.assert_close(torch.stack(getattr(result, f"{name}_stderr")), expected)
+
+
+def test_shared_layers_and_chunked_feed_forward_blocks_are_summed_before_they_are_squared():
+    model, batch = make_model(), scored_batch(length=8)
+    heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
+    for layer in model.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 2
+    assert_traces(estimate_sensitivity(model, [batch], progress=False), heads, neurons)
+
+
+TOKENS = {"num_labels": 3, "hidden_size": 16, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
+
+
+def make_token_model(model_class=BertForTokenClassification, **sizes):
+    torch.manual_seed(0)
+    config = BertConfig(**{**TOKENS, "intermediate_size": 24, "vocab_size": 40, **sizes})
+    model = model_class(config).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_few_outputs_at_several_positions_are_exact():
+    """Eight start logits and eight end logits: two softmaxes, rank seven each."""
+    model, batch = make_token_model(BertForQuestionAnswering, num_labels=2), make_batch(length=8)
+    positions = {"start_positions": torch.tensor([1, 0, 4]), "end_positions": torch.tensor([3, 2, 4])}
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    weights = scored_weights(model)
+
+    def logits_of(values):
+        outputs = torch.func.functional_call(model, values, (), inputs)
+        return torch.cat([outputs.start_logits, outputs.end_logits], 1)
+
+    def loss(logits):
+        start, end = logits.split(8, 1)
+        losses = F.cross_entropy(start, positions["start_positions"]), F.cross_entropy(end, positions["end_positions"])
+        return sum(losses) / 2
+
+    logits = logits_of(weights).detach()
+    hessian = torch.func.hessian(loss)(logits).reshape(logits.numel(), -1)
+    diagonals = {}
+    for name, jacobian in torch.func.jacrev(logits_of)(weights).items():
+        flat = jacobian.reshape(logits.numel(), -1)
+        diagonals[name] = ((hessian @ flat) * flat).sum(0).reshape(weights[name].shape)
+    result = estimate_sensitivity(model, [{**inputs, **positions}], progress=False)
+    assert result.num_probes == 0
+    assert_traces(result, *sum_by_component(model, diagonals))
+
+
+@pytest.mark.parametrize("classes", ["explicit", "softmax"])
+def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
+    """Token classification: 24 directions an example. Both ways to take the root, against the explicit matrix."""
+    if classes == "softmax":
+        monkeypatch.setattr(output_curvature, "EXPLICIT_CLASSES", 1)
+    model, batch = make_token_model(), make_batch(size=3, length=12)
+    labels = torch.randint(0, 3, (3, 12), generator=torch.Generator().manual_seed(1))
+    batch["labels"] = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    expected = explicit_gauss_newton(
+        model, batch, lambda logits: F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    )
+    repeats = [
+        estimate_sensitivity(model, [batch], num_probes=50, seed=seed, progress=False) for seed in range(24)
+    ]
+    assert repeats[0].num_probes == 50
+    for name, exact in zip(("head", "neuron"), expected, strict=True):
+        traces = torch.stack([torch.stack(getattr(r, f"{name}_traces")) for r in repeats])
+        error = traces.std(0) / len(repeats) ** 0.5
+        assert ((traces.mean(0) - exact).abs() < 4.5 * error).all()
+        assert (error < 0.1 * exact.abs().max()).all()  # The band above is not trivially wide.
+
+
+def test_a_language_model():
+    """Shifted labels and a vocabulary too large to form its Hessian."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_head=4, n_layer=2, n_inner=24, n_positions=8, vocab_size=70, bos_token_id=0)
+    config.eos_token_id = 0
+    model = GPT2LMHeadModel(config).double().eval()
+    ids = torch.randint(0, 70, (2, 4), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    expected = explicit_gauss_newton(
+        model, batch, lambda logits: F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )
+    result = estimate_sensitivity(model, [batch] * 40, num_probes=10, progress=False)
+    for name, exact in zip(("head", "neuron"), expected, strict=True):
+        mean = torch.stack(getattr(result, f"{name}_traces"))
+        repeats = 400 * 0.5
+        torch.testing.assert_close(mean.sum(), exact.sum(), rtol=3 / repeats**0.5, atol=0)
+        assert torch.corrcoef(torch.stack([mean.flatten(), exact.flatten()]))[0, 1] > 0.95
+
+
+def model_logits(model, batch):
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+@pytest.mark.parametrize(
+    "loss_fn, message",
+    [
+        (lambda m, b: model_logits(m, b).mean(), "linear in the model's logits"),
+        (lambda m, b: -model_logits(m, b).square().mean(), "not convex"),
+        (lambda m, b: model_logits(m, b).mean(0).square().sum(), "couples examples"),
+        (lambda m, b: m.bert(b["input_ids"]).last_hidden_state.square().mean(), "no output with 'logits'"),
+        (lambda m, b: model_logits(m, b).square().mean() + m(**b).loss, "more than once"),
+        (lambda m, b: (model_logits(m, b), m.classifier.weight.square().sum().requires_grad_())[1], "does not depend"),
+    ],
+)
+def test_unsuitable_losses_are_refused(loss_fn, message):
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        estimate_sensitivity(model, [make_batch()], loss_fn=loss_fn, progress=False)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_modules_that_examples_share_are_refused():
+    model = make_model()
+    query = model.bert.encoder.layer[1].attention.self.query
+    forward = query.forward
+    query.forward = lambda hidden: forward(hidden)
+    batch = make_batch(size=3)
+
+    def loss_fn(m, b):
+        loss = m(**b).loss
+        return loss + 0 * query(torch.ones(1, 2, 16, dtype=torch.float64)).sum()
+
+    with pytest.raises(ValueError, match="layer.1.attention.self.query' was called on a tensor of shape \\(1, 2, 16\\)"):
+        estimate_sensitivity(model, [batch], loss_fn=loss_fn, progress=False)
+
+
+def test_no_memory_is_kept_from_batch_to_batch():
+    """The graph's hooks refer to what they fill: a cycle would keep every batch until the garbage collector runs."""
+    import gc
+
+    model = make_model()
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(3):
+            estimate_sensitivity(model, [make_batch()] * 3, progress=False)
+            counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert counts[0] == counts[1] == counts[2]
