@@ -1,7 +1,7 @@
 """What tests compare against: derivatives of single weights from `torch.func`, summed up by names written out here."""
 
 import torch
-from conftest import HEADS, LAYERS
+from conftest import HEADS, HIDDEN, LAYERS
 
 
 # Per model type: the layer's path; the weights whose outputs belong to heads, and to neurons; those whose inputs do.
@@ -79,3 +79,26 @@ def explicit_gauss_newton(model, batch, loss_of_logits) -> tuple[torch.Tensor, t
         flat = jacobian.reshape(logits.numel(), -1)
         diagonals[name] = ((hessian @ flat) * flat).sum(0).reshape(weights[name].shape)
     return sum_by_component(model, diagonals)
+
+
+def masked_logits(model, batch, heads, neurons) -> torch.Tensor:
+    """Logits with masks multiplied into the columns of the output projections; masks `(LAYERS, components)`."""
+    model_type = model.config.model_type
+    path, _, heads_out, _, neurons_out = NAMES[model_type]
+    weights = {}
+    for layer in range(LAYERS):
+        for name, mask in (
+            (heads_out, heads[layer].repeat_interleave(HIDDEN // HEADS)),
+            (neurons_out, neurons[layer]),
+        ):
+            weight = model.get_parameter(path.format(layer) + name + ".weight").detach()
+            weights[path.format(layer) + name + ".weight"] = (
+                weight * mask[:, None] if model_type == "gpt2" else weight * mask
+            )
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return torch.func.functional_call(model, weights, (), inputs).logits
+
+
+def mask_of_ones() -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks that change nothing."""
+    return torch.ones(LAYERS, HEADS, dtype=torch.float64), torch.ones(LAYERS, 24, dtype=torch.float64)

@@ -172,7 +172,8 @@ def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int
             "method='hessian_trace'."
         )
     # What is left of zero eigenvalues after rounding is not worth a backward pass.
-    kept = (values > torch.finfo(output.dtype).eps * values.max()).any(1).any(0)
+    rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
+    kept = (values > rounding * values.max()).any(1).any(0)
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
 
 

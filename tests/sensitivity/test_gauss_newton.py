@@ -159,9 +159,7 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
     expected = explicit_gauss_newton(
         model, batch, lambda logits: F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     )
-    repeats = [
-        estimate_sensitivity(model, [batch], num_probes=50, seed=seed, progress=False) for seed in range(24)
-    ]
+    repeats = [estimate_sensitivity(model, [batch], num_probes=50, seed=seed, progress=False) for seed in range(24)]
     assert repeats[0].num_probes == 50
     for name, exact in zip(("head", "neuron"), expected, strict=True):
         traces = torch.stack([torch.stack(getattr(r, f"{name}_traces")) for r in repeats])
@@ -222,7 +220,9 @@ def test_modules_that_examples_share_are_refused():
         loss = m(**b).loss
         return loss + 0 * query(torch.ones(1, 2, 16, dtype=torch.float64)).sum()
 
-    with pytest.raises(ValueError, match="layer.1.attention.self.query' was called on a tensor of shape \\(1, 2, 16\\)"):
+    with pytest.raises(
+        ValueError, match="layer.1.attention.self.query' was called on a tensor of shape \\(1, 2, 16\\)"
+    ):
         estimate_sensitivity(model, [batch], loss_fn=loss_fn, progress=False)
 
 

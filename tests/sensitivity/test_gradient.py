@@ -1,28 +1,30 @@
 """Mask gradients against finite differences of masks."""
 
-import copy
-
 import torch
-from conftest import HEADS, OUTPUTS, make_batch, make_model
+from conftest import HEADS, LAYERS, make_batch, make_model
+from explicit import mask_of_ones, masked_logits
 
 from hap_transformers import estimate_sensitivity
 
 
-def test_equals_finite_differences(model_type):
-    model, batch, step = make_model(model_type), make_batch(), 1e-6
+def test_equals_finite_differences(scored_model_type):
+    model, batch, step = make_model(scored_model_type), make_batch(), 1e-6
     result = estimate_sensitivity(model, [batch], "gradient", progress=False)
 
-    def losses(layer, head, mask):
-        masked = copy.deepcopy(model)
-        weight = masked.get_submodule(OUTPUTS[model_type].format(layer)).weight.data
-        weight.view(weight.shape[0], HEADS, -1)[:, head] *= mask
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return torch.nn.functional.cross_entropy(masked(**inputs).logits, batch["labels"], reduction="none").detach()
+    def slope(kind, layer, component):
+        losses = []
+        for sign in (1, -1):
+            masks = mask_of_ones()
+            masks[kind][layer, component] += sign * step
+            logits = masked_logits(model, batch, *masks).detach()
+            losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none"))
+        return ((losses[0] - losses[1]) / (2 * step)).abs().mean()
 
-    for layer, scores in enumerate(result.heads):
-        slopes = [(losses(layer, h, 1 + step) - losses(layer, h, 1 - step)) / (2 * step) for h in range(HEADS)]
-        expected = torch.stack(slopes).abs().mean(1)
-        torch.testing.assert_close(scores, expected / expected.norm(), rtol=1e-6, atol=1e-8)
+    for layer in range(LAYERS):
+        heads = torch.stack([slope(0, layer, head) for head in range(HEADS)])
+        torch.testing.assert_close(result.heads[layer], heads / heads.norm(), rtol=1e-6, atol=1e-8)
+        neurons = torch.stack([slope(1, layer, neuron) for neuron in range(24)])
+        torch.testing.assert_close(result.neurons[layer], neurons, rtol=1e-5, atol=1e-8)
 
 
 def test_batching_does_not_matter():
@@ -31,3 +33,4 @@ def test_batching_does_not_matter():
     whole = estimate_sensitivity(model, [batch], "gradient", progress=False)
     split = estimate_sensitivity(model, parts, "gradient", progress=False)
     torch.testing.assert_close(whole.heads, split.heads)
+    torch.testing.assert_close(whole.neurons, split.neurons)

@@ -2,99 +2,105 @@
 
 import pytest
 import torch
-from conftest import HEADS, LAYERS, make_batch, make_model
+from conftest import make_batch, make_model
+from explicit import scored_weights, sum_by_component
 
 from hap_transformers import estimate_sensitivity
 
 
-ROLES = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
-
-
 @pytest.fixture(scope="module")
 def small():
-    """A BERT small enough for its Hessian, with one batch."""
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "attn_implementation": "eager"}
-    return make_model(**sizes), make_batch()
+    """A BERT small enough for its Hessian, with one batch and the block traces of heads and neurons."""
+    model = make_model(hidden_size=8, intermediate_size=12, attn_implementation="eager")
+    batch = make_batch()
+    return model, batch, explicit_traces(model, batch)
 
 
 def explicit_traces(model, batch):
-    """Per layer: Tr(H_cc), number of weights and squared norm of each head, from `torch.func.hessian`."""
-    names = [
-        f"bert.encoder.layer.{layer}.{role}.{kind}"
-        for layer in range(LAYERS)
-        for role in ROLES
-        for kind in ("weight", "bias")
-        if (role, kind) != ("attention.output.dense", "bias")
-    ]
-    weights = {name: model.get_parameter(name).detach() for name in names}
+    """Diagonals of the Hessian, weight by weight, summed up."""
+    weights, diagonals = scored_weights(model), {}
+    for name, weight in weights.items():
 
-    def loss(*values):
-        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (), batch).loss
+        def loss(value, name=name):
+            return torch.func.functional_call(model, {**weights, name: value}, (), batch).loss
 
-    traces = torch.zeros(LAYERS, HEADS, dtype=torch.float64)
-    sizes, norms = torch.zeros_like(traces), torch.zeros_like(traces)
-    hessians = torch.func.hessian(loss, argnums=tuple(range(len(names))))(*weights.values())
-    for i, name in enumerate(names):
-        layer = int(name.split(".")[3])
-        count = weights[name].numel()
-        diagonal = hessians[i][i].reshape(count, count).diagonal().view(weights[name].shape)
-        along_columns = name.endswith("output.dense.weight")
-        for target, values in ((traces, diagonal), (sizes, torch.ones_like(diagonal)), (norms, weights[name] ** 2)):
-            values = values.T if along_columns else values
-            target[layer] += values.reshape(HEADS, -1).sum(1)
-    return traces, sizes, norms
+        hessian = torch.func.hessian(loss)(weight).reshape(weight.numel(), weight.numel())
+        diagonals[name] = hessian.diagonal().view(weight.shape)
+    return sum_by_component(model, diagonals)
+
+
+def stacked(result, name):
+    """Heads and neurons of all layers in one vector."""
+    return torch.cat([torch.cat(getattr(result, f"{kind}_{name}")) for kind in ("head", "neuron")])
 
 
 def test_agrees_with_the_explicit_hessian(small):
-    model, batch = small
-    traces, sizes, norms = explicit_traces(model, batch)
+    model, batch, (heads, neurons) = small
+    traces = torch.cat([heads.flatten(), neurons.flatten()])
     result = estimate_sensitivity(model, [batch], "hessian_trace", num_probes=2000, progress=False)
-    estimated, stderr = torch.stack(result.head_traces), torch.stack(result.head_stderr)
-    assert ((estimated - traces).abs() < 4 * stderr).all()
+    stderr = stacked(result, "stderr")
+    assert ((stacked(result, "traces") - traces).abs() < 4 * stderr).all()
     assert (stderr < 0.2 * traces.abs().max()).all()  # The band above is not trivially wide.
-    torch.testing.assert_close(torch.stack(result.heads), estimated * norms / (2 * sizes))
+    weights = scored_weights(model)
+    for scores, estimated, norms, sizes in zip(
+        (result.heads, result.neurons),
+        (result.head_traces, result.neuron_traces),
+        sum_by_component(model, {name: weight**2 for name, weight in weights.items()}),
+        sum_by_component(model, {name: torch.ones_like(weight) for name, weight in weights.items()}),
+        strict=True,
+    ):
+        torch.testing.assert_close(torch.stack(scores), torch.stack(estimated) * norms / (2 * sizes))
+
+
+def test_reported_standard_error_is_the_spread_of_repeated_runs(small):
+    model, batch, _ = small
+    runs = [
+        estimate_sensitivity(model, [batch], "hessian_trace", num_probes=12, seed=seed, progress=False)
+        for seed in range(300)
+    ]
+    spread = torch.stack([stacked(run, "traces") for run in runs]).std(0)
+    reported = torch.stack([stacked(run, "stderr") for run in runs]).square().mean(0).sqrt()
+    torch.testing.assert_close(reported, spread, rtol=0.2, atol=0)
 
 
 def test_exact_for_a_diagonal_hessian(small):
     """v * Hv has no noise where the Hessian is diagonal: the loss sum of w^3 has Tr(H_cc) = sum of 6 w."""
-    model, batch = small
-    weights = [
-        parameter
-        for layer in model.bert.encoder.layer
-        for role in ROLES
-        for kind, parameter in layer.get_submodule(role).named_parameters()
-        if (role, kind) != ("attention.output.dense", "bias")
-    ]
+    model, batch, _ = small
+    names = list(scored_weights(model))
     result = estimate_sensitivity(
-        model, [batch], num_probes=2, loss_fn=lambda *_: sum((w**3).sum() for w in weights), progress=False
+        model,
+        [batch],
+        "hessian_trace",
+        num_probes=2,
+        loss_fn=lambda m, _: sum((m.get_parameter(name) ** 3).sum() for name in names),
+        progress=False,
     )
-    layer = model.bert.encoder.layer[1].attention
-    expected = sum(
-        (6 * parameter).view(HEADS, -1).sum(1)
-        for linear in (layer.self.query, layer.self.key, layer.self.value)
-        for parameter in (linear.weight, linear.bias)
-    ) + (6 * layer.output.dense.weight).T.reshape(HEADS, -1).sum(1)
-    torch.testing.assert_close(result.head_traces[1], expected.detach())
-    assert torch.stack(result.head_stderr).abs().max() < 1e-12
+    heads, neurons = sum_by_component(model, {name: 6 * weight for name, weight in scored_weights(model).items()})
+    torch.testing.assert_close(torch.stack(result.head_traces), heads)
+    torch.testing.assert_close(torch.stack(result.neuron_traces), neurons)
+    assert stacked(result, "stderr").abs().max() < 1e-12
     assert result.reliability == pytest.approx(1)
 
 
 def test_batches_of_different_sizes_weigh_by_examples(small):
-    """Two batches must give the mean over their examples: here, the one-batch answer with the same probes' noise."""
-    model, _ = small
+    """Two batches must give the mean over their examples."""
+    model, _, _ = small
     batch = make_batch(size=5, length=6)
     parts = [{k: v[:2] for k, v in batch.items()}, {k: v[2:] for k, v in batch.items()}]
-    whole = estimate_sensitivity(model, [batch], num_probes=800, progress=False)
-    split = estimate_sensitivity(model, parts, num_probes=800, seed=1, progress=False)
-    traces = explicit_traces(model, batch)[0]
+    whole = estimate_sensitivity(model, [batch], "hessian_trace", num_probes=800, progress=False)
+    split = estimate_sensitivity(model, parts, "hessian_trace", num_probes=800, seed=1, progress=False)
+    heads, neurons = explicit_traces(model, batch)
+    traces = torch.cat([heads.flatten(), neurons.flatten()])
     assert split.num_examples == whole.num_examples == 5
-    assert ((torch.stack(split.head_traces) - traces).abs() < 5 * torch.stack(whole.head_stderr)).all()
+    assert ((stacked(split, "traces") - traces).abs() < 5 * stacked(whole, "stderr")).all()
 
 
 def test_sdpa_and_eager_agree():
     batch = make_batch()
     results = [
-        estimate_sensitivity(make_model(attn_implementation=kernel), [batch], num_probes=2, progress=False).heads
+        estimate_sensitivity(
+            make_model(attn_implementation=kernel), [batch], "hessian_trace", num_probes=2, progress=False
+        ).heads
         for kernel in ("eager", "sdpa")
     ]
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
@@ -105,3 +111,13 @@ def test_flash_attention_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation='sdpa' or 'eager'"):
         estimate_sensitivity(model, [make_batch()], "hessian_trace", progress=False)
+
+
+def test_the_gauss_newton_trace_needs_no_second_derivative():
+    """Fused attention has no double backward, and the Gauss-Newton pass must run with it."""
+    batch = make_batch()
+    results = [
+        estimate_sensitivity(make_model(attn_implementation=kernel), [batch], progress=False).head_traces
+        for kernel in ("eager", "sdpa")
+    ]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
