@@ -46,18 +46,20 @@ def accumulate(
         `Progress`: The same in every process.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    base = progress.moments
-    own = SampleMoments.zeros(len(base.mean), len(base.products))
+    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.products))
+    # The first process goes on with what was done before, to the same bits as if it had never stopped.
+    own = progress.moments if rank == 0 else empty
     converged = None if reliable is None else False
 
     def everywhere(batches_done: int) -> Progress:
-        # What an earlier run had done comes first, then the processes in order: the same sum in each of them.
-        moments = base.unpacked(base.pack())
-        parts = torch.cat([own.pack(), torch.tensor([float(num_probes)])])[None]
-        if world > 1:
-            parts = accelerator.gather(parts.to(accelerator.device)).cpu()
+        if world == 1:
+            return Progress(own, num_probes, batches_done, converged)
+        part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
+        parts = accelerator.gather(part[None].to(accelerator.device)).cpu()
+        # Added up in the processes' order, to the same bits in each of them.
+        moments = SampleMoments.zeros(len(own.mean), len(own.products))
         for part in parts:
-            moments.add(base.unpacked(part[:-1]))
+            moments.add(own.unpacked(part[:-1]))
         return Progress(moments, int(parts[:, -1].max()), batches_done, converged)
 
     num_probes, done = progress.num_probes, progress.batches_done

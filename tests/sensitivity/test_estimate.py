@@ -9,13 +9,21 @@ from conftest import HEADS, make_batch, make_model
 from hap_transformers import METHODS, Sensitivity, estimate_sensitivity
 
 
-@pytest.fixture(params=sorted(METHODS))
+SAMPLED = [method for method in METHODS if method not in ("magnitude", "random")]
+
+
+@pytest.fixture(params=METHODS)
 def method(request) -> str:
     return request.param
 
 
-def test_leaves_the_model_as_it_was(method, model_type):
-    model, batch = make_model(model_type, torch.float32).train(), make_batch()
+@pytest.fixture(params=SAMPLED)
+def sampled_method(request) -> str:
+    return request.param
+
+
+def test_leaves_the_model_as_it_was(method, scored_model_type):
+    model, batch = make_model(scored_model_type, torch.float32).train(), make_batch()
     model.get_submodule(model.base_model_prefix).eval()
     names = [name for name, _ in model.named_parameters()]
     model.get_parameter(names[3]).requires_grad_(False)
@@ -42,13 +50,15 @@ def test_dropout_is_off(method):
     assert torch.equal(torch.stack(first.heads), torch.stack(second.heads))
 
 
-def test_state_is_restored_after_an_error(method):
+def test_state_is_restored_after_an_error(sampled_method):
     model = make_model().train()
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no loss"):
-        estimate_sensitivity(model, [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], method, progress=False)
+        estimate_sensitivity(
+            model, [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], sampled_method, progress=False
+        )
     assert model.training and not any(p.requires_grad for p in model.parameters())
-    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
 def test_pruned_layers_have_no_scores(method):
@@ -56,9 +66,23 @@ def test_pruned_layers_have_no_scores(method):
     model.prune_heads({0: range(HEADS), 1: [2]})
     result = estimate_sensitivity(model, [make_batch()], method, progress=False)
     assert [len(scores) for scores in result.heads] == [0, HEADS - 1]
+    assert [len(scores) for scores in result.neurons] == [24, 24]
 
 
-def test_max_examples_cuts_the_last_batch(method):
+def test_components_can_be_scored_alone(method):
+    """Hutchinson's noise comes from all scored weights; everything else must not depend on what else is scored."""
+    model, batch = make_model(), make_batch()
+    both = estimate_sensitivity(model, [batch], method, progress=False)
+    for name, other in (("heads", "neurons"), ("neurons", "heads")):
+        alone = estimate_sensitivity(model, [batch], method, components=[name], progress=False)
+        assert getattr(alone, other) is None and (alone.head_interactions is None or name == "heads")
+        if method not in ("hessian_trace", "random"):
+            torch.testing.assert_close(getattr(alone, name), getattr(both, name))
+        assert [len(scores) for scores in getattr(alone, name)] == [len(s) for s in getattr(both, name)]
+
+
+def test_max_examples_cuts_the_last_batch(sampled_method):
+    method = sampled_method
     batch = make_batch(size=4)
     cut = estimate_sensitivity(make_model(), [batch, batch], method, max_examples=5, progress=False)
     assert cut.num_examples == 5
@@ -75,6 +99,11 @@ def test_max_examples_cuts_the_last_batch(method):
         ({"batches": [{"input_ids": torch.ones(1, 3, dtype=torch.long)}]}, "no labels"),
         ({"num_probes": 0}, "`num_probes` must be at least 1"),
         ({"max_examples": 0}, "`max_examples` must be at least 1"),
+        ({"tolerance": 1.0}, "`tolerance` is a reliability and must be in \\(0, 1\\)"),
+        ({"components": ["layers"]}, "`components` must name some of heads, neurons, got \\['layers'\\]"),
+        ({"components": "heads"}, "`components` must name some of"),
+        ({"components": []}, "`components` must name some of"),
+        ({"precision": "int8"}, "Unknown precision 'int8'.*'bf16', 'fp16'"),
         ({"loss_fn": lambda model, batch: model(**batch).loss * float("nan")}, "finite"),
     ],
 )
@@ -82,6 +111,16 @@ def test_bad_input(change, message):
     arguments = {"model": make_model(), "batches": [make_batch()], "method": "hessian_trace", "progress": False}
     with pytest.raises(ValueError, match=message):
         estimate_sensitivity(**{**arguments, **change})
+
+
+def test_stops_when_the_ranking_is_reliable():
+    model, batches = make_model(), [make_batch(seed=seed) for seed in range(12)]
+    loose = estimate_sensitivity(model, batches, tolerance=0.3, progress=False)
+    assert loose.converged and loose.num_examples < 36 and loose.reliability >= 0.3
+    same = estimate_sensitivity(model, batches, max_examples=loose.num_examples, progress=False)
+    torch.testing.assert_close(loose.heads, same.heads)
+    spent = estimate_sensitivity(model, batches, "hessian_trace", tolerance=0.9999, num_probes=1, progress=False)
+    assert spent.converged is False and spent.num_examples == 36 and spent.reliability < 0.9999
 
 
 def test_nan_weights_are_named():
@@ -97,9 +136,10 @@ def test_save_and_load(tmp_path, method):
     result = estimate_sensitivity(model, [make_batch()], method, num_probes=3, progress=False)
     result.save(tmp_path / "s.safetensors")
     loaded = Sensitivity.load(tmp_path / "s.safetensors")
-    for name in ("heads", "head_traces", "head_stderr"):
+    for name in ("heads", "neurons", "head_traces", "neuron_traces", "head_stderr", "neuron_stderr"):
         torch.testing.assert_close(getattr(loaded, name), getattr(result, name), rtol=0, atol=0)
-    for name in ("method", "num_examples", "num_probes", "reliability", "seconds"):
+    torch.testing.assert_close(loaded.head_interactions, result.head_interactions, rtol=0, atol=0)
+    for name in ("method", "num_examples", "num_probes", "reliability", "converged", "seconds"):
         assert getattr(loaded, name) == getattr(result, name)
 
 

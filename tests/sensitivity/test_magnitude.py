@@ -18,5 +18,6 @@ def test_is_the_norm_of_what_a_component_owns():
     column = model.bert.encoder.layer[1].output.dense.weight[:, 7].square().sum()
     assert after.heads[1][1].item() == pytest.approx((before.heads[1][1] ** 2 + 3 * row).sqrt().item())
     assert after.neurons[1][7].item() == pytest.approx((before.neurons[1][7] ** 2 + 8 * column).sqrt().item())
-    differing = [(a != b).sum().item() for a, b in zip(before.heads + before.neurons, after.heads + after.neurons)]
+    pairs = zip(before.heads + before.neurons, after.heads + after.neurons, strict=True)
+    differing = [(a != b).sum().item() for a, b in pairs]
     assert differing == [0, 1, 0, 1]

@@ -1,0 +1,86 @@
+"""Low precision against full precision."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_batch, make_model
+from scipy.stats import spearmanr
+
+from hap_transformers import estimate_sensitivity
+from hap_transformers.sensitivity.precision import Precision
+
+
+BATCHES = [make_batch(size=4, seed=seed) for seed in range(4)]
+METHODS = ["gauss_newton_trace", "hessian_trace", "gradient", "fisher"]
+
+
+def scores(result):
+    return torch.cat(result.heads + result.neurons)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision, error", [("bf16", 0.05), ("fp16", 0.01)])
+def test_low_precision_agrees_with_full(method, precision, error, scored_model_type):
+    """The same probes, so that only rounding is left: 8 bits of mantissa in bf16, 11 in fp16."""
+    model = make_model(scored_model_type, torch.float32)
+    full, low = (
+        estimate_sensitivity(model, BATCHES, method, precision=p, num_probes=8, progress=False)
+        for p in (None, precision)
+    )
+    assert spearmanr(scores(full), scores(low)).statistic > 0.98
+    assert (scores(full) - scores(low)).norm() < error * scores(full).norm()
+
+
+def test_sums_are_not_rounded_to_low_precision():
+    """256 batches alike: a sum kept in bf16 stops growing at 256 times its terms' last bit."""
+    model = make_model(dtype=torch.float32)
+    once, often = (estimate_sensitivity(model, [BATCHES[0]] * n, precision="bf16", progress=False) for n in (1, 256))
+    torch.testing.assert_close(scores(once), scores(often), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_scale_is_undone_exactly(method, monkeypatch):
+    """In full precision a power of two changes nothing at all, whatever it is."""
+    results = []
+    for scale in (1.0, 2.0**9):
+        monkeypatch.setattr(Precision, "__init__", lambda self, *_, scale=scale: fixed(self, scale))
+        results.append(scores(estimate_sensitivity(make_model(), BATCHES, method, progress=False)))
+    assert torch.equal(*results)
+
+
+def fixed(precision, scale):
+    precision.dtype, precision.device_type, precision.scale = None, "cpu", scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_overflow_lowers_the_loss_scale(method):
+    """A loss so steep that 2^16 times it overflows fp16."""
+
+    def steep(model, batch):
+        return 300 * model(**batch).loss
+
+    model = make_model(dtype=torch.float32)
+    full, low = (
+        estimate_sensitivity(model, BATCHES, method, precision=p, loss_fn=steep, progress=False)
+        for p in (None, "fp16")
+    )
+    assert (scores(full) - scores(low)).norm() < 0.02 * scores(full).norm()
+
+
+def test_what_no_scale_can_mend_is_an_error():
+    model = make_model(dtype=torch.float32)
+    model.bert.encoder.layer[0].output.dense.register_full_backward_hook(lambda m, i, o: (i[0] * float("inf"),))
+    with pytest.raises(ValueError, match="Derivatives of batch 0 are not finite"):
+        estimate_sensitivity(model, BATCHES, "gradient", precision="fp16", progress=False)
+
+
+def test_a_model_prepared_for_mixed_precision():
+    """The wrapper copies logits and loss apart from each other; scoring must see through it and put it back."""
+    model = make_model(dtype=torch.float32)
+    expected = estimate_sensitivity(model, BATCHES, precision="bf16", progress=False)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    prepared = accelerator.prepare(model)
+    forward = prepared.forward
+    result = estimate_sensitivity(prepared, BATCHES, accelerator=accelerator, progress=False)
+    torch.testing.assert_close(result.heads, expected.heads, rtol=0, atol=0)
+    assert prepared.forward is forward
