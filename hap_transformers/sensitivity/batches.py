@@ -23,6 +23,15 @@ class ScoredBatch:
     number: int
     first: int
 
+    def split(self, size: int) -> list["ScoredBatch"]:
+        """The same examples in batches of at most `size`."""
+        return [
+            ScoredBatch(
+                _cut(self.inputs, slice(start, start + size)), min(size, self.size - start), self.number, start
+            )
+            for start in range(0, self.size, size)
+        ]
+
     def to(self, device: torch.device) -> "ScoredBatch":
         """The same batch on a device."""
         inputs = {
@@ -47,11 +56,15 @@ def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | Non
             size = min(size, max_examples - seen)
         if size == 0:
             break
-        inputs = {
-            name: value[:size] if isinstance(value, torch.Tensor) and value.ndim else value
-            for name, value in batch.items()
-        }
-        yield ScoredBatch(inputs, size, number, seen)
+        yield ScoredBatch(_cut(batch, slice(size)), size, number, seen)
         seen += size
     if not seen:
         raise ValueError("No examples to score: `batches` is empty.")
+
+
+def _cut(inputs: Mapping[str, Any], examples: slice) -> dict[str, Any]:
+    """The given examples of every tensor that has them."""
+    return {
+        name: value[examples] if isinstance(value, torch.Tensor) and value.ndim else value
+        for name, value in inputs.items()
+    }

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -152,7 +151,7 @@ def estimate_sensitivity(
     run |= {"max_examples": max_examples, "precision": precision, "weights": float(squared_norms.sum())}
     state = None if state_file is None else StateFile(Path(state_file), run, accelerator)
     bar = tqdm(batches, desc=f"Scoring ({method})", disable=None if progress and main_process else True, leave=False)
-    with _scoring_mode(model, set(task.parameters) if method == "hessian_trace" else set()), bar:
+    with _scoring_mode(model), bar:
         done = accumulate(
             SAMPLED[method],
             task,
@@ -204,8 +203,8 @@ def _tell(result: Sensitivity, tolerance: float | None) -> None:
 
 
 @contextmanager
-def _scoring_mode(model: PreTrainedModel, differentiated: set[nn.Parameter]) -> Iterator[None]:
-    """Turns dropout off and gradients on for the given weights alone; puts everything back afterwards."""
+def _scoring_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Turns dropout off and freezes all weights; puts everything back afterwards."""
     training = [module for module in model.modules() if module.training]
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # The forward that accelerate puts in place copies logits and loss to float32 apart from each other, so that the
@@ -213,7 +212,7 @@ def _scoring_mode(model: PreTrainedModel, differentiated: set[nn.Parameter]) -> 
     forward = model.__dict__.pop("forward", None) if "_original_forward" in model.__dict__ else None
     model.eval()
     for parameter in required:
-        parameter.requires_grad_(parameter in differentiated)
+        parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
             yield

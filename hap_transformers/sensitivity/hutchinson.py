@@ -1,14 +1,25 @@
-"""Hutchinson's stochastic trace of the Hessian, all heads and neurons from each Hessian-vector product."""
+"""Hutchinson's stochastic trace of the Hessian, all heads and neurons from each probe."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..blocks import Block
 from .batches import ScoredBatch
 from .task import Samples, ScoringTask
 
 
+# Examples that one double-backward graph holds: it bounds the memory, and graphs with probes of their own average out
+# more noise than one graph with the same probes for all.
+EXAMPLES_A_GRAPH = 16
+
+
 def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
-    r"""Each probe's estimate of every component's Hessian trace.
+    r"""Estimates of every component's Hessian trace by random probes.
 
     With v uniform on {-1, 1} over all scored weights, the block sum over a component c of v * Hv is an unbiased
     estimate of its trace,
@@ -16,10 +27,19 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
         Tr(H_cc) = E[ v_c . (Hv)_c ]
 
     (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989; HAP,
-    [arXiv 2101.08940](https://arxiv.org/abs/2101.08940)). One double-backward graph serves all probes of a batch.
+    [arXiv 2101.08940](https://arxiv.org/abs/2101.08940)). For a projection y = W x with output gradient g, and d for
+    changes in the direction v,
+
+        v . (Hv)_W = sum_t dg_t . (v x_t)  +  sum_t g_t . (v dx_t).
+
+    The second sum has mean zero, as x does not depend on W: it is noise and is left out. The first needs dg alone,
+    which is the gradient in y of the directional derivative sum g . (v x) of the loss. So no gradient of a weight is
+    ever formed and weights stay frozen: a probe takes four matrix products a projection where a Hessian-vector product
+    takes six. One double-backward graph of up to `EXAMPLES_A_GRAPH` examples serves all its probes.
 
     Raises:
-        ValueError: If the model's attention kernel cannot be differentiated twice.
+        ValueError: If the model's attention kernel cannot be differentiated twice, the loss depends on no projection,
+            or a projection is called several times a pass (its input then depends on its weights).
     """
     kernel = task.model.config._attn_implementation
     if kernel not in ("eager", "sdpa"):
@@ -27,21 +47,82 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
             f"method='hessian_trace' needs second derivatives, which attn_implementation='{kernel}' does not have. "
             "Load the model with attn_implementation='sdpa' or 'eager', or use method='gauss_newton_trace'."
         )
-    parameters, generator, scale = task.parameters, task.generator(batch), task.precision.scale
+    generator = task.generator(batch)
     # Fused attention has no double backward; the math kernel does.
     with sdpa_kernel(SDPBackend.MATH):
+        parts = [part.size / batch.size * _probe(task, part, generator) for part in batch.split(EXAMPLES_A_GRAPH)]
+    return Samples(torch.stack(parts).sum(0), task.num_probes)
+
+
+def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
+    """One graph's estimates, shape `(num_probes, num_components)`."""
+    owners = {projection.module: block for block in task.blocks for projection in (*block.inputs, block.output)}
+    with _recorded_calls(owners) as calls:
         loss = task.loss(batch)
-        gradients = torch.autograd.grad(loss * scale, parameters, create_graph=True)
-        values = []
-        for probe in range(task.num_probes):
-            probes = [_rademacher(parameter, generator) for parameter in parameters]
-            products = torch.autograd.grad(gradients, parameters, probes, retain_graph=probe < task.num_probes - 1)
-            for v, product in zip(probes, products, strict=True):
-                v.mul_(product)
-            values.append(task.sum_over_components(dict(zip(parameters, probes, strict=True))) / scale)
-    return Samples(torch.stack(values), task.num_probes)
+    if not calls or not loss.requires_grad:
+        raise ValueError("The loss does not depend on any head or neuron, so it has no Hessian in their weights.")
+    outputs, values, scale = [y for _, y in calls.values()], [], task.precision.scale
+    gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
+    for probe in range(task.num_probes):
+        probes = {module: _rademacher(module, owners[module], y, generator) for module, (_, y) in calls.items()}
+        moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
+        # The gradient of sum g . (v x), in which both g and x depend on the outputs.
+        factors = zip((*gradients, *moves), (*moves, *gradients), strict=True)
+        terms = [(factor, other.detach()) for factor, other in factors if factor.requires_grad]
+        last = probe == task.num_probes - 1
+        changes = torch.autograd.grad(
+            [t for t, _ in terms], outputs, [c for _, c in terms], retain_graph=not last, materialize_grads=True
+        )
+        sums = {}
+        for (module, (x, _)), move, change in zip(calls.items(), moves, changes, strict=True):
+            owns_columns = module is owners[module].output.module
+            sums[module] = _sum_over_tokens(*((x, change @ probes[module][0]) if owns_columns else (move, change)))
+        values.append(torch.cat([_sum_over_components(block, sums) for block in task.blocks]) / scale)
+    return torch.stack(values)
 
 
-def _rademacher(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, parameter.shape, generator=generator, device=parameter.device, dtype=torch.int8)
-    return signs.to(parameter.dtype).mul_(2).sub_(1)
+@contextmanager
+def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Collects what each module reads and gives. Weights are frozen, so the graph starts at the first outputs."""
+    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def record(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if module in calls:
+            raise ValueError(
+                f"A {type(module).__name__} is called more than once a pass, which method='hessian_trace' cannot "
+                "handle. Use method='gauss_newton_trace'."
+            )
+        calls[module] = args[0], output if output.requires_grad else output.requires_grad_()
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rademacher(
+    module: nn.Module, block: Block, output: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Random signs for a module's weight, shape `(outputs, inputs)`, and for its bias where components own it."""
+
+    def signs(shape: tuple[int, ...]) -> torch.Tensor:
+        drawn = torch.randint(0, 2, shape, generator=generator, device=output.device, dtype=torch.int8)
+        return drawn.to(output.dtype).mul_(2).sub_(1)
+
+    rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+    owns_bias = module is not block.output.module and module.bias is not None
+    return signs((rows, columns)), signs((rows,)) if owns_bias else None
+
+
+def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Inner products of features over all tokens, shape `(features,)`, summed in float32 or better."""
+    products = (first.detach() * second).flatten(0, -2)
+    return products.sum(0, dtype=torch.promote_types(products.dtype, torch.float32))
+
+
+def _sum_over_components(block: Block, sums: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+    parts = [projection.outputs_of(sums[projection.module]) for projection in block.inputs]
+    parts.append(sums[block.output.module])
+    return torch.stack([part.reshape(block.num_components, -1).sum(1) for part in parts]).sum(0)

@@ -63,23 +63,19 @@ def test_reported_standard_error_is_the_spread_of_repeated_runs(small):
     torch.testing.assert_close(reported, spread, rtol=0.2, atol=0)
 
 
-def test_exact_for_a_diagonal_hessian(small):
-    """v * Hv has no noise where the Hessian is diagonal: the loss sum of w^3 has Tr(H_cc) = sum of 6 w."""
+def test_layers_that_share_weights_are_refused(small):
     model, batch, _ = small
-    names = list(scored_weights(model))
-    result = estimate_sensitivity(
-        model,
-        [batch],
-        "hessian_trace",
-        num_probes=2,
-        loss_fn=lambda m, _: sum((m.get_parameter(name) ** 3).sum() for name in names),
-        progress=False,
-    )
-    heads, neurons = sum_by_component(model, {name: 6 * weight for name, weight in scored_weights(model).items()})
-    torch.testing.assert_close(torch.stack(result.head_traces), heads)
-    torch.testing.assert_close(torch.stack(result.neuron_traces), neurons)
-    assert stacked(result, "stderr").abs().max() < 1e-12
-    assert result.reliability == pytest.approx(1)
+    with pytest.raises(ValueError, match="Linear is called more than once"):
+        estimate_sensitivity(
+            model, [batch], "hessian_trace", loss_fn=lambda m, b: m(**b).loss + m(**b).loss, progress=False
+        )
+
+
+def test_a_loss_without_the_model_is_refused(small):
+    model, batch, _ = small
+    for loss_fn in (lambda m, b: m.classifier.weight.sum(), lambda m, b: m(**b).loss.detach()):
+        with pytest.raises(ValueError, match="does not depend on any head or neuron"):
+            estimate_sensitivity(model, [batch], "hessian_trace", loss_fn=loss_fn, progress=False)
 
 
 def test_batches_of_different_sizes_weigh_by_examples(small):

@@ -1,0 +1,97 @@
+"""What the benchmarks run: a real small BERT, real MRPC batches, and every contender as a function of the two."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from hap_transformers import Sensitivity, estimate_sensitivity
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "glue_scripts"))
+from demo_data import demo_model_path  # noqa: E402
+from tasks import load_task  # noqa: E402
+
+
+BATCH_SIZE = 32
+PROBES = 4
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+def load_model(num_labels: int = 2, **config) -> PreTrainedModel:
+    """The MiniLM from PyPI (6 layers, 12 heads, hidden size 384) with a fresh classifier, in evaluation mode."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(demo_model_path(), num_labels=num_labels, **config)
+    return model.eval()
+
+
+def load_batches(data_dir: str, count: int, num_labels: int = 2) -> Batches:
+    """The first training batches of MRPC, each padded to its longest pair; labels of other classes are made up."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    rows = load_task("mrpc", data_dir, None, None, None).data["train"]
+    batches = []
+    for start in range(0, count * BATCH_SIZE, BATCH_SIZE):
+        part = rows.select(range(start, start + BATCH_SIZE))
+        texts = [list(part[name]) for name in ("sentence1", "sentence2")]
+        batch = dict(tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt"))
+        batch["labels"] = (
+            torch.tensor(list(part["label"])) if num_labels == 2 else torch.arange(len(part)) % num_labels
+        )
+        batches.append(batch)
+    return batches
+
+
+def forward_backward(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> None:
+    """A training step's derivatives: the floor that scoring is held against."""
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        model.zero_grad()
+
+
+def gauss_newton(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> Sensitivity:
+    """All heads and neurons, exactly."""
+    return estimate_sensitivity(model, batches, precision="bf16" if bf16 else None, progress=False)
+
+
+def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num_probes: int = PROBES) -> Sensitivity:
+    """All heads and neurons, by random probes."""
+    precision = "bf16" if bf16 else None
+    return estimate_sensitivity(
+        model, batches, "hessian_trace", num_probes=num_probes, precision=precision, progress=False
+    )
+
+
+class _Logits(nn.Module):
+    """PyHessian calls `model(inputs)` and hands the result to a criterion."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The logits of a batch without labels."""
+        return self.model(**inputs).logits
+
+
+def pyhessian(model: PreTrainedModel, batches: Batches) -> float:
+    """PyHessian's trace of the whole model, `PROBES` probes a batch; returns the seconds of its probe loops alone."""
+    from pyhessian import hessian
+
+    seconds = 0.0
+    for batch in batches:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with sdpa_kernel(SDPBackend.MATH):
+            peer = hessian(_Logits(model), nn.CrossEntropyLoss(), data=(inputs, batch["labels"]), cuda=False)
+            start = time.perf_counter()
+            peer.trace(maxIter=PROBES, tol=float("-inf"))  # A tolerance that never ends the loop early.
+            seconds += time.perf_counter() - start
+        for parameter in model.parameters():  # `backward(create_graph=True)` leaves a cycle behind.
+            parameter.grad = None
+    return seconds
