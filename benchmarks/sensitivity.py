@@ -9,7 +9,6 @@ table and writes JSON.
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -40,9 +39,9 @@ TIMES = [
     ("Gauss-Newton, 8 x the examples / 8 x the time", "gn 8x", "8 gn", 1.05),
 ]
 MEMORY = [
-    ("peak memory, Gauss-Newton / forward+backward", ("gauss_newton", 1), ("forward_backward", 1), 1.1),
-    ("peak memory, Hutchinson / PyHessian", ("hutchinson", 1), ("pyhessian", 1), 0.8),
-    ("peak memory, Gauss-Newton, 8 x the examples / 1 x", ("gauss_newton", 8), ("gauss_newton", 1), 1.05),
+    ("peak memory, Gauss-Newton / forward+backward", "gn", "fb", 1.1),
+    ("peak memory, Hutchinson / PyHessian", "hutchinson", "pyhessian", 0.8),
+    ("peak memory, Gauss-Newton, 8 x the examples / 1 x", "gn 8x", "gn", 1.05),
 ]
 
 
@@ -54,7 +53,7 @@ class Arguments:
     output: str = str(HERE / "sensitivity.json")
     repeats: int = 5
     training_steps: int = 115
-    max_probes: int = 800
+    max_probes: int = 640
 
 
 def measure_times(args: Arguments) -> list[dict]:
@@ -103,24 +102,26 @@ def measure_times(args: Arguments) -> list[dict]:
 
 
 def measure_memory(args: Arguments) -> list[dict]:
-    """Peaks beyond the loaded model, each contender in a process of its own."""
-
-    def peaks(contender: str, repeats: int) -> list[float]:
-        count = 1 if contender in ("hutchinson", "pyhessian") else 2
-        command = [sys.executable, str(HERE / "peak_memory.py"), args.data_dir, contender, str(count), str(repeats)]
-        return [
-            float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-            for _ in range(args.repeats)
-        ]
-
-    rows = []
-    for measure, over, under, target in MEMORY:
-        pairs = peaks(*over), peaks(*under)
-        ratios = [a / b for a, b in zip(*pairs, strict=True)]
-        row = {"measure": measure, "target": target, "ratio": statistics.median(ratios)}
-        row |= {"smallest": min(ratios), "largest": max(ratios)}
-        rows.append({**row, "values": [statistics.median(values) for values in pairs], "unit": "MiB"})
-    return rows
+    """Peaks of what tensors take beyond the loaded model and data."""
+    model, two = workloads.load_model(), workloads.load_batches(args.data_dir, 2)
+    workloads.forward_backward(model, two)  # Loads the kernels.
+    peaks = {
+        "fb": workloads.peak_memory(lambda: workloads.forward_backward(model, two)),
+        "gn": workloads.peak_memory(lambda: workloads.gauss_newton(model, two)),
+        "gn 8x": workloads.peak_memory(lambda: workloads.gauss_newton(model, two * 8)),
+        "hutchinson": workloads.peak_memory(lambda: workloads.hutchinson(model, two[:1])),
+        "pyhessian": workloads.peak_memory(lambda: workloads.pyhessian(model, two[:1])),
+    }
+    return [
+        {
+            "measure": measure,
+            "target": target,
+            **dict.fromkeys(("ratio", "smallest", "largest"), peaks[over] / peaks[under]),
+            "values": [peaks[over], peaks[under]],
+            "unit": "MiB",
+        }
+        for measure, over, under, target in MEMORY
+    ]
 
 
 def measure_reliability(args: Arguments) -> dict:

@@ -1,12 +1,15 @@
 """What the benchmarks run: a real small BERT, real MRPC batches, and every contender as a function of the two."""
 
+import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hap_transformers import Sensitivity, estimate_sensitivity
@@ -66,6 +69,15 @@ def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num
     return estimate_sensitivity(
         model, batches, "hessian_trace", num_probes=num_probes, precision=precision, progress=False
     )
+
+
+def peak_memory(contender: Callable[[], object]) -> float:
+    """The most MiB that tensors take at once while `contender` runs, beyond those there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        contender()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    totals = itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(totals) / 2**20
 
 
 class _Logits(nn.Module):

@@ -27,7 +27,10 @@ class ScoredBatch:
         """The same examples in batches of at most `size`."""
         return [
             ScoredBatch(
-                _cut(self.inputs, slice(start, start + size)), min(size, self.size - start), self.number, start
+                inputs=_cut(self.inputs, slice(start, start + size)),
+                size=min(size, self.size - start),
+                number=self.number,
+                first=self.first + start,
             )
             for start in range(0, self.size, size)
         ]
