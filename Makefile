@@ -4,13 +4,14 @@ VENV ?= .venv
 COMPAT_VENV ?= .venv-transformers-4
 PIP_FLAGS = --quiet --disable-pip-version-check
 
-.PHONY: demo test test-compat quality help
+.PHONY: demo test test-compat quality benchmark help
 
 help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
 	@echo "make test         run the tests with Transformers 5"
 	@echo "make test-compat  run the tests with Transformers 4.57"
 	@echo "make quality      check style"
+	@echo "make benchmark    measure what scoring costs (20 minutes, on GLUE's MRPC)"
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python glue_scripts/run_glue_hap.py
@@ -24,6 +25,10 @@ test-compat: $(COMPAT_VENV)/ready
 quality: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+benchmark: $(VENV)/ready
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
+	$(VENV)/bin/python benchmarks/sensitivity.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

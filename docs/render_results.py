@@ -1,12 +1,14 @@
-"""Draws the README's picture and writes its table from the runs in `docs/results/`.
+"""Draws the README's picture and writes its tables from the runs in `docs/results/` and the benchmark's.
 
-Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed:
+Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed; the
+benchmark's is `benchmarks/sensitivity.json`:
 
     python docs/render_results.py
 """
 
 import json
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,7 +17,11 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-START, END = "<!-- results -->", "<!-- end of results -->"
+BENCHMARKS = HERE.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from markdown_table import table as table_of_ratios  # noqa: E402
+
+
 PHASES = {"dense": "#4c566a", "pruned": "#d08770", "recovered": "#2a7f62"}
 
 
@@ -92,8 +98,16 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def write_into_readme(name: str, text: str) -> None:
+    """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = README.read_text(encoding="utf-8").partition(start)
+    README.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 if __name__ == "__main__":
     loaded = load_runs()
     draw(loaded, HERE / "images" / "results.png")
-    before, _, rest = README.read_text(encoding="utf-8").partition(START)
-    README.write_text(f"{before}{START}\n{table(loaded)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
+    write_into_readme("results", table(loaded))
+    write_into_readme("benchmark", table_of_ratios(benchmark["rows"]))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .planning import validate_budget
-from .sensitivity import METHODS
+from .sensitivity import METHODS, validate_scoring
 
 
 @dataclass
@@ -20,9 +20,11 @@ class HapConfig:
             model can empty layers, which costs far more accuracy than the scores foresee.
 
     Parameters that control scoring:
-        method (`str`, *optional*, defaults to `"hessian_trace"`): `"hessian_trace"` or `"gradient"`.
+        method (`str`, *optional*, defaults to `"gauss_newton_trace"`): One of `hap_transformers.METHODS`; see
+            [`estimate_sensitivity`].
         num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
-        max_examples (`int`, *optional*, defaults to 256): Training examples to score on.
+        max_examples (`int`, *optional*, defaults to 512): Training examples to score on.
+        tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
 
     Parameters that control recovery, the training after pruning:
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
@@ -37,10 +39,13 @@ class HapConfig:
     budget: str = field(default="heads", metadata={"help": "What `ratio` is a share of: 'heads'."})
     min_heads: int = field(default=1, metadata={"help": "Heads every layer keeps at least."})
     method: str = field(
-        default="hessian_trace", metadata={"help": "How heads are scored: 'hessian_trace' or 'gradient'."}
+        default="gauss_newton_trace", metadata={"help": f"How heads are scored: {', '.join(METHODS)}."}
     )
     num_probes: int = field(default=4, metadata={"help": "Random probes a batch, for methods that draw any."})
-    max_examples: int = field(default=256, metadata={"help": "Training examples to score on."})
+    max_examples: int = field(default=512, metadata={"help": "Training examples to score on."})
+    tolerance: float | None = field(
+        default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
+    )
     recovery_epochs: float | None = field(
         default=None, metadata={"help": "Epochs of training after pruning; by default num_train_epochs."}
     )
@@ -50,11 +55,7 @@ class HapConfig:
 
     def __post_init__(self):
         validate_budget(self.budget, self.ratio, self.min_heads)
-        if self.method not in METHODS:
-            raise ValueError(f"Unknown sensitivity method '{self.method}'; choose one of {', '.join(METHODS)}.")
-        for name in ("num_probes", "max_examples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples)
         for name in ("recovery_epochs", "recovery_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

@@ -110,6 +110,8 @@ def plan_pruning(
     """
     validate_budget(budget, ratio, min_heads)
     blocks = attention_blocks(model)
+    if sensitivity.heads is None:
+        raise ValueError("The sensitivity has no scores of heads; estimate it with components=('heads', ...).")
     found = [len(scores) for scores in sensitivity.heads]
     if found != [block.num_heads for block in blocks]:
         raise ValueError(

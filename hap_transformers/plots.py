@@ -27,8 +27,10 @@ def plot_head_sensitivity(
         title (`str`, *optional*): The picture's title.
 
     Raises:
-        ValueError: If layers have different numbers of heads.
+        ValueError: If heads were not scored, or layers have different numbers of them.
     """
+    if sensitivity.heads is None:
+        raise ValueError("The sensitivity has no scores of heads to draw.")
     if len({len(scores) for scores in sensitivity.heads}) != 1:
         raise ValueError("Layers have different numbers of heads; plot the sensitivity of a model not yet pruned.")
     scores = torch.stack(sensitivity.heads).float().numpy()

@@ -52,7 +52,8 @@ class HapTrainer(Trainer):
     def estimate_sensitivity(self) -> Sensitivity:
         """Scores the heads of the model on the training set, with this trainer's `compute_loss`.
 
-        Examples are drawn by `args.seed` and go in batches of the training batch size.
+        Examples are drawn by `args.seed` and go in batches of the training batch size, in the training's precision;
+        processes share the batches out.
 
         Raises:
             ValueError: If there is no `hap_config` or no training data, and as
@@ -63,11 +64,14 @@ class HapTrainer(Trainer):
             self._unwrapped_model(),
             self._scoring_batches(config.max_examples),
             config.method,
+            components=("heads",),  # What plans remove.
             num_probes=config.num_probes,
+            tolerance=config.tolerance,
             max_examples=config.max_examples,
             seed=self.args.seed,
             loss_fn=self._scoring_loss,
             progress=not self.args.disable_tqdm,
+            accelerator=self.accelerator,
         )
         return self.sensitivity
 

@@ -28,6 +28,7 @@ def test_fields_are_flags(tmp_path):
         ("min_heads", -1),
         ("num_probes", 0),
         ("max_examples", 0),
+        ("tolerance", 1.5),
         ("recovery_epochs", 0.0),
         ("recovery_learning_rate", -1.0),
     ],

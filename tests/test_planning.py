@@ -87,3 +87,8 @@ def test_validate(change, message):
     plan = dataclasses.replace(plan_pruning(SCORES, make_model(), ratio=0.5), **change)
     with pytest.raises(ValueError, match=message):
         plan.validate(make_model())
+
+
+def test_scores_of_neurons_alone_are_refused():
+    with pytest.raises(ValueError, match="no scores of heads"):
+        plan_pruning(Sensitivity("random", neurons=[torch.ones(24)] * LAYERS), make_model())

@@ -81,19 +81,21 @@ def test_the_whole_road(tmp_path, arguments):
     assert {0, 1} <= set(again.model.config.pruned_heads[0])
 
 
-def test_scores_with_compute_loss_on_the_seeded_examples(tmp_path):
+@pytest.mark.parametrize("method", ["gauss_newton_trace", "hessian_trace"])
+def test_scores_with_compute_loss_on_the_seeded_examples(tmp_path, method):
     """The trainer's scores are those of `estimate_sensitivity` on the same rows and loss."""
 
     class Tripled(HapTrainer):
         def compute_loss(self, model, inputs, **kwargs):
             return 3 * model(**inputs).loss
 
-    config = HapConfig(method="hessian_trace", num_probes=2, max_examples=6)
+    config = HapConfig(method=method, num_probes=2, max_examples=6)
     trainer = make_trainer(tmp_path, Tripled, hap_config=config, seed=7)
     rows, order = Rows().rows, torch.randperm(24, generator=torch.Generator().manual_seed(7))[:6]
     batches = [{k: torch.stack([rows[i][k] for i in part]) for k in rows[0]} for part in (order[:4], order[4:])]
     model = make_model(dtype=torch.float32)
-    expected = estimate_sensitivity(model, batches, num_probes=2, seed=7, progress=False)
+    settings = {"components": ["heads"], "num_probes": 2, "seed": 7, "progress": False}
+    expected = estimate_sensitivity(model, batches, method, **settings)
     for scores, reference in zip(trainer.estimate_sensitivity().heads, expected.heads, strict=True):
         torch.testing.assert_close(scores, 3 * reference, rtol=1e-4, atol=1e-6)
 

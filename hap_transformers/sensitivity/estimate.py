@@ -112,7 +112,9 @@ def estimate_sensitivity(
     sensitivity.heads[0]  # scores of the first layer's heads
     ```
     """
-    _validate(method, components, num_probes, tolerance, max_examples)
+    validate_scoring(method, num_probes, tolerance, max_examples)
+    if isinstance(components, str) or not components or not set(components) <= set(COMPONENTS):
+        raise ValueError(f"`components` must name some of {', '.join(COMPONENTS)}, got {components!r}.")
     start = time.perf_counter()
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
@@ -174,13 +176,14 @@ def estimate_sensitivity(
     return result
 
 
-def _validate(
-    method: str, components: Sequence[str], num_probes: int, tolerance: float | None, max_examples: int | None
-) -> None:
+def validate_scoring(method: str, num_probes: int, tolerance: float | None, max_examples: int | None) -> None:
+    """Checks what scoring can be asked for, without a model.
+
+    Raises:
+        ValueError: If the method is unknown or a number is out of range.
+    """
     if method not in METHODS:
         raise ValueError(f"Unknown sensitivity method '{method}'; choose one of {', '.join(METHODS)}.")
-    if isinstance(components, str) or not components or not set(components) <= set(COMPONENTS):
-        raise ValueError(f"`components` must name some of {', '.join(COMPONENTS)}, got {components!r}.")
     for name, value in (("num_probes", num_probes), ("max_examples", max_examples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
