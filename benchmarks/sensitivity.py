@@ -53,8 +53,8 @@ class Arguments:
     data_dir: str = "../shared/glue"
     output: str = str(HERE / "sensitivity.json")
     repeats: int = 5
-    training_steps: int = 115
-    max_probes: int = 640
+    training_steps: int = 114
+    max_probes: int = 256
 
 
 def measure_times(args: Arguments) -> list[dict]:
@@ -182,7 +182,8 @@ def main() -> None:
         "python": platform.python_version(),
     }
     capability = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
-    result = {"rows": rows, "findings": findings, "repeats": args.repeats, "versions": versions, "machine": capability}
+    settings = {"repeats": args.repeats, "training_steps": args.training_steps, "max_probes": args.max_probes}
+    result = {"rows": rows, "findings": findings, "settings": settings, "versions": versions, "machine": capability}
     Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -49,23 +49,27 @@ def accumulate(
     empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.products))
     # The first process goes on with what was done before, to the same bits as if it had never stopped.
     own = progress.moments if rank == 0 else empty
-    converged = None if reliable is None else False
 
     def everywhere(batches_done: int) -> Progress:
         if world == 1:
-            return Progress(own, num_probes, batches_done, converged)
+            return Progress(own, num_probes, batches_done)
         part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
         parts = accelerator.gather(part[None].to(accelerator.device)).cpu()
         # Added up in the processes' order, to the same bits in each of them.
         moments = SampleMoments.zeros(len(own.mean), len(own.products))
         for part in parts:
             moments.add(own.unpacked(part[:-1]))
-        return Progress(moments, int(parts[:, -1].max()), batches_done, converged)
+        return Progress(moments, int(parts[:, -1].max()), batches_done)
 
-    num_probes, done = progress.num_probes, progress.batches_done
+    num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
     for batch in scored_batches(batches, max_examples):
         if batch.number < progress.batches_done:
             continue
+        if batch.number == progress.batches_done and batch.first != before:
+            raise ValueError(
+                f"The state file has {before} examples of {progress.batches_done} batches, these batches have "
+                f"{batch.first}. Repeat the interrupted call with the batches it had."
+            )
         if batch.number % world == rank:
             samples = _finite_samples(sample, task, batch.to(task.device))
             num_probes = samples.num_probes
@@ -74,7 +78,7 @@ def accumulate(
             else:
                 own.add_probes(samples.values, batch.size, batch.number)
             if samples.head_products is not None:
-                own.products += batch.size * samples.head_products.double().cpu()
+                own.products += batch.size * samples.head_products.cpu().double()
         done = batch.number + 1
         if (reliable or save) and done % world == 0:
             state = everywhere(done)
@@ -83,7 +87,10 @@ def accumulate(
                 return state
             if save:
                 save(state)
-    return everywhere(done)
+    state = everywhere(done)
+    if reliable:
+        state.converged = reliable(state.moments)
+    return state
 
 
 def _finite_samples(sample: SampleFunction, task: ScoringTask, batch: ScoredBatch) -> Samples:

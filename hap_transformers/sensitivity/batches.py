@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+
+
+EXAMPLES_FIRST = ("labels", "input_ids", "pixel_values", "inputs_embeds", "input_features")
 
 
 @dataclass
@@ -27,7 +31,7 @@ class ScoredBatch:
         """The same examples in batches of at most `size`."""
         return [
             ScoredBatch(
-                inputs=_cut(self.inputs, slice(start, start + size)),
+                inputs=_cut(self.inputs, self.size, slice(start, start + size)),
                 size=min(size, self.size - start),
                 number=self.number,
                 first=self.first + start,
@@ -37,37 +41,36 @@ class ScoredBatch:
 
     def to(self, device: torch.device) -> "ScoredBatch":
         """The same batch on a device."""
-        inputs = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
-        }
-        return ScoredBatch(inputs, self.size, self.number, self.first)
+        return ScoredBatch(send_to_device(self.inputs, device), self.size, self.number, self.first)
 
 
 def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | None) -> Iterator[ScoredBatch]:
     """Numbers batches and stops after `max_examples` examples, cutting the last batch.
 
     Raises:
-        ValueError: If there is no example at all, or a batch has no tensors.
+        ValueError: If there is no example at all, or a batch is no dictionary or has no tensors.
     """
     seen = 0
     for number, batch in enumerate(batches):
-        tensors = [value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim]
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"Batch {number} is a {type(batch).__name__}; give dictionaries of model inputs.")
+        tensors = {name: v for name, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim}
         if not tensors:
             raise ValueError(f"Batch {number} has no tensors (its entries: {sorted(batch)}).")
-        size = len(tensors[0])
-        if max_examples is not None:
-            size = min(size, max_examples - seen)
+        # Not every tensor has the examples in its first dimension; these do.
+        found = len(next((tensors[name] for name in EXAMPLES_FIRST if name in tensors), next(iter(tensors.values()))))
+        size = found if max_examples is None else min(found, max_examples - seen)
         if size == 0:
             break
-        yield ScoredBatch(_cut(batch, slice(size)), size, number, seen)
+        yield ScoredBatch(_cut(batch, found, slice(size)), size, number, seen)
         seen += size
     if not seen:
         raise ValueError("No examples to score: `batches` is empty.")
 
 
-def _cut(inputs: Mapping[str, Any], examples: slice) -> dict[str, Any]:
-    """The given examples of every tensor that has them."""
+def _cut(inputs: Mapping[str, Any], size: int, examples: slice) -> dict[str, Any]:
+    """The given examples of every tensor that has `size` of them; whatever else is in a batch is for all examples."""
     return {
-        name: value[examples] if isinstance(value, torch.Tensor) and value.ndim else value
+        name: value[examples] if isinstance(value, torch.Tensor) and value.ndim and len(value) == size else value
         for name, value in inputs.items()
     }

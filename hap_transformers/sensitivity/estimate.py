@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -70,8 +71,8 @@ def estimate_sensitivity(
         components (`Sequence[str]`, *optional*, defaults to `("heads", "neurons")`): What to score.
         max_examples (`int`, *optional*): Stop after this many examples.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the
-            model's own loss. It must call the model itself (not a part of it), once; `"gauss_newton_trace"` and
-            `"fisher"` need a loss that is convex in the model's logits.
+            model's own loss. `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from the logits of
+            one call of the model itself, convex in them, and a mean over examples that do not depend on each other.
 
     Parameters that say how:
         method (`str`, *optional*, defaults to `"gauss_newton_trace"`):
@@ -119,6 +120,11 @@ def estimate_sensitivity(
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
         precision = precision or accelerator.mixed_precision
+        if accelerator.num_processes > 1 and isinstance(batches, (DataLoaderShard, DataLoaderDispatcher)):
+            raise ValueError(
+                "`batches` is a prepared loader, which gives every process batches of its own. Pass the loader as it "
+                "was before accelerator.prepare: estimate_sensitivity shares the batches out itself."
+            )
     precision = None if precision == "no" else precision
     blocks = [block for name in COMPONENTS if name in components for block in COMPONENTS[name](model)]
     task = ScoringTask(
@@ -131,14 +137,13 @@ def estimate_sensitivity(
     )
     if not task.blocks:
         raise ValueError(f"{type(model).__name__} has no {' or '.join(components)} left to score.")
-    with torch.no_grad():
-        squared_norms = task.sum_over_components({p: p.detach() ** 2 for p in task.parameters}).double().cpu()
+    squared_norms = task.squared_norms().cpu().double()
 
     def scores(means: torch.Tensor) -> torch.Tensor:
         return component_scores(method, task.blocks, squared_norms, means)
 
     if method in WITHOUT_DATA:
-        result = make_sensitivity(method, blocks, scores(WITHOUT_DATA[method](task).double().cpu()))
+        result = make_sensitivity(method, blocks, scores(WITHOUT_DATA[method](task).cpu().double()))
         result.seconds = time.perf_counter() - start
         return result
 
@@ -150,7 +155,7 @@ def estimate_sensitivity(
     fresh = Progress(SampleMoments.zeros(len(squared_norms), num_heads if method == "fisher" else 0))
     main_process = accelerator is None or accelerator.is_main_process
     run = {"method": method, "components": sorted(components), "num_probes": num_probes, "seed": seed}
-    run |= {"max_examples": max_examples, "precision": precision, "weights": float(squared_norms.sum())}
+    run |= {"max_examples": max_examples, "precision": precision, "weights": f"{squared_norms.sum():.6e}"}
     state = None if state_file is None else StateFile(Path(state_file), run, accelerator)
     bar = tqdm(batches, desc=f"Scoring ({method})", disable=None if progress and main_process else True, leave=False)
     with _scoring_mode(model), bar:

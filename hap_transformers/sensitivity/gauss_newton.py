@@ -106,14 +106,16 @@ class _BackwardPass:
 
     def run(self, outputs: list[torch.Tensor], directions: OutputDirections) -> None:
         """Sends the directions back; `values` then has the sums over them, shape `(examples, num_components)`."""
-        for k, cotangents in enumerate(directions.cotangents):
-            last = k == directions.count - 1
-            scaled = [self.task.precision.scale * cotangent for cotangent in cotangents]
-            torch.autograd.grad(outputs, self.leaves, scaled, retain_graph=not last, allow_unused=True)
-            for module in [module for module, received in self.cotangents.items() if received]:
-                self._add_norms(module)  # Some of its calls did not contribute to the outputs.
-        # The graph's hooks refer to this object: without this the graph would stay until the next garbage collection.
-        self.leaves.clear()
+        try:
+            for k, cotangents in enumerate(directions.cotangents):
+                last = k == directions.count - 1
+                scaled = [self.task.precision.scale * cotangent for cotangent in cotangents]
+                torch.autograd.grad(outputs, self.leaves, scaled, retain_graph=not last, allow_unused=True)
+                for module in list(self.cotangents):
+                    self._add_norms(module)  # Some of its calls did not contribute to the outputs.
+        finally:
+            # The graph's hooks refer to this object: else the graph would stay until the next garbage collection.
+            self.leaves.clear()
 
     def _record(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if args[0].shape[0] % self.examples:
@@ -153,7 +155,7 @@ class _BackwardPass:
 
     def _gram(self, inputs: list[torch.Tensor], tokens: torch.Tensor, owned: torch.Tensor) -> torch.Tensor | None:
         """The tokens' Gram matrix, computed once for query, key and value and for all directions."""
-        if not prefers_ghost(owned, tokens):
+        if owned.dtype == torch.float16 or not prefers_ghost(owned, tokens):
             return None
         key = (*(tensor.data_ptr() for tensor in inputs), inputs[0].shape)
         if key not in self.grams:

@@ -57,8 +57,10 @@ def gram_matrix(tokens: torch.Tensor) -> torch.Tensor:
 
 def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     size = _examples_a_chunk(owned.shape[1] * owned.shape[2])
+    # Products of fp16 numbers below 2^-12 would vanish; bf16 has the range of float32.
+    dtype = torch.float32 if owned.dtype == torch.float16 else owned.dtype
     parts = [
-        torch.bmm(part_gram, part).mul_(part).sum(1, dtype=_sum_dtype(owned))
+        torch.bmm(part_gram, part).to(dtype).mul_(part).sum(1, dtype=_sum_dtype(owned))
         for part, part_gram in zip(owned.split(size), gram.split(size), strict=True)
     ]
     return torch.cat(parts)
@@ -85,7 +87,8 @@ def _normalized_half(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> to
     """
     owned_exponent = torch.frexp(owned.abs().amax().float()).exponent
     other_exponent = torch.frexp(other.float().norm(dim=2).amax()).exponent
-    owned, other = torch.ldexp(owned, -owned_exponent), torch.ldexp(other, -other_exponent)
+    owned = torch.ldexp(owned.float(), -owned_exponent).half()
+    other = torch.ldexp(other.float(), -other_exponent).half()
     if prefers_ghost(owned, other):
         gram = gram_matrix(other)
         norms = _ghost(owned, gram)

@@ -50,8 +50,22 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     generator = task.generator(batch)
     # Fused attention has no double backward; the math kernel does.
     with sdpa_kernel(SDPBackend.MATH):
-        parts = [part.size / batch.size * _probe(task, part, generator) for part in batch.split(EXAMPLES_A_GRAPH)]
-    return Samples(torch.stack(parts).sum(0), task.num_probes)
+        parts = _parts(task, batch)
+        values = [part.size / batch.size * _probe(task, part, generator) for part in parts]
+    return Samples(torch.stack(values).sum(0), task.num_probes)
+
+
+def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
+    """Splits a batch, if its loss is the mean over examples: one of tokens or of weighted classes need not be."""
+    parts = batch.split(EXAMPLES_A_GRAPH)
+    if len(parts) == 1:
+        return parts
+    with torch.no_grad():
+        whole, of_parts = (
+            sum(part.size / batch.size * task.loss_fn(task.model, dict(part.inputs)) for part in group)
+            for group in ([batch], parts)
+        )
+    return parts if torch.isclose(whole, of_parts, rtol=1e-4) else [batch]
 
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:

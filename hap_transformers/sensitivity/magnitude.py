@@ -11,4 +11,4 @@ def magnitude(task: ScoringTask) -> torch.Tensor:
     Returns:
         `torch.Tensor`: Shape `(num_components,)`.
     """
-    return task.sum_over_components({p: p.detach() ** 2 for p in task.parameters}).sqrt()
+    return task.squared_norms().sqrt()

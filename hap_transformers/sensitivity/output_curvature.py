@@ -1,6 +1,6 @@
 """Square roots of the loss's Hessian in the model's outputs: the directions that a Gauss-Newton pass sends back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,17 +58,25 @@ def output_directions(
         ValueError: If the loss does not depend on the outputs, has no curvature in them, is not convex, couples
             examples or positions, or has more classes than can be factored and is no softmax cross-entropy.
     """
-    gradients = torch.autograd.grad(loss, outputs, create_graph=True, allow_unused=True)
-    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    used = [
+        i
+        for i, g in enumerate(torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True))
+        if g is not None
+    ]
     if not used:
         raise ValueError("The loss does not depend on the model's logits; method='gauss_newton_trace' needs that.")
-    if not all(gradients[i].requires_grad for i in used):
-        raise ValueError("The loss is linear in the model's logits, so its Gauss-Newton matrix is zero.")
-    tensors, gradients = [outputs[i] for i in used], [gradients[i] for i in used]
+    tensors = [outputs[i] for i in used]
     vectors = [_randn(tensor, generator) for tensor in tensors]
-    products = _hessian_product(gradients, tensors, vectors, examples)
+    # In fp16 second derivatives underflow, or, multiplied by too much, overflow.
+    for scale in (2.0**14, 2.0**9, 2.0**4, 1.0) if tensors[0].dtype == torch.float16 else (1.0,):
+        gradients = torch.autograd.grad(loss * scale, tensors, create_graph=True)
+        if not all(gradient.requires_grad for gradient in gradients):
+            raise ValueError("The loss is linear in the model's logits, so its Gauss-Newton matrix is zero.")
+        products = _hessian_product(gradients, tensors, vectors, examples / scale)
+        if all(product.isfinite().all() for product in products):
+            break
     factors = [
-        _explicit_factor(gradient, tensor, examples)
+        _explicit_factor(gradient, tensor, examples, scale)
         if _positions(tensor, examples).shape[2] <= EXPLICIT_CLASSES
         else _softmax_factor(tensor, _positions(v, examples), _positions(hv, examples))
         for gradient, tensor, v, hv in zip(gradients, tensors, vectors, products, strict=True)
@@ -155,18 +163,18 @@ def softmax_hessian_product(probabilities: torch.Tensor, vector: torch.Tensor) -
     return weighted - probabilities * weighted.sum(-1, keepdim=True)
 
 
-def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int) -> _ExplicitFactor:
+def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int, scale: float) -> _ExplicitFactor:
     classes = _positions(output, examples).shape[2]
     basis = torch.eye(classes, dtype=output.dtype, device=output.device)
     rows = []
     for row in basis:
         # Positions do not interact, so one product gives this row of every position's Hessian.
         vector = row.expand(_positions(output, examples).shape).reshape(output.shape)
-        (product,) = _hessian_product([gradient], [output], [vector], examples)
+        (product,) = _hessian_product([gradient], [output], [vector], examples / scale)
         rows.append(_positions(product, examples))
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    if values.min() < -_tolerance(output.dtype) * values.abs().max():
+    if values.min() < -_tolerance(output.dtype) * values.abs().max() - torch.finfo(output.dtype).eps:
         raise ValueError(
             "The loss is not convex in the model's logits, so its Gauss-Newton matrix has no square root. Use "
             "method='hessian_trace'."
@@ -179,10 +187,12 @@ def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int
 
 def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor) -> _SoftmaxFactor:
     probabilities = _positions(output.detach(), len(vector)).to(vector.dtype).softmax(-1)
-    unweighted = softmax_hessian_product(probabilities, vector)
-    curvature = (vector * unweighted).sum(-1)
-    # The weight of a position (one over their number, zero where the label is ignored) is read off the loss itself.
-    weight = ((vector * product).sum(-1) / curvature.clamp_min(torch.finfo(vector.dtype).tiny)).clamp_min(0)
+    mean = (probabilities * vector).sum(-1, keepdim=True)
+    variance = (probabilities * (vector - mean) ** 2).sum(-1)
+    # The weight of a position (one over their number, zero where the label is ignored) is read off the loss itself. A
+    # position that is sure of its class has no curvature to read it off, and needs none.
+    sure = variance < 64 * torch.finfo(vector.dtype).eps * (mean**2).squeeze(-1).clamp_min(1)
+    weight = ((vector * product).sum(-1) / variance.masked_fill(sure, 1)).clamp_min(0).masked_fill(sure, 0)
     return _SoftmaxFactor(probabilities, weight)
 
 
@@ -191,7 +201,9 @@ def _check(
 ) -> None:
     """Compares the factored Hessian with the loss's own on one vector."""
     error = (factor.product(vector) - product).norm()
-    if not error <= _tolerance(output.dtype) * product.norm():
+    # Where every example is sure of its class all curvature is rounding noise, to which no factor need fit.
+    noise = torch.finfo(output.dtype).eps * vector.norm()
+    if not error <= _tolerance(output.dtype) * product.norm() + noise:
         raise ValueError(
             "The loss's Hessian in the model's logits has no factor that is known here: the loss couples examples or "
             f"positions, or it has more than {EXPLICIT_CLASSES} classes and is no softmax cross-entropy. Use "
@@ -200,11 +212,11 @@ def _check(
 
 
 def _hessian_product(
-    gradients: list[torch.Tensor], outputs: list[torch.Tensor], vectors: list[torch.Tensor], examples: int
+    gradients: Sequence[torch.Tensor], outputs: list[torch.Tensor], vectors: list[torch.Tensor], factor: float
 ) -> list[torch.Tensor]:
-    """The Hessian of the *sum* of the examples' losses times a vector, in float32 or better."""
+    """The Hessian times a vector, multiplied by `factor` in float32 or better."""
     products = torch.autograd.grad(gradients, outputs, vectors, retain_graph=True, materialize_grads=True)
-    return [examples * product.to(torch.promote_types(product.dtype, torch.float32)) for product in products]
+    return [factor * product.to(torch.promote_types(product.dtype, torch.float32)) for product in products]
 
 
 def _positions(tensor: torch.Tensor, examples: int) -> torch.Tensor:

@@ -53,7 +53,7 @@ class SampleMoments:
             values (`torch.Tensor`): Shape `(examples, components)`.
             first (`int`): Position of the first example among all; examples go to the halves in turn.
         """
-        values = values.detach().double().cpu()
+        values = values.detach().cpu().double()
         count = len(values)
         mean = values.mean(0)
         for half in range(2):
@@ -70,7 +70,7 @@ class SampleMoments:
             size (`int`): Examples in the batch.
             number (`int`): Position of the batch; batches go to the halves in turn, as do its probes.
         """
-        values = values.detach().double().cpu()
+        values = values.detach().cpu().double()
         mean, count = values.mean(0), len(values)
         self.halves[0, number % 2] += size * mean
         self.half_weights[0, number % 2] += size

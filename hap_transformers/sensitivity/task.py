@@ -1,11 +1,10 @@
 """What every scoring method gets, and what it gives for a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..blocks import Block
@@ -76,14 +75,13 @@ class ScoringTask:
         """Components of each block."""
         return [block.num_components for block in self.blocks]
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights that components own, each once."""
-        return list(dict.fromkeys(parameter for block in self.blocks for parameter in block.parameters))
-
-    def sum_over_components(self, tensors: Mapping[nn.Parameter, torch.Tensor]) -> torch.Tensor:
-        """Sums tensors shaped like `parameters` into one number a component, shape `(num_components,)`."""
-        return torch.cat([block.sum_over_components(tensors) for block in self.blocks])
+    def squared_norms(self) -> torch.Tensor:
+        """||w_c||^2 of each component, shape `(num_components,)`, summed in float32 or better."""
+        norms = []
+        for block in self.blocks:  # One block's squares at a time: all of them would be a second copy of the model.
+            weights = [(p, p.detach().to(torch.promote_types(p.dtype, torch.float32))) for p in block.parameters]
+            norms.append(block.sum_over_components({p: weight**2 for p, weight in weights}))
+        return torch.cat(norms)
 
     def generator(self, batch: ScoredBatch) -> torch.Generator:
         """A fresh source of probes for a batch.

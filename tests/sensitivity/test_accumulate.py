@@ -68,5 +68,7 @@ def test_two_processes_agree_with_one(folder, method, name, settings):
     assert (first.num_examples, first.num_probes) == (alone.num_examples, alone.num_probes)
     assert first.reliability == second.reliability == pytest.approx(alone.reliability)
     assert first.converged == second.converged
+    wanted = settings.get("tolerance")
+    assert first.converged is (None if wanted is None or not seen else first.reliability >= wanted)
     if name == "all":
         assert first.num_examples in (0, 14)

@@ -96,6 +96,7 @@ def test_max_examples_cuts_the_last_batch(sampled_method):
     [
         ({"method": "magic"}, "Unknown sensitivity method 'magic'.*hessian_trace"),
         ({"batches": []}, "No examples"),
+        ({"batches": [(torch.ones(1, 3), torch.ones(1))]}, "Batch 0 is a tuple; give dictionaries"),
         ({"batches": [{"input_ids": torch.ones(1, 3, dtype=torch.long)}]}, "no labels"),
         ({"num_probes": 0}, "`num_probes` must be at least 1"),
         ({"max_examples": 0}, "`max_examples` must be at least 1"),
@@ -111,6 +112,26 @@ def test_bad_input(change, message):
     arguments = {"model": make_model(), "batches": [make_batch()], "method": "hessian_trace", "progress": False}
     with pytest.raises(ValueError, match=message):
         estimate_sensitivity(**{**arguments, **change})
+
+
+def test_what_a_batch_has_for_all_examples_is_not_cut(sampled_method):
+    """Position ids of shape (1, length), say, and things that are no tensors."""
+    model, batch = make_model(), make_batch(size=20)
+    shared = {"position_ids": torch.arange(7)[None].flip(1), **batch, "return_dict": True}
+    repeated = {**batch, "position_ids": torch.arange(7).flip(0).expand(20, -1)}
+    results = [
+        estimate_sensitivity(model, [inputs], sampled_method, max_examples=18, progress=False)
+        for inputs in (shared, repeated)
+    ]
+    torch.testing.assert_close(results[0].heads, results[1].heads)
+
+
+def test_weights_in_low_precision_are_summed_in_full():
+    model = make_model(dtype=torch.bfloat16)
+    squares = estimate_sensitivity(model, [], "magnitude").neurons[0] ** 2
+    layer = model.double().bert.encoder.layer[0]
+    owned = [layer.intermediate.dense.weight, layer.intermediate.dense.bias[:, None], layer.output.dense.weight.T]
+    torch.testing.assert_close(squares, sum(w.square().sum(1) for w in owned).detach(), rtol=1e-5, atol=0)
 
 
 def test_stops_when_the_ranking_is_reliable():

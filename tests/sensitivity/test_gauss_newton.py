@@ -43,6 +43,15 @@ def form(request, monkeypatch):
     monkeypatch.setattr("hap_transformers.sensitivity.gauss_newton.prefers_ghost", lambda *_: request.param == "ghost")
 
 
+@pytest.mark.parametrize("chunk", [1, 100, 2000])
+def test_chunks_change_nothing(form, chunk, monkeypatch):
+    model, batch = make_model(), scored_batch()
+    expected = estimate_sensitivity(model, [batch], progress=False)
+    monkeypatch.setattr(ghost_norms, "CHUNK", chunk)
+    result = estimate_sensitivity(model, [batch], progress=False)
+    assert_traces(result, torch.stack(expected.head_traces), torch.stack(expected.neuron_traces))
+
+
 @pytest.mark.parametrize("num_labels", [2, 5, 1], ids=["2 classes", "5 classes", "regression"])
 def test_equals_the_explicit_matrix(scored_model_type, num_labels, form):
     model, batch = make_model(scored_model_type, num_labels=num_labels), scored_batch(num_labels)
@@ -101,7 +110,7 @@ def test_standard_error_is_that_of_the_mean_over_examples():
         torch.testing.assert_close(torch.stack(getattr(result, f"{name}_stderr")), expected)
 
 
-def test_shared_layers_and_chunked_feed_forward_blocks_are_summed_before_they_are_squared():
+def test_feed_forward_blocks_in_chunks_are_summed_before_they_are_squared():
     model, batch = make_model(), scored_batch(length=8)
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
     for layer in model.bert.encoder.layer:
@@ -185,6 +194,19 @@ def test_a_language_model():
         repeats = 400 * 0.5
         torch.testing.assert_close(mean.sum(), exact.sum(), rtol=3 / repeats**0.5, atol=0)
         assert torch.corrcoef(torch.stack([mean.flatten(), exact.flatten()]))[0, 1] > 0.95
+
+
+def test_a_softmax_that_is_sure_of_most_positions():
+    """The weight of a position cannot be read off where it has no curvature, and must not be made up."""
+    logits = torch.randn(2, 6, 100, generator=torch.Generator().manual_seed(0))
+    logits[:, :4] *= 60
+    logits.requires_grad_()
+    loss = F.cross_entropy(logits.flatten(0, 1), torch.arange(12))
+    directions = output_curvature.output_directions(loss, [logits], 2, 2000, torch.Generator().manual_seed(0))
+    second = sum(cotangent[0][:, 4] ** 2 for cotangent in directions.cotangents) / directions.count
+    probabilities = logits[:, 4].softmax(-1)
+    expected = (probabilities - probabilities**2) * 2 / 12  # Two examples, twelve positions.
+    torch.testing.assert_close(second.sum(1), expected.sum(1).detach(), rtol=0.1, atol=0)
 
 
 def model_logits(model, batch):

@@ -91,6 +91,37 @@ def test_batches_of_different_sizes_weigh_by_examples(small):
     assert ((stacked(split, "traces") - traces).abs() < 5 * stacked(whole, "stderr")).all()
 
 
+@pytest.mark.parametrize("reduction", ["examples", "tokens"])
+def test_large_batches(reduction, monkeypatch):
+    """A batch is split where its loss is a mean over examples; a mean over tokens must not turn into one of means."""
+    monkeypatch.setattr("hap_transformers.sensitivity.hutchinson.EXAMPLES_A_GRAPH", 2)
+    model = make_model(hidden_size=8, intermediate_size=12, attn_implementation="eager")
+    batch = make_batch(size=5)
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0] if reduction == "examples" else [1.0, 5.0, 0.0, 2.0, 9.0])
+
+    def loss_fn(m, b):
+        labels = b["labels"]
+        part = weights[b["index"]].double()
+        losses = torch.nn.functional.cross_entropy(m(input_ids=b["input_ids"]).logits, labels, reduction="none")
+        return (losses * part).sum() / part.sum().clamp_min(1e-9)
+
+    indexed = {**batch, "index": torch.arange(5)}
+    result = estimate_sensitivity(model, [indexed], "hessian_trace", num_probes=1500, loss_fn=loss_fn, progress=False)
+    values, diagonals = scored_weights(model), {}
+    for name, weight in values.items():
+
+        def loss(value, name=name):
+            return loss_fn(
+                lambda **inputs: torch.func.functional_call(model, {**values, name: value}, (), inputs), indexed
+            )
+
+        diagonals[name] = torch.func.hessian(loss)(weight).reshape(weight.numel(), -1).diagonal().view(weight.shape)
+    traces = torch.cat([part.flatten() for part in sum_by_component(model, diagonals)])
+    stderr = stacked(result, "stderr")
+    assert ((stacked(result, "traces") - traces).abs() < 4 * stderr).all()
+    assert (stderr < 0.2 * traces.abs().max()).all()
+
+
 def test_sdpa_and_eager_agree():
     batch = make_batch()
     results = [

@@ -32,10 +32,11 @@ def test_low_precision_agrees_with_full(method, precision, error, scored_model_t
 
 
 def test_sums_are_not_rounded_to_low_precision():
-    """256 batches alike: a sum kept in bf16 stops growing at 256 times its terms' last bit."""
+    """A sum kept in bf16 stops growing at 256 terms: 400 batches must give the mean of their own results."""
     model = make_model(dtype=torch.float32)
-    once, often = (estimate_sensitivity(model, [BATCHES[0]] * n, precision="bf16", progress=False) for n in (1, 256))
-    torch.testing.assert_close(scores(once), scores(often), rtol=1e-12, atol=0)
+    single = [scores(estimate_sensitivity(model, [batch], precision="bf16", progress=False)) for batch in BATCHES]
+    often = scores(estimate_sensitivity(model, BATCHES * 100, precision="bf16", progress=False))
+    torch.testing.assert_close(often, torch.stack(single).mean(0), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -53,8 +54,10 @@ def fixed(precision, scale):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_overflow_lowers_the_loss_scale(method):
+def test_an_overflow_lowers_the_loss_scale(method, monkeypatch):
     """A loss so steep that 2^16 times it overflows fp16."""
+    lowered, lower_scale = [], Precision.lower_scale
+    monkeypatch.setattr(Precision, "lower_scale", lambda self: lowered.append(self.scale) or lower_scale(self))
 
     def steep(model, batch):
         return 300 * model(**batch).loss
@@ -65,6 +68,29 @@ def test_an_overflow_lowers_the_loss_scale(method):
         for p in (None, "fp16")
     )
     assert (scores(full) - scores(low)).norm() < 0.02 * scores(full).norm()
+    assert lowered
+
+
+def test_curvatures_too_small_for_fp16():
+    """A mean over many tokens has tiny second derivatives; here, 2^-20 times those of the loss."""
+
+    def flat(model, batch):
+        return 2**-20 * model(**batch).loss
+
+    model = make_model(dtype=torch.float32)
+    full = estimate_sensitivity(model, BATCHES, progress=False)
+    low = estimate_sensitivity(model, BATCHES, precision="fp16", loss_fn=flat, progress=False)
+    assert (scores(full) - 2**20 * scores(low)).norm() < 0.02 * scores(full).norm()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_batch_that_is_sure_of_its_class_is_no_error(precision):
+    """Its curvature is rounding noise in low precision: nothing to add, and nothing to complain of."""
+    model = make_model(dtype=torch.float32)
+    model.classifier.bias.data = torch.tensor([0.0, 11.0])
+    low = estimate_sensitivity(model, BATCHES, precision=precision, progress=False)
+    unsure = estimate_sensitivity(make_model(dtype=torch.float32), BATCHES, progress=False)
+    assert scores(low).abs().max() < 0.05 * scores(unsure).max()
 
 
 def test_what_no_scale_can_mend_is_an_error():

@@ -59,6 +59,15 @@ def test_the_state_of_another_run_is_refused(tmp_path, change, message):
         estimate_sensitivity(**call)
 
 
+def test_other_batches_are_refused(tmp_path):
+    """After running out of memory, say, the call is repeated with smaller batches."""
+    with pytest.raises(KeyboardInterrupt):
+        estimate_sensitivity(make_model(), interrupted(2), state_file=tmp_path / "state", progress=False)
+    smaller = [{name: value[:2] for name, value in batch.items()} for batch in BATCHES]
+    with pytest.raises(ValueError, match="has 7 examples of 2 batches, these batches have 4"):
+        estimate_sensitivity(make_model(), smaller, state_file=tmp_path / "state", progress=False)
+
+
 def test_something_else_is_refused(tmp_path):
     (tmp_path / "state").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a state file"):
