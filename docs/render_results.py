@@ -9,6 +9,7 @@ benchmark's is `benchmarks/sensitivity.json`:
 import json
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -98,6 +99,33 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def describe(benchmark: dict) -> str:
+    """What the benchmark found about rankings, in words."""
+    found, rounds = benchmark["findings"], benchmark["settings"]["repeats"]
+    exact, noisy, spearman = found["gauss_newton"], found["hutchinson"], found["bf16_fp32_spearman"]
+    reliability = noisy["reliability"]
+    # Spearman-Brown: the odds of the reliability grow in proportion to the number of probes.
+    factor = 9 * (1 - reliability) / max(reliability, 1e-3)
+    outlook = (
+        "enough for 0.9"
+        if noisy["reached_0.9"]
+        else f"by the Spearman-Brown formula 0.9 would take about {factor * noisy['probe_batches']:,.0f} of them, "
+        f"{factor * noisy['seconds']:,.0f} s"
+    )
+    text = (
+        f"MiniLM on batches of 32 MRPC pairs, two a pass (Hutchinson: one, with four probes), "
+        f"{benchmark['machine']['threads']} CPU threads ({benchmark['machine']['cpu']}); medians and ranges of {rounds} "
+        f"rounds, made by `make benchmark`. Memory is what tensors take beyond the model and data. On {found['examples']} "
+        f"training pairs of the fine-tuned model one Gauss-Newton pass ranks heads with reliability "
+        f"{exact['fp32']['reliability']:.3f} in {exact['fp32']['seconds']:.0f} s (bf16: "
+        f"{exact['bf16']['reliability']:.3f} in {exact['bf16']['seconds']:.0f} s; rank correlation of bf16 with fp32 "
+        f"scores {spearman['heads']:.4f} for heads, {spearman['neurons']:.4f} for neurons). Hutchinson in bf16 gets to "
+        f"reliability {reliability:.2f} with {noisy['probe_batches']} probes of a batch in {noisy['seconds']:.0f} s; "
+        f"{outlook}."
+    )
+    return textwrap.fill(text, 119)
+
+
 def write_into_readme(name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -110,4 +138,4 @@ if __name__ == "__main__":
     draw(loaded, HERE / "images" / "results.png")
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
     write_into_readme("results", table(loaded))
-    write_into_readme("benchmark", table_of_ratios(benchmark["rows"]))
+    write_into_readme("benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
