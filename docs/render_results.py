@@ -116,12 +116,12 @@ def describe(benchmark: dict) -> str:
         f"MiniLM on batches of 32 MRPC pairs, two a pass (Hutchinson: one, with four probes), "
         f"{benchmark['machine']['threads']} CPU threads ({benchmark['machine']['cpu']}); medians and ranges of "
         f"{rounds} rounds, made by `make benchmark`. Memory is what tensors take beyond the model and data. On "
-        f"{found['examples']} training pairs of the fine-tuned model one Gauss-Newton pass ranks heads with reliability "
-        f"{exact['fp32']['reliability']:.3f} in {exact['fp32']['seconds']:.0f} s (bf16: "
+        f"{found['examples']} training pairs of the fine-tuned model one Gauss-Newton pass ranks heads with "
+        f"reliability {exact['fp32']['reliability']:.3f} in {exact['fp32']['seconds']:.0f} s (bf16: "
         f"{exact['bf16']['reliability']:.3f} in {exact['bf16']['seconds']:.0f} s; rank correlation of bf16 with fp32 "
         f"scores {spearman['heads']:.4f} for heads, {spearman['neurons']:.4f} for neurons). Hutchinson in bf16 gets "
-        f"to reliability {reliability:.2f} with {noisy['probe_batches']} probes of a batch in {noisy['seconds']:.0f} s; "
-        f"{outlook}."
+        f"to reliability {reliability:.2f} with {noisy['probe_batches']} probes of a batch in "
+        f"{noisy['seconds']:.0f} s; {outlook}."
     )
     return textwrap.fill(text, 119)
 
