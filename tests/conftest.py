@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -83,6 +84,15 @@ def make_batch(size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch
         "attention_mask": attention_mask,
         "labels": torch.arange(size) % 2,
     }
+
+
+@pytest.fixture(autouse=True)
+def own_precision(monkeypatch):
+    """Accelerate keeps the precision in a singleton, Transformers 4 in the environment: tests would inherit it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(params=sorted(MODELS))
