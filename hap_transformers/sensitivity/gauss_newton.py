@@ -122,7 +122,7 @@ class _BackwardPass:
             name = self.owners[module][0][1].name
             raise ValueError(
                 f"'{name}' was called on a tensor of shape {tuple(args[0].shape)} for {self.examples} examples, so "
-                "its gradient cannot be told apart by example. Use method='hessian_trace', or batches of one example."
+                "its gradient cannot be told apart by example. Use method='gradient', or batches of one example."
             )
         call = len(self.inputs[module])
         self.inputs[module].append(args[0].detach())

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..blocks import Block
 from .batches import ScoredBatch
+from .probes import rademacher
 from .task import Samples, ScoringTask
 
 
@@ -34,8 +35,9 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
     The second sum has mean zero, as x does not depend on W: it is noise and is left out. The first needs dg alone,
     which is the gradient in y of the directional derivative sum g . (v x) of the loss. So no gradient of a weight is
-    ever formed and weights stay frozen: a probe takes four matrix products a projection where a Hessian-vector product
-    takes six. One double-backward graph of up to `EXAMPLES_A_GRAPH` examples serves all its probes.
+    ever formed and weights stay frozen: a probe takes four matrix products a projection (five where components own
+    columns) where a Hessian-vector product takes six. One double-backward graph of up to `EXAMPLES_A_GRAPH` examples
+    serves all its probes.
 
     Raises:
         ValueError: If the model's attention kernel cannot be differentiated twice, the loss depends on no projection,
@@ -78,7 +80,7 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
     outputs, values, scale = [y for _, y in calls.values()], [], task.precision.scale
     gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
     for probe in range(task.num_probes):
-        probes = {module: _rademacher(module, owners[module], y, generator) for module, (_, y) in calls.items()}
+        probes = {module: _draw(module, owners[module], y, generator) for module, (_, y) in calls.items()}
         moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
         # The gradient of sum g . (v x), in which both g and x depend on the outputs.
         factors = zip((*gradients, *moves), (*moves, *gradients), strict=True)
@@ -116,18 +118,14 @@ def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tu
             handle.remove()
 
 
-def _rademacher(
+def _draw(
     module: nn.Module, block: Block, output: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random signs for a module's weight, shape `(outputs, inputs)`, and for its bias where components own it."""
-
-    def signs(shape: tuple[int, ...]) -> torch.Tensor:
-        drawn = torch.randint(0, 2, shape, generator=generator, device=output.device, dtype=torch.int8)
-        return drawn.to(output.dtype).mul_(2).sub_(1)
-
     rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
     owns_bias = module is not block.output.module and module.bias is not None
-    return signs((rows, columns)), signs((rows,)) if owns_bias else None
+    weight = rademacher((rows, columns), output, generator)
+    return weight, rademacher((rows,), output, generator) if owns_bias else None
 
 
 def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .probes import rademacher
+
 
 # Up to this many directions an example the Gauss-Newton pass sends back every one of them; above, random mixtures.
 EXACT_DIRECTIONS = 16
@@ -129,7 +131,7 @@ class _ExplicitFactor:
         return cotangent
 
     def mixture(self, generator: torch.Generator) -> torch.Tensor:
-        signs = _signs(self.columns[:, :, 0], generator)
+        signs = rademacher(self.columns[:, :, 0].shape, self.columns, generator)
         return (self.columns * signs[:, :, None]).sum(3)
 
 
@@ -152,7 +154,7 @@ class _SoftmaxFactor:
         return self.weight[..., None] * softmax_hessian_product(self.probabilities, vector)
 
     def mixture(self, generator: torch.Generator) -> torch.Tensor:
-        roots = self.probabilities.sqrt() * _signs(self.probabilities, generator)
+        roots = self.probabilities.sqrt() * rademacher(self.probabilities.shape, self.probabilities, generator)
         centred = roots - self.probabilities * roots.sum(-1, keepdim=True)
         return self.weight.sqrt()[..., None] * centred
 
@@ -233,8 +235,3 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _randn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=tensor.dtype)
-
-
-def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, tensor.shape, generator=generator, device=tensor.device, dtype=torch.int8)
-    return signs.to(tensor.dtype).mul_(2).sub_(1)

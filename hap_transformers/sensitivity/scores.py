@@ -43,7 +43,7 @@ def component_scores(
 
 
 def make_sensitivity(
-    method: str, blocks: list[Block], scores: torch.Tensor, moments: SampleMoments | None = None, **plain
+    method: str, blocks: list[Block], scores: torch.Tensor, moments: SampleMoments | None = None
 ) -> Sensitivity:
     """Splits scores, traces and standard errors into layers of heads and of neurons.
 
@@ -52,7 +52,6 @@ def make_sensitivity(
         blocks (`list[Block]`): All blocks that were asked for, also those with no components left.
         scores (`torch.Tensor`): Shape `(num_components,)`.
         moments (`SampleMoments`, *optional*): Where the scores come from.
-        plain: Other fields of `Sensitivity`.
     """
     traced = moments is not None and method in TRACE_METHODS
     fields: dict[str, torch.Tensor | None] = {
@@ -71,4 +70,4 @@ def make_sensitivity(
         lists[name] = [part.clone() for block, part in parts if isinstance(block, FeedForwardBlock)] or None
     if method == "fisher" and len(moments.products):
         lists["head_interactions"] = moments.products / moments.num_examples
-    return Sensitivity(method, **lists, **plain)
+    return Sensitivity(method, **lists)
