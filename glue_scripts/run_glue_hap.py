@@ -35,11 +35,10 @@ from transformers import (
 
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
-from hap_transformers.checkpoint import TRANSFORMERS_4
+from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
 from hap_transformers.model_card import make_model_card
 from hap_transformers.plots import plot_head_sensitivity
-from hap_transformers.surgery import validate_prunable
 
 
 PICTURE = "head_sensitivity.png"
@@ -99,7 +98,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         config.problem_type = "regression"
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForSequenceClassification.from_pretrained(model_path, config=config)
-    validate_prunable(model)  # Refuses an unknown architecture before hours of fine-tuning, not after.
     data = task.tokenize(tokenizer, script.max_seq_length)
     output.mkdir(parents=True, exist_ok=True)
     trainer = HapTrainer(

@@ -8,7 +8,7 @@ from .architectures import ARCHITECTURES, Architecture
 from .config import HapConfig
 from .planning import PruningPlan, plan_pruning
 from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
-from .surgery import prune_heads
+from .surgery import apply_plan, prune_heads
 from .trainer import HapTrainer
 from .version import __version__
 
@@ -22,6 +22,7 @@ __all__ = [
     "PruningPlan",
     "Sensitivity",
     "__version__",
+    "apply_plan",
     "estimate_sensitivity",
     "plan_pruning",
     "prune_heads",

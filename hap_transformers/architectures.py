@@ -11,23 +11,41 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from .releases import VIT_RENAMED
+
 
 @dataclass(frozen=True)
 class Architecture:
     """Names of the attention and feed-forward modules of one model family.
 
+    A path that is named n times among `query`, `key` and `value`, or in `ffn_inputs`, is one fused projection, whose
+    outputs are in n equal parts, in the order of naming.
+
     Args:
-        layers (`str`): Path of the layers' `ModuleList`, from `model.base_model`.
+        layers (`str`): Path of the layers' `ModuleList`, from `model.base_model`. A `*` in it stands for all modules
+            of a list; layers are then numbered through all lists.
         attention (`str`): Path, from a layer, of the module that splits its input into heads.
         query (`str`): Path, from a layer, of the query projection.
         key (`str`): Path, from a layer, of the key projection.
-        value (`str`): Path, from a layer, of the value projection. Where query, key and value are one fused
-            projection, all three name it; its outputs are then queries, keys and values in this order.
+        value (`str`): Path, from a layer, of the value projection.
         output (`str`): Path, from a layer, of the projection that reads the heads' concatenated contexts.
-        ffn_inputs (`tuple[str, ...]`): Paths, from a layer, of the projections whose outputs are the neurons.
+        ffn_inputs (`tuple[str, ...]`): Paths, from a layer, of the projections whose outputs are the neurons (or their
+            gates). Those that the layer does not have are passed over.
         ffn_output (`str`): Path, from a layer, of the projection that reads the neurons' activations.
-        num_heads (`str`): Attribute of the attention module that holds its number of heads.
-        width (`str`): Attribute of the attention module that holds heads x head size.
+        position_inputs (`tuple[str, ...]`, *optional*): Paths, from a layer, of projections of relative positions,
+            whose rows go with the heads but are not scored. Those that the layer does not have are passed over.
+        position_bias (`str`, *optional*): For attention modules that take an argument `position_bias` with a row for
+            each head of the dense model: `"given"` if it always comes from outside, `"computed"` if the first layer
+            computes it by `compute_bias` and all return it after their output.
+        attention_norm (`str`, *optional*): Path, from a layer, of the LayerNorm that the attention module itself
+            applies to the sum of its input and output.
+        num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
+            of Transformers that have it.
+        width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
+        config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
+            model's heads a layer. Where several query heads share a key/value head, they are one removable head.
+        config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size;
+            where it has none, that is hidden size / attention heads.
     """
 
     layers: str
@@ -38,13 +56,13 @@ class Architecture:
     output: str
     ffn_inputs: tuple[str, ...]
     ffn_output: str
+    position_inputs: tuple[str, ...] = ()
+    position_bias: str | None = None
+    attention_norm: str | None = None
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
-
-    @property
-    def fused(self) -> bool:
-        """Whether query, key and value are one projection."""
-        return self.query == self.key == self.value
+    config_heads: str = "num_attention_heads"
+    config_head_size: str = "head_dim"
 
 
 BERT_NAMES = {
@@ -56,11 +74,76 @@ BERT_NAMES = {
     "ffn_inputs": ("intermediate.dense",),
     "ffn_output": "output.dense",
 }
+BERT = Architecture(layers="encoder.layer", **BERT_NAMES)
+# In BART's family a layer's modules are named alike; only the encoder's layers are pruned.
+BART = Architecture(
+    layers="encoder.layers",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    ffn_inputs=("fc1",),
+    ffn_output="fc2",
+    num_heads="num_heads",
+)
+LLAMA = Architecture(
+    layers="layers",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    ffn_inputs=("mlp.gate_proj", "mlp.up_proj"),
+    ffn_output="mlp.down_proj",
+    config_heads="num_key_value_heads",
+)
+VIT_NAMES = {
+    **BERT_NAMES,
+    "attention": "attention.attention",
+    "query": "attention.attention.query",
+    "key": "attention.attention.key",
+    "value": "attention.attention.value",
+}
+VIT = Architecture(layers="encoder.layer", **VIT_NAMES)
+if VIT_RENAMED:
+    VIT = Architecture(
+        layers="layers",
+        attention="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        output="attention.o_proj",
+        ffn_inputs=("mlp.fc1",),
+        ffn_output="mlp.fc2",
+    )
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "bert": Architecture(layers="encoder.layer", **BERT_NAMES),
-    "roberta": Architecture(layers="encoder.layer", **BERT_NAMES),
-    "electra": Architecture(layers="encoder.layer", **BERT_NAMES),
+    "albert": Architecture(
+        layers="encoder.albert_layer_groups.*.albert_layers",
+        attention="attention",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        ffn_inputs=("ffn",),
+        ffn_output="ffn_output",
+    ),
+    "bart": BART,
+    "bert": BERT,
+    "camembert": BERT,
+    "deberta-v2": Architecture(
+        layers="encoder.layer",
+        **{
+            **BERT_NAMES,
+            "query": "attention.self.query_proj",
+            "key": "attention.self.key_proj",
+            "value": "attention.self.value_proj",
+        },
+        position_inputs=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+    ),
+    "deit": VIT,
     "distilbert": Architecture(
         layers="transformer.layer",
         attention="attention",
@@ -73,6 +156,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         num_heads="n_heads",
         width="dim",
     ),
+    "electra": BERT,
     "gpt2": Architecture(
         layers="h",
         attention="attn",
@@ -83,8 +167,52 @@ ARCHITECTURES: dict[str, Architecture] = {
         ffn_inputs=("mlp.c_fc",),
         ffn_output="mlp.c_proj",
         num_heads="num_heads",
-        width="embed_dim",
+        width="split_size",
     ),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "modernbert": Architecture(
+        layers="layers",
+        attention="attn",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        output="attn.Wo",
+        ffn_inputs=("mlp.Wi", "mlp.Wi"),
+        ffn_output="mlp.Wo",
+        num_heads="num_heads",
+    ),
+    "mpnet": Architecture(
+        layers="encoder.layer",
+        attention="attention.attn",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        output="attention.attn.o",
+        ffn_inputs=("intermediate.dense",),
+        ffn_output="output.dense",
+        position_bias="given",
+    ),
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "roberta": BERT,
+    "t5": Architecture(
+        layers="encoder.block",
+        attention="layer.0.SelfAttention",
+        query="layer.0.SelfAttention.q",
+        key="layer.0.SelfAttention.k",
+        value="layer.0.SelfAttention.v",
+        output="layer.0.SelfAttention.o",
+        ffn_inputs=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
+        ffn_output="layer.1.DenseReluDense.wo",
+        position_bias="computed",
+        num_heads="n_heads",
+        width="inner_dim",
+        config_head_size="d_kv",
+    ),
+    "vit": VIT,
+    "whisper": BART,
+    "xlm-roberta": BERT,
 }
 
 

@@ -8,15 +8,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture, get_architecture
-from .projections import Projection
+from .projections import Projection, find_projections
 
 
 @dataclass
 class Block:
     """Components of one layer that can be removed one by one: attention heads, or feed-forward neurons.
 
-    A component owns the same number of consecutive rows (and biases) in every input projection and of consecutive
-    columns in the output projection. The output projection's bias belongs to no component.
+    A component owns, in every input projection, one of `num_components` equal runs of rows (and biases), and such a
+    run of columns of the output projection. The output projection's bias belongs to no component.
 
     Args:
         index (`int`): Number of the layer.
@@ -46,11 +46,9 @@ class Block:
         return torch.stack([rows.reshape(self.num_components, -1).sum(1) for rows in owned]).sum(0)
 
     def weights_per_component(self) -> int:
-        """Number of weights one component owns (p_c)."""
-        matrices = [self.output.matrix(self.output.module.weight)]
-        matrices += [projection.matrix(projection.module.weight) for projection in self.inputs]
-        biases = sum(projection.out_features for projection in self.inputs if projection.module.bias is not None)
-        return (sum(matrix.numel() for matrix in matrices) + biases) // self.num_components
+        """Number of weights one component owns (p_c); 0 where no component is left."""
+        rows = sum(weights_by_rows(projection) for projection in self.inputs)
+        return (rows + self.output.module.weight.numel()) // max(self.num_components, 1)
 
 
 @dataclass
@@ -59,17 +57,18 @@ class AttentionBlock(Block):
 
     Args:
         attention (`nn.Module`): The module that splits its input into heads.
-        head_dim (`int`): Rows (and columns) a head owns in each projection.
         kept_heads (`list[int]`): The heads still there, by their number in the original model.
         num_original_heads (`int`): Heads the original model had here.
         architecture (`Architecture`): The table entry the block was read through.
+        position_inputs (`list[Projection]`): Projections of relative positions; a head owns rows of them, too, but
+            they are no part of its score.
     """
 
     attention: nn.Module
-    head_dim: int
     kept_heads: list[int]
     num_original_heads: int
     architecture: Architecture
+    position_inputs: list[Projection]
 
     @property
     def num_heads(self) -> int:
@@ -82,8 +81,13 @@ class FeedForwardBlock(Block):
     """One layer's feed-forward block; a component is a neuron."""
 
 
+def weights_by_rows(projection: Projection) -> int:
+    """Number of weights and biases behind a projection's outputs."""
+    return projection.out_features * (projection.in_features + (projection.module.bias is not None))
+
+
 def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
-    """Lists a model's self-attention blocks, first layer first.
+    """Lists a model's self-attention blocks (of encoder-decoders: the encoder's), first layer first.
 
     What is left of a pruned layer is read off its weights and `config.pruned_heads`, so that the view is right for
     fresh, pruned and reloaded models alike.
@@ -91,18 +95,16 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
     Raises:
         ValueError: If the architecture is unknown, or the weights and `config.pruned_heads` contradict each other.
     """
-    architecture = get_architecture(model)
-    total, head_dim = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
-    recorded = {int(i): set(heads) for i, heads in (getattr(model.config, "pruned_heads", None) or {}).items()}
-    roles = [architecture.query, architecture.key, architecture.value]
+    architecture, config = get_architecture(model), model.config
+    total = getattr(config, architecture.config_heads)
+    head_size = getattr(config, architecture.config_head_size, None) or config.hidden_size // config.num_attention_heads
+    recorded = {int(i): set(heads) for i, heads in (getattr(config, "pruned_heads", None) or {}).items()}
+    roles = (architecture.query, architecture.key, architecture.value)
     blocks = []
-    for index, layer in enumerate(model.base_model.get_submodule(architecture.layers)):
-        path = f"{architecture.layers}.{index}."
-        inputs = [
-            Projection(path + role, layer.get_submodule(role), *((part, 3) if architecture.fused else ()))
-            for part, role in enumerate(roles)
-        ]
-        count = inputs[0].out_features // head_dim
+    for index, path in enumerate(_layer_paths(model, architecture)):
+        inputs = find_projections(model.base_model, path, roles)
+        (output,) = find_projections(model.base_model, path, (architecture.output,))
+        count = inputs[1].out_features // head_size
         kept = list(range(total))
         if count != total:
             kept = [head for head in kept if head not in recorded.get(index, ())]
@@ -115,29 +117,37 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
             AttentionBlock(
                 index=index,
                 inputs=inputs,
-                output=Projection(path + architecture.output, layer.get_submodule(architecture.output)),
+                output=output,
                 num_components=count,
-                attention=layer.get_submodule(architecture.attention),
-                head_dim=head_dim,
+                attention=model.base_model.get_submodule(path + architecture.attention),
                 kept_heads=kept,
                 num_original_heads=total,
                 architecture=architecture,
+                position_inputs=find_projections(model.base_model, path, architecture.position_inputs, optional=True),
             )
         )
     return blocks
 
 
 def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
-    """Lists a model's feed-forward blocks, first layer first.
+    """Lists a model's feed-forward blocks (of encoder-decoders: the encoder's), first layer first.
 
     Raises:
         ValueError: If the architecture is unknown.
     """
     architecture = get_architecture(model)
     blocks = []
-    for index, layer in enumerate(model.base_model.get_submodule(architecture.layers)):
-        path = f"{architecture.layers}.{index}."
-        inputs = [Projection(path + name, layer.get_submodule(name)) for name in architecture.ffn_inputs]
-        output = Projection(path + architecture.ffn_output, layer.get_submodule(architecture.ffn_output))
+    for index, path in enumerate(_layer_paths(model, architecture)):
+        inputs = find_projections(model.base_model, path, architecture.ffn_inputs, optional=True)
+        (output,) = find_projections(model.base_model, path, (architecture.ffn_output,))
         blocks.append(FeedForwardBlock(index, inputs, output, inputs[0].out_features))
     return blocks
+
+
+def _layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
+    """Path of every layer from the base model, with a final dot."""
+    paths = [""]
+    for part in architecture.layers.split(".*."):
+        lists = [path + part for path in paths]
+        paths = [f"{path}.{i}." for path in lists for i in range(len(model.base_model.get_submodule(path)))]
+    return paths

@@ -5,51 +5,52 @@ extension point for structure changes. Nothing here quantizes: once loaded, the 
 config remembers its sizes.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import transformers
-from packaging import version
-from torch import nn
+from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import ARCHITECTURES
-from .blocks import attention_blocks
-from .surgery import prune_heads, resize_linear, set_head_count, validate_prunable
+from .releases import TRANSFORMERS_4
+from .structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
+from .surgery import prune_heads
 
 
-TRANSFORMERS_4 = version.parse(transformers.__version__).major == 4
-
-
-@register_quantization_config("hap")
+@register_quantization_config(METHOD)
 class HapStructure(QuantizationConfigMixin):
     """The sizes of a pruned model, as `config.json` holds them under `quantization_config`.
 
     Args:
-        heads (`dict[str, int]`): Layer number to the number of heads left, for each pruned layer.
-        linears (`dict[str, list[int]]`): Path from `model.base_model` of each resized projection to its new
-            `[in_features, out_features]`.
+        quant_method (`str`): `"hap"`.
+        structure: What [`record_structure`] wrote; it is validated when a model is built after it.
     """
 
-    def __init__(self, heads: dict[str, int], linears: dict[str, list[int]], quant_method: str = "hap"):
+    def __init__(self, quant_method: str = METHOD, **structure: Any):
         self.quant_method = quant_method
-        self.heads = heads
-        self.linears = linears
+        vars(self).update(structure)
 
 
-@register_quantizer("hap")
+@register_quantizer(METHOD)
 class HapStructureLoader(HfQuantizer):
-    """Resizes the still empty model before its weights are loaded."""
+    """Cuts the still empty model down before its weights are loaded."""
 
     requires_calibration = False
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        rebuild_structure(model, self.quantization_config)
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        structure = self.quantization_config.to_dict()
+        validate_weights(model, structure, checkpoint_files or ())
+        rebuild_structure(model, structure)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
-        model.config.pruned_heads = {int(layer): heads for layer, heads in model.config.pruned_heads.items()}
+        pruned_heads = getattr(model.config, "pruned_heads", None) or {}
+        model.config.pruned_heads = {int(layer): heads for layer, heads in pruned_heads.items()}
         model.config.quantization_config = self.quantization_config.to_dict()
         return model
 
@@ -63,52 +64,37 @@ class HapStructureLoader(HfQuantizer):
         return True
 
 
-def rebuild_structure(model: PreTrainedModel, structure: HapStructure) -> None:
-    """Resizes a dense model's projections to the sizes recorded in a checkpoint.
+def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Checks that a checkpoint's weights are safetensors, and have the sizes that its config records.
+
+    Only the files' headers are read. Weights that Transformers renames as it loads them are left to its own check.
 
     Args:
-        model (`PreTrainedModel`): The model as built from its config, possibly on the meta device.
-        structure (`HapStructure`): The recorded sizes. They are validated before anything is resized.
+        model (`PreTrainedModel`): The dense model, possibly on the meta device.
+        structure (`Mapping[str, Any]`): The recorded structure.
+        files (`Sequence[str]`): The checkpoint's weight files; Transformers 4 does not tell.
 
     Raises:
-        ValueError: If the record names a layer or module that does not exist, or a size that is not a whole number
-            between zero and the dense model's, or if head counts and sizes contradict each other.
+        ValueError: If a file is not safetensors or a size does not fit, and as [`recorded_counts`] does.
     """
-    base = model.base_model
-    linears = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-    for name, sizes in structure.linears.items():
-        if name not in linears:
-            raise ValueError(
-                f"The checkpoint's config resizes '{name}', but {type(base).__name__} has no such Linear."
-            )
-        dense = [linears[name].in_features, linears[name].out_features]
-        if len(sizes) != 2 or any(type(s) is not int or not 0 <= s <= d for s, d in zip(sizes, dense, strict=False)):
-            raise ValueError(f"The checkpoint's config gives '{name}' the sizes {sizes}; expected at most {dense}.")
-    validate_prunable(model)
-    blocks = {str(block.index): block for block in attention_blocks(model)}
-    pruned = {str(layer): heads for layer, heads in (getattr(model.config, "pruned_heads", None) or {}).items()}
-    for layer, count in structure.heads.items():
-        if layer not in blocks:
-            raise ValueError(f"The checkpoint's config names layer {layer}; the model has {len(blocks)} layers.")
-        block = blocks[layer]
-        if block.num_original_heads - len(pruned.get(layer, ())) != count:
-            raise ValueError(
-                f"The checkpoint's config gives layer {layer} {count} heads, but its pruned_heads names "
-                f"{pruned.get(layer, [])} of {block.num_original_heads}."
-            )
-        width = count * block.head_dim
-        expected = {projection.name: [projection.module.in_features, width] for projection in block.inputs}
-        expected[block.output.name] = [width, block.output.module.out_features]
-        for name, sizes in expected.items():
-            if structure.linears.get(name) != sizes:
-                raise ValueError(
-                    f"The checkpoint's config gives layer {layer} {count} heads but '{name}' the sizes "
-                    f"{structure.linears.get(name)}; {sizes} would fit."
-                )
-    for name, (in_features, out_features) in structure.linears.items():
-        resize_linear(linears[name], in_features, out_features)
-    for layer, count in structure.heads.items():
-        set_head_count(blocks[layer], count)
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise ValueError(f"Pruned models are loaded from safetensors only, not from '{file}'.")
+        with safe_open(file, framework="pt") as tensors:
+            shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
+    for block, count in recorded_counts(model, structure):
+        dense = max(block.num_components, 1)
+        sizes = [(p, p.out_features * p.parts // dense * count, p.in_features) for p in block.inputs]
+        sizes.append((block.output, block.output.out_features, block.output.in_features // dense * count))
+        for projection, *size in sizes:
+            expected = size[::-1] if isinstance(projection.module, Conv1D) else size
+            for name in (f"{projection.name}.weight", f"{model.base_model_prefix}.{projection.name}.weight"):
+                if shapes.get(name, expected) != expected:
+                    raise ValueError(
+                        f"The checkpoint's config gives '{name}' the shape {expected}, but its weights have "
+                        f"{shapes[name]}. The config and the weights do not belong together."
+                    )
 
 
 _prune_heads_of_transformers_4 = PreTrainedModel.prune_heads if TRANSFORMERS_4 else None
@@ -116,8 +102,9 @@ _prune_heads_of_transformers_4 = PreTrainedModel.prune_heads if TRANSFORMERS_4 e
 
 def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[int]]) -> None:
     """Removes attention heads; see [`hap_transformers.prune_heads`]."""
-    architecture = ARCHITECTURES.get(self.config.model_type)
-    if TRANSFORMERS_4 and (architecture is None or architecture.fused):
+    if TRANSFORMERS_4 and heads_to_prune is self.config.pruned_heads and recorded_structure(self.config):
+        return  # Transformers 4 prunes every new model by its config; the loader does it once all is built.
+    if TRANSFORMERS_4 and self.config.model_type not in ARCHITECTURES:
         _prune_heads_of_transformers_4(self, heads_to_prune)
     else:
         prune_heads(self, heads_to_prune)

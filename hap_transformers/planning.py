@@ -1,15 +1,16 @@
-"""Decides which heads to remove: `plan_pruning` turns a `Sensitivity` into a `PruningPlan`."""
+"""Decides what to remove: `plan_pruning` turns a `Sensitivity` into a `PruningPlan`."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .blocks import attention_blocks
+from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks, weights_by_rows
 from .sensitivity import Sensitivity
-from .surgery import validate_heads
 
 
 BUDGETS = ("heads",)
@@ -23,6 +24,9 @@ class PruningPlan:
         heads (`dict[int, list[int]]`): Layer number to the heads to remove there, numbered as in the original model.
         model_type (`str`): The `config.model_type` the plan was made for.
         original_heads (`list[int]`): Heads of each layer of the original model.
+        neurons (`dict[int, list[int]]`, *optional*): Layer number to the feed-forward neurons to remove there,
+            numbered as they are in the model the plan was made for, pruned before or not.
+        num_neurons (`list[int]`, *optional*): Neurons of each layer of that model; needed to remove any.
         budget (`str`): What `ratio` is a share of.
         ratio (`float`): Share asked for.
         method (`str`): The scoring method behind the plan.
@@ -31,21 +35,69 @@ class PruningPlan:
     heads: dict[int, list[int]]
     model_type: str
     original_heads: list[int]
+    neurons: dict[int, list[int]] = field(default_factory=dict)
+    num_neurons: list[int] = field(default_factory=list)
     budget: str = "heads"
     ratio: float | None = None
     method: str = ""
+
+    @classmethod
+    def for_model(
+        cls,
+        model: PreTrainedModel,
+        *,
+        heads: Mapping[int, Sequence[int]] | None = None,
+        neurons: Mapping[int, Sequence[int]] | None = None,
+        **settings: Any,
+    ) -> "PruningPlan":
+        """A plan for a model as it is now.
+
+        Args:
+            model (`PreTrainedModel`): The model; it is only looked at.
+            heads, neurons: Layer number to what to remove there.
+            settings: `budget`, `ratio` and `method`, for the record.
+
+        Raises:
+            ValueError: As `validate` does.
+        """
+        plan = cls(
+            heads={layer: sorted((heads or {})[layer]) for layer in sorted(heads or {})},
+            neurons={layer: sorted((neurons or {})[layer]) for layer in sorted(neurons or {})},
+            model_type=model.config.model_type,
+            original_heads=[block.num_original_heads for block in attention_blocks(model)],
+            num_neurons=[block.num_components for block in feed_forward_blocks(model)],
+            **settings,
+        )
+        plan.validate(model)
+        return plan
 
     @property
     def num_heads(self) -> int:
         """Number of heads the plan removes."""
         return sum(len(heads) for heads in self.heads.values())
 
-    def validate(self, model: PreTrainedModel) -> None:
-        """Checks that the plan fits a model.
+    def count_parameters(self, model: PreTrainedModel) -> int:
+        """Number of parameters that the plan takes from a model. Heads already gone count for nothing.
 
         Raises:
-            ValueError: If the plan was made for another model type or shape, or names a layer or head that does not
-                exist, or names a head twice.
+            ValueError: As `validate` does.
+        """
+        self.validate(model)
+        removed = 0
+        for block in attention_blocks(model):
+            heads = len(set(self.heads.get(block.index, ())) & set(block.kept_heads))
+            positions = sum(weights_by_rows(p) for p in block.position_inputs) // max(block.num_components, 1)
+            removed += heads * (block.weights_per_component() + positions)
+        for block in feed_forward_blocks(model):
+            removed += len(self.neurons.get(block.index, ())) * block.weights_per_component()
+        return removed
+
+    def validate(self, model: PreTrainedModel) -> None:
+        """Checks that the plan fits a model as it is now.
+
+        Raises:
+            ValueError: If the plan was made for another model type or shape, or names a layer, head or neuron that
+                does not exist, or one twice.
         """
         blocks = attention_blocks(model)
         shape = [block.num_original_heads for block in blocks]
@@ -54,10 +106,18 @@ class PruningPlan:
                 f"The plan is for a '{self.model_type}' with {self.original_heads} heads a layer, but "
                 f"{type(model).__name__} is a '{model.config.model_type}' with {shape}. Make a plan for this model."
             )
-        for layer, heads in self.heads.items():
-            if len(set(heads)) != len(heads):
-                raise ValueError(f"The plan names a head of layer {layer} twice: {heads}.")
+        counts = [block.num_components for block in feed_forward_blocks(model)]
+        if self.neurons and self.num_neurons != counts:
+            raise ValueError(
+                f"The plan is for {self.num_neurons} neurons a layer, but {type(model).__name__} has {counts}. Make a "
+                "plan for this model as it is now."
+            )
+        for kind, removed in (("head", self.heads), ("neuron", self.neurons)):
+            for layer, numbers in removed.items():
+                if len(set(numbers)) != len(numbers):
+                    raise ValueError(f"The plan names a {kind} of layer {layer} twice: {sorted(numbers)}.")
         validate_heads(blocks, self.heads)
+        _validate_numbers("neurons", counts, self.neurons, "in the model as it is now")
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
@@ -73,7 +133,8 @@ class PruningPlan:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            values["heads"] = {int(layer): [int(head) for head in heads] for layer, heads in values["heads"].items()}
+            for name in ("heads", "neurons"):
+                values[name] = {int(layer): [int(n) for n in numbers] for layer, numbers in values.get(name, {}).items()}
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error
@@ -145,14 +206,36 @@ def plan_pruning(
             heads.setdefault(layer, []).append(head)
             left[layer] -= 1
             to_remove -= 1
-    return PruningPlan(
-        heads={layer: sorted(heads[layer]) for layer in sorted(heads)},
-        model_type=model.config.model_type,
-        original_heads=[block.num_original_heads for block in blocks],
-        budget=budget,
-        ratio=ratio,
-        method=sensitivity.method,
-    )
+    return PruningPlan.for_model(model, heads=heads, budget=budget, ratio=ratio, method=sensitivity.method)
+
+
+def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Checks that every named layer and head exists in the original model.
+
+    Returns:
+        `dict[int, list[int]]`: The same removals with sorted, plain integers.
+
+    Raises:
+        ValueError: If a layer or head is out of range.
+    """
+    totals = [block.num_original_heads for block in blocks]
+    _validate_numbers("heads", totals, heads_to_prune, "in the original model")
+    return {int(layer): sorted({int(head) for head in heads}) for layer, heads in heads_to_prune.items()}
+
+
+def _validate_numbers(kind: str, totals: list[int], removed: Mapping[int, Sequence[int]], where: str) -> None:
+    for layer, numbers in removed.items():
+        if not 0 <= int(layer) < len(totals):
+            raise ValueError(
+                f"Cannot prune {kind} of layer {layer}: the model has layers 0 to {len(totals) - 1}. "
+                "Nothing was pruned."
+            )
+        wrong = [number for number in numbers if not 0 <= number < totals[int(layer)]]
+        if wrong:
+            raise ValueError(
+                f"Cannot prune {kind} {wrong} of layer {layer}: they are numbered 0 to {totals[int(layer)] - 1}, as "
+                f"{where}. Nothing was pruned."
+            )
 
 
 def validate_budget(budget: str, ratio: float, min_heads: int) -> None:

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from .blocks import attention_blocks
 from .config import HapConfig
 from .planning import PruningPlan, plan_pruning
 from .sensitivity import Sensitivity, estimate_sensitivity
-from .surgery import prune_heads
+from .surgery import apply_plan
 
 
 logger = logging.get_logger(__name__)
@@ -39,6 +40,8 @@ class HapTrainer(Trainer):
 
     def __init__(self, *args, hap_config: HapConfig | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if hap_config is not None:
+            attention_blocks(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
         self.hap_config = hap_config
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
@@ -99,8 +102,7 @@ class HapTrainer(Trainer):
                 ratio=config.ratio,
                 min_heads=config.min_heads,
             )
-        plan.validate(model)
-        prune_heads(model, plan.heads)
+        apply_plan(model, plan)
         model.add_model_tags(["hap", "pruned"])
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, estimate_sensitivity
-from hap_transformers.checkpoint import TRANSFORMERS_4
+from hap_transformers.releases import TRANSFORMERS_4
 
 
 class Rows(Dataset):

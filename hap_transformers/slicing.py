@@ -1,0 +1,95 @@
+"""Cuts blocks down to some of their components: rows of the projections into them, columns of the one out of them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .blocks import AttentionBlock, Block
+from .projections import Projection
+from .pruned_modules import fit_modules
+
+
+def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
+    """Checks that the weights of some blocks can be sliced.
+
+    Raises:
+        ValueError: If a projection is no plain Linear or Conv1D of floating point weights, or shares its weights with
+            another module.
+    """
+    users: dict[nn.Parameter, set[str]] = defaultdict(set)
+    for path, module in model.base_model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users[parameter].add(path)
+    for block in blocks:
+        for projection in _projections(block):
+            module = projection.module
+            own = dict(module.named_parameters(recurse=False))
+            if not isinstance(module, nn.Linear | Conv1D) or "weight" not in own or not own["weight"].is_floating_point():
+                raise ValueError(
+                    f"Cannot prune {type(model).__name__}: '{projection.name}' is a {type(module).__name__} of dtype "
+                    f"{module.weight.dtype}, and only plain Linear and Conv1D layers can be sliced. Prune before "
+                    "quantizing or adding adapters, or merge adapters first. Nothing was pruned."
+                )
+            for parameter in projection.parameters:
+                if others := users[parameter] - {projection.name}:
+                    raise ValueError(
+                        f"Cannot prune {type(model).__name__}: '{projection.name}' shares a weight with "
+                        f"'{min(others)}', which would not fit any more. Untie them first. Nothing was pruned."
+                    )
+
+
+def keep_components(block: Block, positions: Sequence[int]) -> None:
+    """Cuts a block down to the components at some positions, in place.
+
+    Modules stay the same objects; their parameters are replaced by smaller ones of the same dtype, device and
+    `requires_grad` (but for those without any element left, which no gradient ever reaches).
+
+    Args:
+        block (`Block`): The block, whose weights can be sliced (see [`validate_sliceable`]).
+        positions (`Sequence[int]`): Positions among the present components, in ascending order.
+    """
+    kept = torch.tensor(positions, dtype=torch.long)
+    rows = defaultdict(list)
+    *inputs, output = _projections(block)
+    for projection in inputs:
+        own = _runs(kept, projection.out_features // block.num_components)
+        rows[projection.module].append(own + projection.part * projection.out_features)
+    columns = _runs(kept, output.in_features // block.num_components)
+    for module, parts in rows.items():
+        _slice(module, torch.cat(parts), outputs=True)
+    _slice(output.module, columns, outputs=False)
+    block.num_components = len(positions)
+    if isinstance(block, AttentionBlock):
+        block.kept_heads = [block.kept_heads[position] for position in positions]
+    fit_modules(block)
+
+
+def _projections(block: Block) -> list[Projection]:
+    positions = block.position_inputs if isinstance(block, AttentionBlock) else []
+    return [*block.inputs, *positions, block.output]
+
+
+def _runs(kept: torch.Tensor, length: int) -> torch.Tensor:
+    """Indices of the features of the kept components, of which each has `length`."""
+    return (kept[:, None] * length + torch.arange(length)).flatten()
+
+
+def _slice(module: nn.Linear | Conv1D, index: torch.Tensor, outputs: bool) -> None:
+    """Keeps some outputs or inputs of a linear map, whose parameters are replaced."""
+    index = index.to(module.weight.device)
+    transposed = isinstance(module, Conv1D)
+    module.weight = _select(module.weight, int(outputs == transposed), index)
+    if outputs and module.bias is not None:
+        module.bias = _select(module.bias, 0, index)
+    if transposed:
+        module.nx, module.nf = module.weight.shape
+    else:
+        module.out_features, module.in_features = module.weight.shape
+
+
+def _select(parameter: nn.Parameter, dim: int, index: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)

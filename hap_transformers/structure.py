@@ -1,0 +1,105 @@
+"""What a pruned model's config says of its structure, and a dense model cut down to it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks
+from .slicing import keep_components, validate_sliceable
+
+
+METHOD = "hap"
+
+
+def record_structure(model: PreTrainedModel, changed: Sequence[Block]) -> None:
+    """Writes what is left of some blocks into the config.
+
+    `config.pruned_heads` says which heads are gone, as in Transformers 4. `config.quantization_config` says how many
+    heads and neurons pruned layers have; it bears that name because Transformers lets nothing else change a model
+    between its construction and the loading of its weights.
+    """
+    config = model.config
+    pruned_heads = {int(layer): list(heads) for layer, heads in (getattr(config, "pruned_heads", None) or {}).items()}
+    structure = recorded_structure(config) or {"quant_method": METHOD, "heads": {}, "neurons": {}}
+    for block in changed:
+        if isinstance(block, AttentionBlock):
+            pruned_heads[block.index] = sorted(set(range(block.num_original_heads)) - set(block.kept_heads))
+            structure["heads"][str(block.index)] = block.num_components
+        else:
+            structure["neurons"][str(block.index)] = block.num_components
+    config.pruned_heads = dict(sorted(pruned_heads.items()))
+    if changed:
+        config.quantization_config = structure
+
+
+def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:
+    """The structure in a config, or `None` if it says of none."""
+    recorded = getattr(config, "quantization_config", None)
+    if recorded is None:
+        return None
+    recorded = dict(recorded) if isinstance(recorded, Mapping) else recorded.to_dict()
+    return recorded if recorded.get("quant_method") == METHOD else None
+
+
+def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Block, int]]:
+    """Pairs every block of a model with the number of components it shall have.
+
+    Args:
+        model (`PreTrainedModel`): The model as built from its config, dense or rebuilt already.
+        structure (`Mapping[str, Any]`): What [`record_structure`] wrote.
+
+    Raises:
+        ValueError: If the record names a layer that does not exist, gives it a number of heads or neurons that is
+            not a whole number between zero and the dense model's, or contradicts `config.pruned_heads`.
+    """
+    unknown = structure.keys() - {"quant_method", "heads", "neurons"}
+    if unknown:
+        raise ValueError(
+            f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
+            "does not know. Upgrade the package."
+        )
+    counts = []
+    for kind, blocks in (("heads", attention_blocks(model)), ("neurons", feed_forward_blocks(model))):
+        recorded = structure.get(kind) or {}
+        if not isinstance(recorded, Mapping) or recorded.keys() - {str(block.index) for block in blocks}:
+            raise ValueError(
+                f"The checkpoint's config gives numbers of {kind} by layer as {recorded!r:.200}; "
+                f"{type(model).__name__} has layers 0 to {len(blocks) - 1}."
+            )
+        for block in blocks:
+            count = recorded.get(str(block.index), block.num_components)
+            if type(count) is not int or not 0 <= count <= block.num_components:
+                raise ValueError(
+                    f"The checkpoint's config gives layer {block.index} {count!r:.200} {kind}; expected a whole "
+                    f"number from 0 to {block.num_components}."
+                )
+            if isinstance(block, AttentionBlock):
+                left = len(_heads_left(model, block))
+                if left != count:
+                    raise ValueError(
+                        f"The checkpoint's config gives layer {block.index} {count} heads, but its pruned_heads "
+                        f"leaves it {left} of {block.num_original_heads}."
+                    )
+            counts.append((block, count))
+    return counts
+
+
+def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> None:
+    """Cuts a model, dense or rebuilt already, down to a recorded structure; its weights are yet to be loaded.
+
+    Raises:
+        ValueError: As [`recorded_counts`] does, before anything is changed.
+    """
+    counts = [(block, count) for block, count in recorded_counts(model, structure) if count < block.num_components]
+    validate_sliceable(model, [block for block, _ in counts])
+    for block, count in counts:
+        heads_left = isinstance(block, AttentionBlock) and _heads_left(model, block)
+        keep_components(block, heads_left or range(count))
+
+
+def _heads_left(model: PreTrainedModel, block: AttentionBlock) -> Sequence[int]:
+    """The numbers of a dense block's heads that `config.pruned_heads` leaves."""
+    recorded = getattr(model.config, "pruned_heads", None) or {}
+    pruned = {str(layer): heads for layer, heads in recorded.items()}.get(str(block.index))
+    return [head for head in block.kept_heads if head not in pruned] if pruned else block.kept_heads

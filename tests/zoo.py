@@ -1,0 +1,181 @@
+"""A tiny model of every supported architecture, and where it keeps the projections out of heads and neurons."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from hap_transformers.releases import VIT_RENAMED
+
+
+LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40
+
+
+@dataclass
+class Tiny:
+    """One architecture.
+
+    Args:
+        family: Prefix of its classes in Transformers.
+        task: Suffix of the model class.
+        layer: Path of a layer from the model.
+        heads_out, neurons_out: Paths of the projections from there.
+        sizes: Arguments of the config, beside the common ones.
+        defaults: The names of the common ones: hidden size, heads, layers, neurons.
+        inputs: "text", "image" or "audio".
+    """
+
+    family: str
+    layer: str
+    heads_out: str = "attention.output.dense"
+    neurons_out: str = "output.dense"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+    task: str = "ForSequenceClassification"
+    inputs: str = "text"
+
+    def config(self, **changes: Any):
+        common = dict(zip(self.names, (HIDDEN, HEADS, LAYERS, NEURONS), strict=True))
+        text = {"vocab_size": VOCABULARY, "max_position_embeddings": 32} if self.inputs == "text" else {}
+        sizes = {**common, **text, "num_labels": 2, **self.sizes, **changes}
+        return getattr(transformers, self.family + "Config")(**sizes)
+
+    def model(self, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any):
+        """The model, with weights large enough that every head and neuron matters."""
+        torch.manual_seed(seed)
+        model = getattr(transformers, self.family + self.task)(self.config(**changes)).to(dtype).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        return model
+
+    def batch(self, size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Inputs, with padding where the model knows padding."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.inputs == "image":
+            return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator)}
+        if self.inputs == "audio":
+            return {"input_features": torch.randn(size, 80, 16, generator=generator)}
+        mask = torch.ones(size, length, dtype=torch.long)
+        mask[1:2, length - 3 :] = 0
+        tokens = torch.randint(3, VOCABULARY, (size, length), generator=generator)
+        tokens[:, -1] = 2  # The end of sentence, by which BART and T5 classify.
+        return {"input_ids": tokens, "attention_mask": mask if self.family not in ("Bart", "T5") else mask * 0 + 1}
+
+    def modules(self, model: torch.nn.Module, layer: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """The projections out of a layer's heads and out of its neurons."""
+        root = model.get_submodule(self.layer.format(layer))
+        return root.get_submodule(self.heads_out), root.get_submodule(self.neurons_out)
+
+
+def _bert(family: str, prefix: str, **sizes: Any) -> Tiny:
+    return Tiny(family, prefix + ".encoder.layer.{}", sizes=sizes)
+
+
+def _vit(family: str, prefix: str) -> Tiny:
+    task, sizes = "ForImageClassification", {"image_size": 8, "patch_size": 4}
+    if VIT_RENAMED:
+        return Tiny(family, prefix + ".layers.{}", "attention.o_proj", "mlp.fc2", sizes, task=task, inputs="image")
+    return Tiny(family, prefix + ".encoder.layer.{}", sizes=sizes, task=task, inputs="image")
+
+
+def _llama(family: str, **sizes: Any) -> Tiny:
+    sizes = {"num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS, "head_dim": 4, "pad_token_id": 0, **sizes}
+    return Tiny(family, "model.layers.{}", "self_attn.o_proj", "mlp.down_proj", sizes)
+
+
+SEQ2SEQ_NAMES = ("d_model", "encoder_attention_heads", "encoder_layers", "encoder_ffn_dim")
+DECODER = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+T5_NAMES = ("d_model", "num_heads", "num_layers", "d_ff")
+T5_TOKENS = {**TOKENS, "d_kv": 6, "num_decoder_layers": 1, "relative_attention_num_buckets": 8}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4}
+
+ZOO: dict[str, Tiny] = {
+    "albert": Tiny(
+        "Albert",
+        "albert.encoder.albert_layer_groups.{}.albert_layers.0",
+        "attention.dense",
+        "ffn_output",
+        {"num_hidden_groups": 2, "num_hidden_layers": 4, "embedding_size": 8},
+    ),
+    "bart": Tiny(
+        "Bart",
+        "model.encoder.layers.{}",
+        "self_attn.out_proj",
+        "fc2",
+        {**DECODER, **TOKENS},
+        SEQ2SEQ_NAMES,
+    ),
+    "bert": _bert("Bert", "bert"),
+    "camembert": _bert("Camembert", "roberta"),
+    "deberta-v2": _bert("DebertaV2", "deberta", **RELATIVE),
+    "deberta-v3": _bert("DebertaV2", "deberta", **RELATIVE, share_att_key=True, norm_rel_ebd="layer_norm"),
+    "deit": _vit("DeiT", "deit"),
+    "distilbert": Tiny(
+        "DistilBert",
+        "distilbert.transformer.layer.{}",
+        "attention.out_lin",
+        "ffn.lin2",
+        names=("dim", "n_heads", "n_layers", "hidden_dim"),
+    ),
+    "electra": _bert("Electra", "electra", embedding_size=8),
+    "gpt2": Tiny(
+        "GPT2",
+        "transformer.h.{}",
+        "attn.c_proj",
+        "mlp.c_proj",
+        {"n_positions": 32, "pad_token_id": 0},
+        ("n_embd", "n_head", "n_layer", "n_inner"),
+    ),
+    "llama": _llama("Llama", attention_bias=True, mlp_bias=True),
+    "mistral": _llama("Mistral", head_dim=6),
+    "modernbert": Tiny(
+        "ModernBert",
+        "model.layers.{}",
+        "attn.Wo",
+        "mlp.Wo",
+        {
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+            "global_attn_every_n_layers": 2,
+            "reference_compile": False,
+        },
+    ),
+    "mpnet": Tiny("MPNet", "mpnet.encoder.layer.{}", "attention.attn.o"),
+    "qwen2": _llama("Qwen2"),
+    "qwen3": _llama("Qwen3", head_dim=6),
+    "roberta": _bert("Roberta", "roberta"),
+    "t5": Tiny(
+        "T5",
+        "transformer.encoder.block.{}",
+        "layer.0.SelfAttention.o",
+        "layer.1.DenseReluDense.wo",
+        T5_TOKENS,
+        T5_NAMES,
+    ),
+    "t5-gated": Tiny(
+        "T5",
+        "transformer.encoder.block.{}",
+        "layer.0.SelfAttention.o",
+        "layer.1.DenseReluDense.wo",
+        {**T5_TOKENS, "feed_forward_proj": "gated-gelu"},
+        T5_NAMES,
+        task="ForTokenClassification",
+    ),
+    "vit": _vit("ViT", "vit"),
+    "whisper": Tiny(
+        "Whisper",
+        "encoder.layers.{}",
+        "self_attn.out_proj",
+        "fc2",
+        {**DECODER, **TOKENS, "max_source_positions": 8, "vocab_size": VOCABULARY, "classifier_proj_size": 8},
+        SEQ2SEQ_NAMES,
+        "ForAudioClassification",
+        "audio",
+    ),
+    "xlm-roberta": _bert("XLMRoberta", "roberta"),
+}
