@@ -35,10 +35,10 @@ from transformers import (
 
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
-from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
 from hap_transformers.model_card import make_model_card
 from hap_transformers.plots import plot_head_sensitivity
+from hap_transformers.releases import TRANSFORMERS_4
 
 
 PICTURE = "head_sensitivity.png"

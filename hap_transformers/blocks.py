@@ -31,6 +31,11 @@ class Block:
     num_components: int
 
     @property
+    def sliced(self) -> list[Projection]:
+        """All projections that get smaller with the block, the output last."""
+        return [*self.inputs, self.output]
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """The weights that components own, each once, among those of their modules."""
         owned = [p for projection in self.inputs for p in projection.parameters] + [self.output.module.weight]
@@ -71,6 +76,11 @@ class AttentionBlock(Block):
     position_inputs: list[Projection]
 
     @property
+    def sliced(self) -> list[Projection]:
+        """All projections that get smaller with the block, the output last."""
+        return [*self.inputs, *self.position_inputs, self.output]
+
+    @property
     def num_heads(self) -> int:
         """Number of heads still there."""
         return self.num_components
@@ -97,7 +107,9 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
     """
     architecture, config = get_architecture(model), model.config
     total = getattr(config, architecture.config_heads)
-    head_size = getattr(config, architecture.config_head_size, None) or config.hidden_size // config.num_attention_heads
+    head_size = (
+        getattr(config, architecture.config_head_size, None) or config.hidden_size // config.num_attention_heads
+    )
     recorded = {int(i): set(heads) for i, heads in (getattr(config, "pruned_heads", None) or {}).items()}
     roles = (architecture.query, architecture.key, architecture.value)
     blocks = []
@@ -146,8 +158,14 @@ def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
 
 def _layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
     """Path of every layer from the base model, with a final dot."""
-    paths = [""]
+    modules, paths = dict(model.base_model.named_modules()), [""]
     for part in architecture.layers.split(".*."):
         lists = [path + part for path in paths]
-        paths = [f"{path}.{i}." for path in lists for i in range(len(model.base_model.get_submodule(path)))]
+        missing = [path for path in lists if path not in modules]
+        if missing:
+            raise ValueError(
+                f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
+                f"'{model.config.model_type}' are expected; this model cannot be scored or pruned."
+            )
+        paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
     return paths

@@ -6,6 +6,7 @@ config remembers its sizes.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -15,6 +16,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .architectures import ARCHITECTURES
+from .blocks import attention_blocks, feed_forward_blocks
+from .pruned_modules import freeze_idle_parameters
 from .releases import TRANSFORMERS_4
 from .structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
 from .surgery import prune_heads
@@ -44,11 +47,17 @@ class HapStructureLoader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         structure = self.quantization_config.to_dict()
+        folder = Path(model.config.name_or_path)
+        if checkpoint_files is None and folder.is_dir():  # Transformers 4 does not say what it reads.
+            safe = [str(file) for file in folder.glob("model*.safetensors")]
+            checkpoint_files = safe or [str(file) for file in folder.glob("pytorch_model*.bin")]
         validate_weights(model, structure, checkpoint_files or ())
         rebuild_structure(model, structure)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
+        for block in (*attention_blocks(model), *feed_forward_blocks(model)):
+            freeze_idle_parameters(block)  # Transformers lets all parameters that it loads require gradients.
         pruned_heads = getattr(model.config, "pruned_heads", None) or {}
         model.config.pruned_heads = {int(layer): heads for layer, heads in pruned_heads.items()}
         model.config.quantization_config = self.quantization_config.to_dict()
@@ -72,7 +81,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
     Args:
         model (`PreTrainedModel`): The dense model, possibly on the meta device.
         structure (`Mapping[str, Any]`): The recorded structure.
-        files (`Sequence[str]`): The checkpoint's weight files; Transformers 4 does not tell.
+        files (`Sequence[str]`): The checkpoint's weight files.
 
     Raises:
         ValueError: If a file is not safetensors or a size does not fit, and as [`recorded_counts`] does.

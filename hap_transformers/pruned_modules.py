@@ -25,12 +25,24 @@ def fit_modules(block: Block) -> None:
             projection.module.__class__ = _without_outputs(type(projection.module))
     if empty:
         block.output.module.__class__ = _without_inputs(type(block.output.module))
-        for projection in (*block.inputs, block.output):
-            # DistributedDataParallel would wait for the gradients of weights that do not exist.
-            projection.module.weight.requires_grad_(False)
-        for projection in block.inputs:
-            if projection.module.bias is not None:
-                projection.module.bias.requires_grad_(False)
+    freeze_idle_parameters(block)
+
+
+def freeze_idle_parameters(block: Block) -> None:
+    """Lets parameters require no gradients that a block without components does not use.
+
+    DistributedDataParallel would wait for their gradients.
+    """
+    if block.num_components:
+        return
+    idle = {p for projection in block.sliced for p in projection.parameters if p.numel() == 0}
+    if isinstance(block, AttentionBlock) and block.architecture.position_bias is None:
+        # Where there is a position bias, the module may compute that of other layers still.
+        used = [_inside(block, path) for path in (block.architecture.output, block.architecture.attention_norm)]
+        used = [parameter for path in used if path for parameter in block.attention.get_submodule(path).parameters()]
+        idle |= set(block.attention.parameters()) - set(used)
+    for parameter in idle:
+        parameter.requires_grad_(False)
 
 
 def _fit_attention(block: AttentionBlock) -> None:
@@ -40,15 +52,17 @@ def _fit_attention(block: AttentionBlock) -> None:
         setattr(attention, name, sizes[name])
     dense_class = getattr(type(attention), "dense_class", type(attention))
     if block.num_components == 0:
-        inside = architecture.attention + "."
-        output, norm = (
-            path.removeprefix(inside) if path and path.startswith(inside) else None
-            for path in (architecture.output, architecture.attention_norm)
-        )
+        output, norm = _inside(block, architecture.output), _inside(block, architecture.attention_norm)
         attention.__class__ = _headless(dense_class, output, norm, architecture.position_bias)
     elif architecture.position_bias:
         attention.kept_heads = block.kept_heads
         attention.__class__ = _choosing_bias(dense_class, architecture.position_bias)
+
+
+def _inside(block: AttentionBlock, path: str | None) -> str | None:
+    """A path from the attention module instead of from the layer; `None` if it leads elsewhere."""
+    root = block.architecture.attention + "."
+    return path.removeprefix(root) if path and path.startswith(root) else None
 
 
 @functools.cache
@@ -66,9 +80,9 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection without inputs, of which the bias is left."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        outputs = self.weight.shape[1 if self.weight.shape[0] == 0 else 0]
-        zeros = hidden_states.new_zeros(*hidden_states.shape[:-1], outputs)
-        return zeros if self.bias is None else zeros + self.bias
+        # The sum of nothing keeps what comes before in the graph, as DistributedDataParallel wants.
+        bias = self.weight.new_zeros(max(self.weight.shape)) if self.bias is None else self.bias
+        return hidden_states.sum(-1, keepdim=True) + bias
 
     return _subclass("Empty", projection_class, forward)
 

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .blocks import AttentionBlock, Block
-from .projections import Projection
 from .pruned_modules import fit_modules
 
 
@@ -25,10 +24,14 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
         for parameter in module.parameters(recurse=False):
             users[parameter].add(path)
     for block in blocks:
-        for projection in _projections(block):
+        for projection in block.sliced:
             module = projection.module
             own = dict(module.named_parameters(recurse=False))
-            if not isinstance(module, nn.Linear | Conv1D) or "weight" not in own or not own["weight"].is_floating_point():
+            if (
+                not isinstance(module, nn.Linear | Conv1D)
+                or "weight" not in own
+                or not own["weight"].is_floating_point()
+            ):
                 raise ValueError(
                     f"Cannot prune {type(model).__name__}: '{projection.name}' is a {type(module).__name__} of dtype "
                     f"{module.weight.dtype}, and only plain Linear and Conv1D layers can be sliced. Prune before "
@@ -54,7 +57,7 @@ def keep_components(block: Block, positions: Sequence[int]) -> None:
     """
     kept = torch.tensor(positions, dtype=torch.long)
     rows = defaultdict(list)
-    *inputs, output = _projections(block)
+    *inputs, output = block.sliced
     for projection in inputs:
         own = _runs(kept, projection.out_features // block.num_components)
         rows[projection.module].append(own + projection.part * projection.out_features)
@@ -66,11 +69,6 @@ def keep_components(block: Block, positions: Sequence[int]) -> None:
     if isinstance(block, AttentionBlock):
         block.kept_heads = [block.kept_heads[position] for position in positions]
     fit_modules(block)
-
-
-def _projections(block: Block) -> list[Projection]:
-    positions = block.position_inputs if isinstance(block, AttentionBlock) else []
-    return [*block.inputs, *positions, block.output]
 
 
 def _runs(kept: torch.Tensor, length: int) -> torch.Tensor:

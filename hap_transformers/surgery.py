@@ -64,9 +64,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
     _remove(model, validate_heads(attention_blocks(model), heads_to_prune), {})
 
 
-def _remove(
-    model: PreTrainedModel, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]]
-) -> None:
+def _remove(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]]) -> None:
     """Removes heads (original numbers) and neurons (present positions) that are known to exist."""
     kept: list[tuple[Block, list[int]]] = []
     for block in attention_blocks(model):

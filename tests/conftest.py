@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from zoo import VOCABULARY, ZOO
 
 import hap_transformers  # noqa: F401
 
@@ -31,47 +20,13 @@ needs_glue = pytest.mark.skipif(
 )
 sys.path.insert(0, str(ROOT / "glue_scripts"))
 
-LAYERS, HEADS, HIDDEN, VOCABULARY = 2, 4, 16, 40
-SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 32}
-BERT_SIZES = {
-    "hidden_size": HIDDEN,
-    "num_attention_heads": HEADS,
-    "num_hidden_layers": LAYERS,
-    "intermediate_size": 24,
-    **SIZES,
-}
-DISTIL_SIZES = {"dim": HIDDEN, "n_heads": HEADS, "n_layers": LAYERS, "hidden_dim": 24, **SIZES}
-MODELS = {
-    "bert": (BertConfig, BertForSequenceClassification, BERT_SIZES),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification, BERT_SIZES),
-    "electra": (ElectraConfig, ElectraForSequenceClassification, {**BERT_SIZES, "embedding_size": 8}),
-    "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, DISTIL_SIZES),
-}
-# Models that can be scored; those above can be pruned too.
-GPT2_SIZES = {"n_embd": HIDDEN, "n_head": HEADS, "n_layer": LAYERS, "n_inner": 24, "n_positions": 32}
-SCORED_MODELS = {
-    **MODELS,
-    "gpt2": (GPT2Config, GPT2ForSequenceClassification, {**GPT2_SIZES, "vocab_size": VOCABULARY, "pad_token_id": 0}),
-}
-
-# Each model's output projection of a layer.
-OUTPUTS = {
-    "bert": "bert.encoder.layer.{}.attention.output.dense",
-    "roberta": "roberta.encoder.layer.{}.attention.output.dense",
-    "electra": "electra.encoder.layer.{}.attention.output.dense",
-    "distilbert": "distilbert.transformer.layer.{}.attention.out_lin",
-    "gpt2": "transformer.h.{}.attn.c_proj",
-}
+# Models whose scores are held against explicit derivatives.
+SCORED_MODELS = ["bert", "distilbert", "electra", "gpt2", "roberta"]
 
 
 def make_model(model_type: str = "bert", dtype: torch.dtype = torch.float64, num_labels: int = 2, **sizes):
     """A tiny model with weights large enough that every head matters."""
-    torch.manual_seed(0)
-    config_class, model_class, defaults = SCORED_MODELS[model_type]
-    model = model_class(config_class(**{**defaults, **sizes}, num_labels=num_labels)).to(dtype).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return ZOO[model_type].model(dtype, num_labels=num_labels, **sizes)
 
 
 def make_batch(size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -95,11 +50,11 @@ def own_precision(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(params=sorted(MODELS))
+@pytest.fixture(params=sorted(ZOO))
 def model_type(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=sorted(SCORED_MODELS))
+@pytest.fixture(params=SCORED_MODELS)
 def scored_model_type(request) -> str:
     return request.param

@@ -1,7 +1,7 @@
 """What tests compare against: derivatives of single weights from `torch.func`, summed up by names written out here."""
 
 import torch
-from conftest import HEADS, HIDDEN, LAYERS
+from zoo import HEADS, HIDDEN, LAYERS
 
 
 # Per model type: the layer's path; the weights whose outputs belong to heads, and to neurons; those whose inputs do.

@@ -1,5 +1,6 @@
-"""Pruned models must come back from plain `from_pretrained`, in a process of its own."""
+"""Pruned models must come back from plain `from_pretrained`, in a process of its own, however it is called."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,64 +8,212 @@ import sys
 
 import pytest
 import torch
-from conftest import HEADS, make_batch, make_model
+import transformers
+from conftest import make_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizer, TrainingArguments, pipeline
+from zoo import HEADS, NEURONS, ZOO
+
+from hap_transformers import HapTrainer, PruningPlan, apply_plan
+from hap_transformers.releases import TRANSFORMERS_4
 
 
 RELOAD = """
-import sys, torch, hap_transformers
+import sys, pathlib, torch, transformers, hap_transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
-folder, dtype = sys.argv[1:]
-model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype))
-assert not model.training and not getattr(model, "is_quantized", False)
-save_file({"logits": model(**load_file(folder + "/inputs")).logits}, folder + "/reloaded")
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    config = transformers.AutoConfig.from_pretrained(folder)
+    dtype = getattr(torch, folder.name.split(" ")[1])
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=dtype)
+    assert not model.training and not getattr(model, "is_quantized", False)
+    save_file({"logits": model(**load_file(folder / "inputs")).logits}, folder / "reloaded")
 """
 
 
-def reload_elsewhere(folder, inputs, dtype):
-    save_file(inputs, folder / "inputs")
-    command = [sys.executable, "-c", RELOAD, str(folder), str(dtype).removeprefix("torch.")]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    return load_file(folder / "reloaded")["logits"]
+def prune(model, seed=0):
+    """Removes a whole attention block, a whole feed-forward block, and something of the others."""
+    plans = [
+        {"heads": {0: [1], 1: range(HEADS)}, "neurons": {0: range(NEURONS), 1: [0, 5]}},
+        {"heads": {0: range(HEADS), 1: [0, 2]}, "neurons": {0: [7], 1: range(NEURONS)}},
+    ]
+    apply_plan(model, PruningPlan.for_model(model, **plans[seed]))
+    return model
 
 
-def inputs_of(batch):
-    return {name: value for name, value in batch.items() if name != "labels"}
+def logits(model, tiny):
+    return model(**tiny.batch(dtype=model.dtype)).logits
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bit_equal_in_a_new_process(tmp_path, model_type, dtype):
-    model, inputs = make_model(model_type, torch.float32), inputs_of(make_batch())
-    model.prune_heads({0: [1], 1: range(HEADS)})
-    model.prune_heads({0: [3]})
-    model.save_pretrained(tmp_path)
-    expected = model.to(dtype)(**inputs).logits
-    assert torch.equal(reload_elsewhere(tmp_path, inputs, dtype), expected)
+def equal(model, other):
+    """Whether two models have the same modules and weights."""
+    classes, others = ({name: type(m).__name__ for name, m in m.named_modules()} for m in (model, other))
+    state, state_of_other = model.state_dict(), other.state_dict()
+    return (
+        classes == others
+        and state.keys() == state_of_other.keys()
+        and all(torch.equal(tensor, state_of_other[name]) for name, tensor in state.items())
+    )
+
+
+@pytest.fixture(scope="module")
+def reloaded_elsewhere(tmp_path_factory):
+    """Logits of pruned models of all architectures here, and after another process has reloaded them."""
+    root, here = tmp_path_factory.mktemp("pruned"), {}
+    for name, tiny in ZOO.items():
+        for dtype in ("float32", "bfloat16"):
+            folder = root / f"{name} {dtype}"
+            model = prune(tiny.model(getattr(torch, dtype)))
+            model.save_pretrained(folder)
+            save_file({k: v.contiguous() for k, v in tiny.batch(dtype=model.dtype).items()}, folder / "inputs")
+            here[name, dtype] = logits(model, tiny)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", RELOAD, str(root)], check=True, env=environment, timeout=300)
+    return {key: (value, load_file(root / " ".join(key) / "reloaded")["logits"]) for key, value in here.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bit_equal_in_a_new_process(reloaded_elsewhere, model_type, dtype):
+    here, elsewhere = reloaded_elsewhere[model_type, dtype]
+    assert here.dtype == getattr(torch, dtype) and torch.equal(here, elsewhere)
 
 
 def test_prune_save_reload_prune_save_reload(tmp_path, model_type):
-    model, inputs = make_model(model_type, torch.float32), inputs_of(make_batch())
-    model.prune_heads({0: [1]})
+    tiny = ZOO[model_type]
+    model = tiny.model(torch.float32)
+    first = {"heads": {0: [1]}, "neurons": {0: [0, 1]}}
+    second = {"heads": {0: [0, 1], 1: range(HEADS)}, "neurons": {0: [3], 1: range(NEURONS)}}
+    apply_plan(model, PruningPlan.for_model(model, **first))
     model.save_pretrained(tmp_path / "first")
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first")
-    again.prune_heads({0: [1, 0], 1: [2]})
-    model.prune_heads({0: [0], 1: [2]})
+    again = type(model).from_pretrained(tmp_path / "first")
+    for part in (model, again):
+        apply_plan(part, PruningPlan.for_model(part, **second))
     again.save_pretrained(tmp_path / "second")
-    last = AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
-    assert last.config.pruned_heads == {0: [0, 1], 1: [2]}
-    assert torch.equal(last(**inputs).logits, model(**inputs).logits)
+    last = type(model).from_pretrained(tmp_path / "second")
+    assert last.config.pruned_heads == {0: [0, 1], 1: [0, 1, 2, 3]}
+    assert equal(last, model)
+    # The same numbers elsewhere in memory: kernels may round otherwise.
+    torch.testing.assert_close(logits(last, tiny), logits(model, tiny))
 
 
-@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForTokenClassification])
-def test_loads_under_another_head(tmp_path, model_type, auto_class):
-    model, inputs = make_model(model_type, torch.float32), inputs_of(make_batch())
-    model.prune_heads({0: [1, 2]})
+def head_classes(tiny):
+    """Names of all classes of an architecture, but for decoders without their encoder."""
+    return [
+        name
+        for name in dir(transformers)
+        if name.startswith((tiny.family + "For", tiny.family + "Model", tiny.family + "LMHead"))
+        and isinstance(getattr(transformers, name), type)
+        and not name.endswith(("Output", "WithTeacher"))
+        and getattr(transformers, name).config_class is type(tiny.config())
+        and name not in ("BartForCausalLM", "WhisperForCausalLM")
+    ]
+
+
+def test_every_head_class(tmp_path, model_type):
+    tiny = ZOO[model_type]
+    names = head_classes(tiny)
+    assert len(names) >= 2
+    for name in names:
+        model = prune(dataclasses.replace(tiny, task=name.removeprefix(tiny.family)).model(torch.float32))
+        model.save_pretrained(tmp_path / name)
+        assert equal(type(model).from_pretrained(tmp_path / name), model), name
+
+
+@pytest.mark.parametrize("model_type", ["bart", "whisper"])
+def test_a_decoder_alone_is_refused(model_type):
+    model = dataclasses.replace(ZOO[model_type], task="ForCausalLM").model()
+    with pytest.raises(ValueError, match="ForCausalLM has no module 'encoder.layers'.*cannot be scored or pruned"):
+        model.prune_heads({0: [0]})
+
+
+def test_loads_under_another_head(tmp_path, model_type):
+    model = prune(ZOO[model_type].model(torch.float32))
     model.save_pretrained(tmp_path)
-    other = auto_class.from_pretrained(tmp_path)
-    expected = model.base_model(**inputs).last_hidden_state
-    assert torch.equal(other.base_model(**inputs).last_hidden_state, expected)
+    base = AutoModel.from_pretrained(tmp_path)
+    weights, loaded = model.base_model.state_dict(), base.base_model.state_dict()
+    layers = [name for name in loaded if "layer" in name or "block" in name or name.startswith("h.")]
+    assert layers and all(torch.equal(weights[name], loaded[name]) for name in layers if name in weights)
+
+
+@pytest.mark.parametrize(
+    "save, load",
+    [
+        ({}, {"device_map": "cpu"}),
+        ({}, {"low_cpu_mem_usage": True}),
+        ({"max_shard_size": "3KB"}, {}),
+        ({}, {"use_safetensors": True}),
+        ({}, {"num_labels": 5, "ignore_mismatched_sizes": True}),
+    ],
+    ids=str,
+)
+def test_options_of_saving_and_loading(tmp_path, save, load):
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(tmp_path, **save)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or "max_shard_size" in save
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path, **load)
+    assert equal(again.bert, model.bert) and again.num_labels == load.get("num_labels", 2)
+
+
+def test_pipeline(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]))
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(tmp_path)
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path)
+    classify = pipeline("text-classification", model=str(tmp_path))
+    (result,) = classify("good bad")
+    expected = model(**tokenizer("good bad", return_tensors="pt")).logits.softmax(1)
+    assert result["score"] == pytest.approx(expected.max().item(), rel=1e-6)
+    assert result["label"] == f"LABEL_{expected.argmax().item()}"
+
+
+def examples(count=16):
+    batch = ZOO["bert"].batch(count)
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    return [{**row, "labels": torch.tensor(i % 2)} for i, row in enumerate(rows)]
+
+
+def test_trainer_resumes_from_a_checkpoint(tmp_path):
+    """Interrupted after two steps and resumed from disk, training ends where it would have ended."""
+
+    def train(model, steps, resume=None):
+        args = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            save_steps=2,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=4,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        HapTrainer(model, args, train_dataset=examples()).train(resume_from_checkpoint=resume)
+        return model
+
+    whole = train(prune(make_model(dtype=torch.float32)), 4)
+    checkpoint = tmp_path / "checkpoint-2"
+    resumed = train(AutoModelForSequenceClassification.from_pretrained(checkpoint), 4, str(checkpoint))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_lora_on_a_pruned_model(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["query", "value", "dense"], task_type="SEQ_CLS", lora_dropout=0.0)
+    adapted = peft.get_peft_model(base, config)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):  # In the first step the second factor is zero.
+        adapted(**ZOO["bert"].batch()).logits.square().sum().backward()
+        optimizer.step()
+    adapted.eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(loaded, tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded, ZOO["bert"]), logits(adapted, ZOO["bert"]))
+    assert not torch.equal(logits(loaded, ZOO["bert"]), logits(model, ZOO["bert"]))
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(logits(merged, ZOO["bert"]), logits(adapted, ZOO["bert"]))
 
 
 def test_the_reloaded_model_is_ordinary(tmp_path):
@@ -75,7 +224,8 @@ def test_the_reloaded_model_is_ordinary(tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not hasattr(again, "hf_quantizer") or again.hf_quantizer is None
     again.double()
-    assert json.loads(again.config.to_json_string())["quantization_config"]["heads"] == {"0": HEADS - 1}
+    recorded = json.loads(again.config.to_json_string())["quantization_config"]
+    assert recorded == {"quant_method": "hap", "heads": {"0": HEADS - 1}, "neurons": {}}
 
 
 def test_dense_models_are_not_marked(tmp_path):
@@ -85,29 +235,65 @@ def test_dense_models_are_not_marked(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
 
-QUERY = "encoder.layer.0.attention.self.query"
+def edited(tmp_path, change):
+    """A pruned checkpoint whose config was changed by hand."""
+    model = make_model(dtype=torch.float32)
+    apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={1: [0, 1]}))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(config, config["quantization_config"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: s["linears"].update({"encoder.layer.9.attention.self.query": [16, 4]}), "no such Linear"),
-        (lambda s: s["linears"].update({"embeddings.word_embeddings": [16, 4]}), "no such Linear"),
-        (lambda s: s["linears"].update({QUERY: [16, 10**12]}), "expected at most"),
-        (lambda s: s["linears"].update({QUERY: [16, -4]}), "expected at most"),
-        (lambda s: s["linears"].update({QUERY: [16, "4"]}), "expected at most"),
-        (lambda s: s["linears"].update({QUERY: [16]}), "expected at most"),
-        (lambda s: s["linears"].update({QUERY: [16, 8]}), "would fit"),
-        (lambda s: s["heads"].update({"0": 2}), "pruned_heads names"),
-        (lambda s: s["heads"].update({"7": 2}), "names layer 7"),
+        (lambda c, s: s["neurons"].update({"9": 4}), "neurons by layer as .*has layers 0 to 1"),
+        (lambda c, s: s["heads"].update({"attention.query": 4}), "heads by layer as .*has layers 0 to 1"),
+        (lambda c, s: s.update({"neurons": [4]}), "neurons by layer as"),
+        (lambda c, s: s["neurons"].update({"1": 10**12}), "expected a whole number from 0 to 24"),
+        (lambda c, s: s["neurons"].update({"1": -4}), "expected a whole number"),
+        (lambda c, s: s["neurons"].update({"1": "22"}), "expected a whole number"),
+        (lambda c, s: s["neurons"].update({"1": True}), "expected a whole number"),
+        (lambda c, s: s["heads"].update({"0": 2}), "pruned_heads leaves it 3 of 4"),
+        (lambda c, s: c.update(pruned_heads={}), "pruned_heads leaves it 4 of 4"),
+        (lambda c, s: s.update({"eval": "print()"}), "'eval'.*Upgrade"),
+        (lambda c, s: c.update(model_type="bloom", architectures=None), "bloom"),
     ],
 )
 def test_a_config_edited_by_hand_is_refused(tmp_path, change, message):
-    model = make_model(dtype=torch.float32)
-    model.prune_heads({0: [1]})
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    change(config["quantization_config"])
-    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
+        AutoModelForSequenceClassification.from_pretrained(edited(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c, s: s["neurons"].update({"1": 20}),
+        lambda c, s: s["neurons"].pop("1"),
+        lambda c, s: (s["heads"].update({"0": 2}), c.update(pruned_heads={"0": [0, 1]})),
+    ],
+)
+def test_sizes_that_do_not_fit_the_weights_are_refused(tmp_path, change):
+    with pytest.raises(ValueError, match="do not belong together"):
+        AutoModelForSequenceClassification.from_pretrained(edited(tmp_path, change))
+
+
+@pytest.mark.skipif(TRANSFORMERS_4, reason="Transformers 4 builds the dense model in memory before it asks a loader")
+def test_absurd_sizes_take_no_memory(tmp_path):
+    def change(config, structure):
+        config["intermediate_size"] = 10**13
+        structure["neurons"] = {"0": 10**12, "1": 10**12}
+
+    with pytest.raises(ValueError, match="do not belong together"):
+        AutoModelForSequenceClassification.from_pretrained(edited(tmp_path, change))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="from safetensors only"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from conftest import HIDDEN, make_batch, make_model
+from conftest import make_batch, make_model
+from zoo import HIDDEN
 
 from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
 

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import HEADS, LAYERS, make_model
+from conftest import make_model
+from zoo import HEADS, LAYERS
 
 from hap_transformers import PruningPlan, Sensitivity, plan_pruning, prune_heads
 

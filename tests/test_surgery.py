@@ -1,86 +1,210 @@
-"""Removing heads must equal masking them in the dense model."""
+"""Removing heads and neurons must equal masking them in the dense model."""
 
 import copy
+import dataclasses
+import itertools
 
 import pytest
 import torch
-import transformers
-from conftest import HEADS, LAYERS, MODELS, OUTPUTS, make_batch, make_model
+from conftest import make_batch, make_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, MPNetConfig, MPNetModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertModel, BloomConfig, BloomModel
+from transformers.pytorch_utils import Conv1D
+from zoo import HEADS, LAYERS, NEURONS, ZOO
 
-from hap_transformers import prune_heads
-
-
-def masked_logits(model, model_type, heads, batch):
-    """The dense model's logits with the output projection blind to the removed heads."""
-    masked = copy.deepcopy(model)
-    for layer, removed in heads.items():
-        weight = masked.get_submodule(OUTPUTS[model_type].format(layer)).weight.data
-        for head in removed:
-            weight.view(weight.shape[0], HEADS, -1)[:, head] = 0
-    return masked(**batch).logits
+from hap_transformers import ARCHITECTURES, Architecture, PruningPlan, apply_plan, prune_heads
 
 
-RANDOM = torch.Generator().manual_seed(1)
-REMOVALS = [
-    {layer: torch.randperm(HEADS, generator=RANDOM)[:count].tolist() for layer, count in enumerate(counts)}
-    for counts in [(1, 2), (3, 1), (2, 3), (0, HEADS), (HEADS, 1), (HEADS, HEADS)]
-]
+ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
 
 
-@pytest.mark.parametrize("heads", REMOVALS, ids=str)
+def masked(model, tiny, heads, neurons):
+    """A copy of the dense model whose output projections are blind to what is removed."""
+    copied = copy.deepcopy(model)
+    for layer, which in itertools.product(range(LAYERS), (0, 1)):
+        module = tiny.modules(copied, layer)[which]
+        weight = module.weight.data if isinstance(module, Conv1D) else module.weight.data.T
+        components = weight.unflatten(0, ((HEADS, NEURONS)[which], -1))
+        for component in (heads, neurons)[which].get(layer, ()):
+            components[component] = 0
+    return copied
+
+
+def logits(model, tiny):
+    return model(**tiny.batch(dtype=model.dtype)).logits
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+removals = st.tuples(
+    st.dictionaries(st.integers(0, LAYERS - 1), st.sets(st.sampled_from(ALL_HEADS)).map(sorted)),
+    st.dictionaries(
+        st.integers(0, LAYERS - 1), st.one_of(st.just(ALL_NEURONS), st.sets(st.sampled_from(ALL_NEURONS)).map(sorted))
+    ),
+)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(first=removals, second=removals)
+def check_plans(model_type, attention, first, second):
+    """Two random plans one after the other, the second on what the first has left."""
+    tiny = ZOO[model_type]
+    model = tiny.model(attn_implementation=attention)
+    dense = copy.deepcopy(model)
+    gone_heads, left_neurons = {}, {layer: ALL_NEURONS for layer in range(LAYERS)}
+    for heads, neurons in (first, second):
+        neurons = {layer: [n for n in gone if n < len(left_neurons[layer])] for layer, gone in neurons.items()}
+        plan = PruningPlan.for_model(model, heads=heads, neurons=neurons)
+        before, promised = count(model), plan.count_parameters(model)
+        apply_plan(model, plan)
+        assert before - count(model) == promised
+        for layer, numbers in heads.items():
+            gone_heads[layer] = {*gone_heads.get(layer, ()), *numbers}
+        for layer, numbers in neurons.items():
+            left_neurons[layer] = [n for i, n in enumerate(left_neurons[layer]) if i not in numbers]
+        gone_neurons = {layer: set(ALL_NEURONS) - set(left) for layer, left in left_neurons.items()}
+        expected = logits(masked(dense, tiny, gone_heads, gone_neurons), tiny)
+        torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_removing_equals_masking(model_type, heads, attention):
-    if attention == "sdpa" and not MODELS[model_type][1]._supports_sdpa:
-        pytest.skip(f"{model_type} has no sdpa attention in Transformers {transformers.__version__}")
-    model = make_model(model_type, attn_implementation=attention)
-    batch = make_batch()
-    expected = masked_logits(model, model_type, heads, batch)
-    before = sum(p.numel() for p in model.parameters())
-    dense = model(**batch).logits
-    prune_heads(model, heads)
-    torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-10)
-    assert (dense - expected).abs().max() > 1e-3
-    # Per head and projection: 4 rows (columns) of 16 weights, and 4 biases in three of the four.
-    assert before - sum(p.numel() for p in model.parameters()) == sum(map(len, heads.values())) * (4 * 4 * 16 + 3 * 4)
+def test_removing_equals_masking(model_type, attention):
+    tiny = ZOO[model_type]
+    if attention == "sdpa" and not type(tiny.model())._supports_sdpa:
+        pytest.skip(f"{model_type} has no sdpa attention in this release of Transformers")
+    check_plans(model_type, attention)
+
+
+def test_every_head_and_neuron_matters(model_type):
+    """Else the comparison with masks would show nothing."""
+    tiny = ZOO[model_type]
+    model = tiny.model()
+    dense = logits(model, tiny)
+    for layer in range(LAYERS):
+        for heads, neurons in [({layer: [h]}, {}) for h in ALL_HEADS] + [({}, {layer: [n]}) for n in ALL_NEURONS]:
+            assert (logits(masked(model, tiny, heads, neurons), tiny) - dense).abs().max() > 1e-8
 
 
 def test_old_contract(model_type):
     """Numbers are the original ones, prunings accumulate, repeated heads are passed over."""
-    model, other = make_model(model_type), make_model(model_type)
+    tiny = ZOO[model_type]
+    model, other = tiny.model(), tiny.model()
     model.prune_heads({0: [1]})
     model.prune_heads({0: [1, 2], 1: [3]})
     other.prune_heads({0: [2, 1], 1: [3]})
-    batch = make_batch()
     assert model.config.pruned_heads == {0: [1, 2], 1: [3]}
-    assert torch.equal(model(**batch).logits, other(**batch).logits)
+    assert torch.equal(logits(model, tiny), logits(other, tiny))
+    expected = logits(masked(tiny.model(), tiny, {0: [1, 2], 1: [3]}, {}), tiny)
+    torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)
 
 
-def test_headless_layer_computes_no_attention(model_type):
-    model = make_model(model_type, attn_implementation="eager")
-    model.prune_heads({0: range(HEADS)})
-    batch = make_batch()
-    attentions = [a for a in model(**batch, output_attentions=True).attentions if a is not None]
-    assert [a.shape[1] for a in attentions] == [0, HEADS]
-    calls = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ("query" in name or "q_lin" in name):
-            module.register_forward_hook(lambda module, *_: calls.append(module))
-    model(**batch)
-    assert [module.out_features for module in calls] == [16]
+class CountProducts(TorchDispatchMode):
+    """Counts matrix products and attention kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.products += any(name in str(function) for name in (".mm.", "bmm.", "addmm.", "scaled_dot_product"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_emptied_layers_multiply_no_matrices(model_type):
+    """What is left is the residual path plus the output bias."""
+    tiny = ZOO[model_type]
+    model = tiny.model(torch.float32)
+    apply_plan(model, PruningPlan.for_model(model, heads={0: ALL_HEADS}, neurons={0: ALL_NEURONS}))
+    products = []
+    with CountProducts() as counter, torch.no_grad():
+        for layer in range(LAYERS):
+            module = model.get_submodule(tiny.layer.format(layer))
+            module.register_forward_pre_hook(lambda *_: products.append(-counter.products))
+            module.register_forward_hook(lambda *_: products.append(products.pop() + counter.products))
+        logits(model, tiny)
+    if model_type == "albert":  # Two calls share a layer's weights.
+        products = products[::2]
+    assert products[0] == 0 and products[1] > 0
+
+
+def test_attention_maps_of_pruned_layers(model_type):
+    tiny = ZOO[model_type]
+    model = tiny.model(attn_implementation="eager")
+    model.prune_heads({0: ALL_HEADS, 1: [0]})
+    outputs = model(**tiny.batch(), output_attentions=True)
+    maps = outputs.get("attentions") or outputs.get("encoder_attentions")
+    if model_type == "albert":  # Two calls share a layer's weights.
+        maps = maps[::2]
+    group = model.config.num_attention_heads // HEADS
+    assert [attention.shape[1] for attention in maps if attention is not None] == [0, (HEADS - 1) * group]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("heads", [{0: ALL_HEADS}, {1: ALL_HEADS}, {0: [1, 2], 1: [0]}], ids=str)
+def test_generation_with_a_cache(model_type, heads):
+    """The cache counts the tokens seen, also where its layer has no head."""
+    tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel" if model_type == "gpt2" else "ForCausalLM")
+    model = tiny.model(tie_word_embeddings=True)
+    expected = masked(model, tiny, heads, {})
+    model.prune_heads(heads)
+    settings = {"max_new_tokens": 8, "do_sample": False, "min_new_tokens": 8}
+    prompt = tiny.batch()["input_ids"]
+    tokens = model.generate(prompt, **settings)
+    assert torch.equal(tokens, expected.generate(prompt, **settings, use_cache=False))
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_keeps_dtype_hooks_and_requires_grad():
     model = make_model(dtype=torch.bfloat16)
-    query = model.bert.encoder.layer[0].attention.self.query
+    query, intermediate = (
+        model.bert.encoder.layer[0].attention.self.query,
+        model.bert.encoder.layer[0].intermediate.dense,
+    )
     query.weight.requires_grad_(False)
+    intermediate.bias.requires_grad_(False)
     calls = []
     query.register_forward_hook(lambda *_: calls.append(1))
-    prune_heads(model, {0: [0]})
+    apply_plan(model, PruningPlan.for_model(model, heads={0: [0]}, neurons={0: [0]}))
     model(**make_batch())
     assert calls == [1]
-    assert query.weight.dtype == torch.bfloat16 and not query.weight.requires_grad and query.bias.requires_grad
+    assert query.weight.dtype == intermediate.weight.dtype == torch.bfloat16
+    assert not query.weight.requires_grad and query.bias.requires_grad
+    assert intermediate.weight.requires_grad and not intermediate.bias.requires_grad
+
+
+def test_no_gradient_is_awaited_that_cannot_come(model_type):
+    """DistributedDataParallel waits for every parameter that requires a gradient."""
+    tiny = ZOO[model_type]
+    model = tiny.model()
+    without = {name for name, p in model.named_parameters() if not _has_gradient(model, tiny, name, p)}
+    apply_plan(model, PruningPlan.for_model(model, heads={0: ALL_HEADS}, neurons={0: ALL_NEURONS, 1: ALL_NEURONS}))
+    model.zero_grad()
+    logits(model, tiny).square().sum().backward()
+    waiting = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert waiting <= without
+
+
+def _has_gradient(model, tiny, name, parameter):
+    if parameter.grad is None:
+        logits(model, tiny).square().sum().backward()
+    return parameter.grad is not None
+
+
+def test_training_a_pruned_model(model_type):
+    tiny = ZOO[model_type]
+    model = tiny.model()
+    apply_plan(model, PruningPlan.for_model(model, heads={0: [1], 1: ALL_HEADS}, neurons={0: ALL_NEURONS, 1: [3]}))
+    model.train()
+    before = logits(model.eval(), tiny)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    logits(model.train(), tiny).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(logits(model.eval(), tiny), before)
 
 
 def test_base_model_without_head():
@@ -90,25 +214,101 @@ def test_base_model_without_head():
     assert model.encoder.layer[0].attention.self.query.weight.shape == (8, 16)
 
 
+def untouched(model, before):
+    return all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()) and not getattr(
+        model.config, "pruned_heads", None
+    )
+
+
 @pytest.mark.parametrize("heads", [{LAYERS: [0]}, {-1: [0]}, {0: [HEADS]}, {1: [0], 0: [-1]}], ids=str)
 def test_out_of_range_changes_nothing(heads):
     model = make_model()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="Nothing was pruned"):
         prune_heads(model, heads)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not getattr(model.config, "pruned_heads", None)
+    assert untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"neurons": {LAYERS: [0]}}, "the model has layers 0 to 1. Nothing was pruned"),
+        ({"neurons": {0: [NEURONS]}}, r"neurons \[24\] of layer 0: they are numbered 0 to 23"),
+        ({"neurons": {0: [3, 3]}}, "names a neuron of layer 0 twice"),
+        ({"neurons": {0: [3]}, "num_neurons": [NEURONS, NEURONS - 1]}, "this model as it is now"),
+        ({"heads": {0: [0, 0]}}, "names a head of layer 0 twice"),
+        ({"model_type": "roberta"}, "is for a 'roberta'"),
+    ],
+)
+def test_a_plan_that_does_not_fit_changes_nothing(change, message):
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    plan = dataclasses.replace(PruningPlan.for_model(model, heads={1: [0]}, neurons={1: [0]}), **change)
+    with pytest.raises(ValueError, match=message):
+        apply_plan(model, plan)
+    assert untouched(model, before)
+
+
+def quantize(model):
+    dense = model.bert.encoder.layer[1].output.dense
+    dense.weight = nn.Parameter(dense.weight.to(torch.int8), requires_grad=False)
+
+
+def wrap(model):
+    model.bert.encoder.layer[1].output.dense = nn.utils.parametrizations.weight_norm(nn.Linear(NEURONS, 16))
+
+
+def tie(model):
+    first, second = (layer.intermediate.dense for layer in model.bert.encoder.layer)
+    second.weight = first.weight
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (quantize, "'encoder.layer.1.output.dense' is a Linear of dtype torch.int8.*Prune before quantizing"),
+        (wrap, "'encoder.layer.1.output.dense' is a ParametrizedLinear.*merge adapters"),
+        (tie, "'encoder.layer.1.intermediate.dense' shares a weight with 'encoder.layer.0.intermediate.dense'"),
+    ],
+)
+def test_weights_that_cannot_be_sliced_are_refused(change, message):
+    model = make_model()
+    change(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={1: [0]}))
+    assert untouched(model, before)
+    prune_heads(model, {1: [0]})  # The rest can be pruned.
 
 
 def test_unknown_architecture_names_the_supported_ones():
-    model = MPNetModel(
-        MPNetConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=10)
-    )
-    with pytest.raises(ValueError, match="'mpnet'.*bert, distilbert, electra, gpt2, roberta.*ARCHITECTURES"):
+    model = BloomModel(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
+    with pytest.raises(ValueError, match="'bloom'.*albert, bart, bert, .*ARCHITECTURES"):
         prune_heads(model, {0: [0]})
 
 
-def test_fused_projections_are_refused():
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel: 'h.0.attn.c_attn' is a fused Conv1D.*can be scored"):
+def test_an_entry_for_ones_own_model(monkeypatch):
+    class OwnConfig(BertConfig):
+        model_type = "own"
+
+    class OwnModel(BertModel):
+        config_class = OwnConfig
+
+    names = {
+        "layers": "encoder.layer",
+        "attention": "attention.self",
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+        "ffn_inputs": ("intermediate.dense",),
+        "ffn_output": "output.dense",
+    }
+    model = OwnModel(OwnConfig(hidden_size=16, num_attention_heads=4, num_hidden_layers=1, intermediate_size=8))
+    monkeypatch.setitem(ARCHITECTURES, "own", Architecture(**{**names, "key": "attention.self.keys"}))
+    with pytest.raises(ValueError, match="'encoder.layer.0' of OwnModel has no module 'attention.self.keys'"):
         prune_heads(model, {0: [0]})
+    monkeypatch.setitem(ARCHITECTURES, "own", Architecture(**names))
+    apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={0: [0, 1]}))
+    layer = model.encoder.layer[0]
+    assert layer.attention.self.key.weight.shape == (12, 16) and layer.output.dense.weight.shape == (16, 6)

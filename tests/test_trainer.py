@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import HEADS, make_batch, make_model
+from conftest import make_batch, make_model
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from zoo import HEADS
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, estimate_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4

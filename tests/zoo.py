@@ -41,26 +41,26 @@ class Tiny:
         sizes = {**common, **text, "num_labels": 2, **self.sizes, **changes}
         return getattr(transformers, self.family + "Config")(**sizes)
 
-    def model(self, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any):
+    def model(self, dtype: torch.dtype = torch.float64, **changes: Any):
         """The model, with weights large enough that every head and neuron matters."""
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = getattr(transformers, self.family + self.task)(self.config(**changes)).to(dtype).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         return model
 
-    def batch(self, size: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Inputs, with padding where the model knows padding."""
-        generator = torch.Generator().manual_seed(seed)
+    def batch(self, size: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        """Inputs, texts with padding."""
+        generator = torch.Generator().manual_seed(0)
         if self.inputs == "image":
-            return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator)}
+            return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator, dtype=dtype)}
         if self.inputs == "audio":
-            return {"input_features": torch.randn(size, 80, 16, generator=generator)}
-        mask = torch.ones(size, length, dtype=torch.long)
-        mask[1:2, length - 3 :] = 0
-        tokens = torch.randint(3, VOCABULARY, (size, length), generator=generator)
-        tokens[:, -1] = 2  # The end of sentence, by which BART and T5 classify.
-        return {"input_ids": tokens, "attention_mask": mask if self.family not in ("Bart", "T5") else mask * 0 + 1}
+            return {"input_features": torch.randn(size, 80, 16, generator=generator, dtype=dtype)}
+        tokens = torch.randint(3, VOCABULARY, (size, 7), generator=generator)
+        tokens[:, 3] = 2  # The end of sentence, by which BART and T5 classify.
+        mask = torch.ones_like(tokens)
+        tokens[1:2, 4:], mask[1:2, 4:] = 0, 0
+        return {"input_ids": tokens, "attention_mask": mask}
 
     def modules(self, model: torch.nn.Module, layer: int) -> tuple[torch.nn.Module, torch.nn.Module]:
         """The projections out of a layer's heads and out of its neurons."""
@@ -104,7 +104,7 @@ ZOO: dict[str, Tiny] = {
         "model.encoder.layers.{}",
         "self_attn.out_proj",
         "fc2",
-        {**DECODER, **TOKENS},
+        {**DECODER, **TOKENS, "num_labels": 3},  # A config with 2 is saved without the number, and 3 is the default.
         SEQ2SEQ_NAMES,
     ),
     "bert": _bert("Bert", "bert"),
@@ -154,7 +154,7 @@ ZOO: dict[str, Tiny] = {
         "transformer.encoder.block.{}",
         "layer.0.SelfAttention.o",
         "layer.1.DenseReluDense.wo",
-        T5_TOKENS,
+        {**T5_TOKENS, "feed_forward_proj": "gelu"},
         T5_NAMES,
     ),
     "t5-gated": Tiny(

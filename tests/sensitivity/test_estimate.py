@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import HEADS, make_batch, make_model
+from conftest import make_batch, make_model
+from zoo import HEADS
 
 from hap_transformers import METHODS, Sensitivity, estimate_sensitivity
 

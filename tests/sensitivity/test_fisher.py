@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import HEADS, LAYERS, make_batch, make_model
+from conftest import make_batch, make_model
 from explicit import mask_of_ones, masked_logits
+from zoo import HEADS, LAYERS
 
 from hap_transformers import estimate_sensitivity
 

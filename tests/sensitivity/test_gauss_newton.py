@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import HEADS, LAYERS, make_batch, make_model
+from conftest import make_batch, make_model
 from explicit import explicit_gauss_newton, scored_weights, sum_by_component
 from torch.nn import functional as F
 from transformers import (
@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
 )
+from zoo import HEADS, LAYERS
 
 from hap_transformers import estimate_sensitivity
 from hap_transformers.sensitivity import ghost_norms, output_curvature
