@@ -7,6 +7,7 @@ from . import checkpoint as checkpoint
 from .architectures import ARCHITECTURES, Architecture
 from .config import HapConfig
 from .planning import PruningPlan, plan_pruning
+from .remote_code import export_remote_code
 from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
 from .surgery import apply_plan, prune_heads
 from .trainer import HapTrainer
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "estimate_sensitivity",
+    "export_remote_code",
     "plan_pruning",
     "prune_heads",
 ]

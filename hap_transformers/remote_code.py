@@ -1,0 +1,119 @@
+"""Lets people load a pruned model who do not have this package: the modules that rebuild it, beside the weights."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto import modeling_auto
+
+from .architectures import ARCHITECTURES
+from .structure import recorded_structure
+
+
+# `structure` and what it imports, with names from each. They need nothing but torch and transformers.
+MODULES = {
+    "releases": "TRANSFORMERS_4",
+    "architectures": "ARCHITECTURES, Architecture",
+    "projections": "Projection",
+    "blocks": "Block",
+    "pruned_modules": "fit_modules",
+    "slicing": "keep_components",
+    "structure": "rebuild_structure, recorded_structure",
+}
+SHIPPED = dict(ARCHITECTURES)
+
+MODELING = '''"""Models pruned by hap_transformers, loadable with `trust_remote_code=True` where it is not installed."""
+
+import transformers
+
+# Transformers 4 takes along only the modules that are named here.
+{imports}
+
+{entry}
+class PrunedModel:
+    """Cuts a model down to the structure in its config before its weights are loaded."""
+
+    def __init__(self, config, *args, **kwargs):
+        pruned_heads = getattr(config, "pruned_heads", None) or {{}}
+        config.pruned_heads = {{}}  # Transformers 4 would prune each part of the model on its own.
+        super().__init__(config, *args, **kwargs)
+        for known in (config, self.config):
+            known.pruned_heads = {{int(layer): heads for layer, heads in pruned_heads.items()}}
+        rebuild_structure(self, recorded_structure(config))
+
+'''
+
+
+def export_remote_code(folder: str | Path) -> None:
+    """Makes a saved pruned model loadable without this package.
+
+    The modules that rebuild the structure are copied into the folder, with one subclass for each class that
+    Transformers has for the model's type, and `config.json` gets an `auto_map` that names them. Then
+
+    ```python
+    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    ```
+
+    gives the pruned model where only torch and transformers are installed.
+
+    Args:
+        folder (`str` or `Path`): Where `save_pretrained` has put the model.
+
+    Raises:
+        FileNotFoundError: If the folder has no `config.json`.
+        ValueError: If the config is not that of a pruned model, or Transformers has no class for its type.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"'{folder}' has no config.json; save the model there first.")
+    auto_map = write_remote_code(folder, AutoConfig.from_pretrained(folder))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["auto_map"] = {**values.get("auto_map", {}), **auto_map}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_remote_code(folder: str | Path, config: PretrainedConfig) -> dict[str, str]:
+    """Writes the modules into a folder.
+
+    Returns:
+        `dict[str, str]`: The `auto_map` of the config to be saved beside them.
+
+    Raises:
+        ValueError: As `export_remote_code` does.
+    """
+    if recorded_structure(config) is None:
+        raise ValueError("The config says nothing of pruning; a dense model needs no remote code.")
+    classes = _classes_of(config)
+    if not classes:
+        raise ValueError(
+            f"Transformers has no model class for a '{type(config).__name__}'. Publish the model's own code, with "
+            "hap_transformers as a requirement."
+        )
+    entry = ""
+    if ARCHITECTURES[config.model_type] != SHIPPED.get(config.model_type):
+        fields = ", ".join(f"{name}={value!r}" for name, value in asdict(ARCHITECTURES[config.model_type]).items())
+        entry = f"ARCHITECTURES[{config.model_type!r}] = Architecture({fields})\n\n"
+    imports = "\n".join(f"from .hap_{module} import {name}  # noqa: F401" for module, name in MODULES.items())
+    source = MODELING.format(imports=imports, entry=entry)
+    for name in sorted(set(classes.values())):
+        source += f"\nclass Pruned{name}(PrunedModel, transformers.{name}):\n    pass\n\n"
+    folder = Path(folder)
+    (folder / "modeling_hap.py").write_text(source.rstrip() + "\n", encoding="utf-8")
+    for module in MODULES:
+        text = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
+        (folder / f"hap_{module}.py").write_text(renamed, encoding="utf-8")
+    return {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
+
+
+def _classes_of(config: PretrainedConfig) -> dict[str, str]:
+    """Name of every auto class that knows the config's model type to the name of the class it makes."""
+    classes = {}
+    for name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
+            made = mapping[type(config)]
+            classes[name] = (made[0] if isinstance(made, tuple | list) else made).__name__
+    return classes
