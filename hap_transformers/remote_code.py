@@ -24,7 +24,7 @@ MODULES = {
 }
 SHIPPED = dict(ARCHITECTURES)
 
-MODELING = '''"""Models pruned by hap_transformers, loadable with `trust_remote_code=True` where it is not installed."""
+MODELING = '''"""Models pruned by hap_transformers, for `trust_remote_code=True` where it is not installed."""
 
 import transformers
 

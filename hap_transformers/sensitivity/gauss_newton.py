@@ -29,11 +29,21 @@ def gauss_newton_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     a weight is formed. For a loss like cross-entropy G is the Fisher information, and equals the Hessian where the
     model fits its data (Martens, "New insights and perspectives on the natural gradient method",
     [arXiv 1412.1193](https://arxiv.org/abs/1412.1193)). Where examples have many outputs, random mixtures of the
-    directions take their place (see [`output_directions`]); the estimate is then unbiased instead of exact.
+    directions take their place (see [`output_directions`]); the estimate is then unbiased instead of exact. Where a
+    module works for all examples at once (DeBERTa projects its relative positions by the query and key projections),
+    examples are taken one by one, as their gradients cannot be told apart otherwise.
 
     Raises:
-        ValueError: If the loss cannot be factored, or a module mixes examples.
+        ValueError: If the loss cannot be factored.
     """
+    try:
+        return _traces(task, batch)
+    except _SharedByExamplesError:
+        parts = [_traces(task, part) for part in batch.split(1)]
+        return Samples(torch.cat([part.values for part in parts]), parts[0].num_probes)
+
+
+def _traces(task: ScoringTask, batch: ScoredBatch) -> Samples:
     backward = _BackwardPass(task, batch.size)
     with backward.recording(), captured_logits(task) as outputs:
         loss = task.loss(batch)
@@ -71,6 +81,10 @@ def captured_logits(task: ScoringTask) -> Iterator[list[torch.Tensor]]:
         yield logits
     finally:
         handle.remove()
+
+
+class _SharedByExamplesError(Exception):
+    """A module was called on something else than a number of tokens of every example."""
 
 
 class _BackwardPass:
@@ -119,11 +133,7 @@ class _BackwardPass:
 
     def _record(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if args[0].shape[0] % self.examples:
-            name = self.owners[module][0][1].name
-            raise ValueError(
-                f"'{name}' was called on a tensor of shape {tuple(args[0].shape)} for {self.examples} examples, so "
-                "its gradient cannot be told apart by example. Use method='gradient', or batches of one example."
-            )
+            raise _SharedByExamplesError
         call = len(self.inputs[module])
         self.inputs[module].append(args[0].detach())
         if not output.requires_grad:
