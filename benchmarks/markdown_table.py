@@ -10,3 +10,37 @@ def table(rows: list[dict]) -> str:
         spread = f"{row['ratio']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f})"
         lines.append(f"| {row['measure']} | {spread} | {target} | {values} {row['unit']} |")
     return "\n".join(lines)
+
+
+def latency_table(rows: list[dict]) -> str:
+    """Time over dense by share removed, a line a model, number format and input.
+
+    Each cell is the time ratio, with its range, and behind it what share of the ideal speed-up that is.
+    """
+    shares = sorted({row["share"] for row in rows})
+    lines = [
+        "| model | numbers | batch | dense | " + " | ".join(f"{share:.0%} removed" for share in shares) + " |",
+        "| --- | --- | --- | --- | " + " | ".join("---" for _ in shares) + " |",
+    ]
+    groups: dict[tuple, dict[float, dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ("model", "dtype", "batch_size", "length")), {})[row["share"]] = (
+            row
+        )
+    for (model, dtype, size, length), group in groups.items():
+        cells = [
+            f"{row['time']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f}), {row['flops'] / row['time']:.0%}"
+            for row in (group[share] for share in shares)
+        ]
+        dense = f"{group[shares[0]]['dense_ms']:.0f} ms"
+        lines.append(f"| {model} | {dtype} | {size} x {length} | {dense} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def multiples_table(rows: list[dict]) -> str:
+    """Time a FLOP by the number of neurons kept."""
+    lines = ["| neurons kept a layer | numbers | time a FLOP, over 608 neurons (range) |", "| --- | --- | --- |"]
+    for row in rows:
+        spread = f"{row['time']:.3f} ({row['smallest']:.2f} to {row['largest']:.2f})"
+        lines.append(f"| {row['neurons']} | {row['dtype']} | {spread} |")
+    return "\n".join(lines)

@@ -36,7 +36,6 @@ from transformers import (
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
-from hap_transformers.model_card import make_model_card
 from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
 
@@ -112,10 +111,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
 
     seconds: dict[str, float] = {}
-    metrics: dict[str, dict[str, float]] = {}
     with _phase("fine-tune", seconds):
         trainer.train()
-    metrics["dense"] = _evaluate(trainer)
+    trainer.evaluate()
     dense = copy.deepcopy(trainer.model)
     with _phase("score", seconds):
         sensitivity = trainer.estimate_sensitivity()
@@ -128,17 +126,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             min_heads=hap_config.min_heads,
         )
         trainer.prune(plan)
-    metrics["pruned"] = _evaluate(trainer)
+    trainer.evaluate()
     with _phase("recover", seconds):
         trainer.train()
-    metrics["recovered"] = _evaluate(trainer)
+    trainer.evaluate()
 
     inputs = _one_batch(trainer, data)
     latency = compare_latency({"dense": dense, "pruned": trainer.model}, inputs)
     results = {
         "task": task.name,
         "model": _public_name(script.model_name_or_path) if script.model_name_or_path else DEMO_MODEL,
-        "metrics": metrics,
+        "metrics": trainer.results["metrics"],
         "num_examples": {split: len(rows) for split, rows in data.items()},
         "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
         "parameters": {"dense": count_parameters(dense), "pruned": count_parameters(trainer.model)},
@@ -165,11 +163,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     plan.save(output / "pruning_plan.json")
     plot_head_sensitivity(sensitivity, output / PICTURE, plan)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    card = make_model_card(plan, base_model=results["model"], task=task.name, results=results, picture=PICTURE)
+    trainer.results.update({name: results[name] for name in ("parameters", "flops", "latency_ms")})
+    about = {"finetuned_from": results["model"], "dataset": task.name}
+    trainer.create_model_card(**about)
     if args.push_to_hub:
-        trainer.push_to_hub()
-        card.push_to_hub(trainer.hub_model_id)
-    card.save(output / "README.md")
+        trainer.push_to_hub(**about)
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results
@@ -197,13 +195,6 @@ def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)
-
-
-def _evaluate(trainer: HapTrainer) -> dict[str, float]:
-    """The task's metrics and the loss on the validation set."""
-    skipped = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    values = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    return {name: value for name, value in values.items() if name not in (*skipped, "epoch")}
 
 
 def _one_batch(trainer: HapTrainer, data: DatasetDict) -> dict[str, torch.Tensor]:

@@ -1,9 +1,11 @@
 """Structured pruning for Hugging Face Transformers with second-order sensitivity.
 
-Importing the package makes pruned checkpoints loadable by plain `from_pretrained` and `model.prune_heads` available.
+Importing the package makes pruned checkpoints loadable by plain `from_pretrained`, `model.prune_heads` available, and
+`model.push_to_hub` upload a card with pruned models.
 """
 
 from . import checkpoint as checkpoint
+from . import hub as hub
 from .architectures import ARCHITECTURES, Architecture
 from .config import HapConfig
 from .planning import PruningPlan, plan_pruning

@@ -56,6 +56,12 @@ def compare_latency(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def measure_costs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """Parameters, and FLOPs and median milliseconds of three forward passes over one batch."""
+    seconds = compare_latency({"model": model}, inputs, repeats=3)["model"]
+    return {"parameters": count_parameters(model), "flops": count_flops(model, inputs), "latency_ms": 1000 * seconds}
+
+
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]

@@ -1,44 +1,103 @@
 """The model card of a pruned model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
+from .blocks import attention_blocks, feed_forward_blocks
+from .efficiency import count_parameters
 from .planning import PruningPlan
 from .version import __version__
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+TAGS = ("hap", "pruned", "hap_transformers")
+COSTS = {"parameters": "parameters", "flops": "FLOPs, one batch", "latency_ms": "latency, one batch, ms"}
+# End of a model class's name to the Hub's name of its task; for any other, the card has no `model-index`.
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
+}
 
 
 def make_model_card(
-    plan: PruningPlan, *, base_model: str, task: str, results: Mapping[str, Any], picture: str | None = None
+    model: PreTrainedModel,
+    *,
+    results: Mapping[str, Mapping[str, Any]] | None = None,
+    plan: PruningPlan | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    model_name: str | None = None,
+    language: str | None = None,
+    license: str | None = None,
+    tags: Sequence[str] = (),
+    pictures: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """Describes a pruned model: what it was, what was removed, what that cost and how to load it.
 
     Args:
-        plan (`PruningPlan`): What was removed.
-        base_model (`str`): Name of the model that was fine-tuned.
-        task (`str`): The task's name.
-        results (`Mapping[str, Any]`): `metrics` by phase (`dense`, `pruned`, `recovered`), and `parameters`, `flops`
-            and `latency_ms`, each `dense` and `pruned`.
-        picture (`str`, *optional*): File name of the sensitivity picture, beside the card.
+        model (`PreTrainedModel`): The pruned model.
+        results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
+            `recovered`), the last of which go into the card's `model-index`, too; under `parameters`, `flops` and
+            `latency_ms`, numbers for `dense` and `pruned`. Whatever is missing is left out.
+        plan (`PruningPlan`, *optional*): What was removed last; tells how it was chosen.
+        base_model (`str`, *optional*): Name of the model that was fine-tuned.
+        dataset (`str`, *optional*): Name of the data.
+        model_name (`str`, *optional*): Name of the pruned model.
+        language, license, tags: For the card's metadata.
+        pictures (`Mapping[str, str]`, *optional*): Caption to file name of pictures beside the card.
 
     Returns:
         `ModelCard`: The card; `card.save(path)` writes it.
     """
-    left = [total - len(plan.heads.get(layer, ())) for layer, total in enumerate(plan.original_heads)]
+    results = {"parameters": {"pruned": count_parameters(model)}, **(results or {})}
+    metrics = results.get("metrics") or {}
+    blocks = attention_blocks(model)
+    name = model_name or f"pruned {base_model or type(model).__name__}"
+    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    evaluated = list(metrics.values())[-1] if metrics and task else {}
+    card_data = ModelCardData(
+        library_name="transformers",
+        tags=list(dict.fromkeys([*TAGS, *tags])),
+        base_model=base_model,
+        datasets=dataset,
+        language=language,
+        license=license,
+        pipeline_tag=task,
+        model_name=name if evaluated else None,
+        eval_results=[
+            EvalResult(task, dataset or "unknown", dataset or "unknown", metric, value)
+            for metric, value in evaluated.items()
+        ]
+        or None,
+    )
+    # Remote code subclasses the model's class.
+    bases = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
+    model_class = bases[0] if bases else type(model).__name__
     return ModelCard.from_template(
-        ModelCardData(library_name="transformers", tags=["hap", "pruned", "hap_transformers"]),
+        card_data,
         template_path=str(TEMPLATE),
+        title=name,
+        model_class=model_class,
         base_model_name=base_model,
-        task=task,
+        dataset_name=dataset,
         plan=plan,
-        heads_left=left,
-        results=results,
-        metric_names=list(results["metrics"]["dense"]),
-        picture=picture,
+        heads_left=[block.num_components for block in blocks],
+        heads=[block.num_original_heads for block in blocks],
+        neurons_left=[block.num_components for block in feed_forward_blocks(model)],
+        metrics=metrics,
+        metric_names=list(next(iter(metrics.values()), {})),
+        costs={label: results[key] for key, label in COSTS.items() if key in results},
+        pictures=pictures or {},
         version=__version__,
     )

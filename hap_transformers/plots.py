@@ -7,7 +7,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from transformers import PreTrainedModel
 
+from .blocks import attention_blocks, feed_forward_blocks
 from .planning import PruningPlan
 from .sensitivity import Sensitivity
 
@@ -50,6 +52,30 @@ def plot_head_sensitivity(
     _label(axes, layers, heads)
     note = "" if sensitivity.reliability is None else f", reliability {sensitivity.reliability:.2f}"
     axes.set_title(title or f"Head sensitivity ({sensitivity.method}, {sensitivity.num_examples} examples{note})")
+    figure.savefig(path, dpi=150)
+
+
+def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
+    """Draws how many heads and neurons each layer of a model has left, and saves it.
+
+    Args:
+        model (`PreTrainedModel`): A model of a supported architecture, pruned or not.
+        path (`str` or `Path`): Where to write the picture; the ending says the format.
+    """
+    attention, feed_forward = attention_blocks(model), feed_forward_blocks(model)
+    figure = Figure(figsize=(2.5 + 0.5 * len(attention), 4.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    layers = range(len(attention))
+    upper.bar(layers, [block.num_original_heads for block in attention], color="#e5e9f0", label="removed")
+    for axes, blocks, unit in ((upper, attention, "heads"), (lower, feed_forward, "neurons")):
+        bars = axes.bar(layers, [block.num_components for block in blocks], color="#2a7f62", label="left")
+        axes.bar_label(bars, fontsize=7)
+        axes.set_ylabel(unit)
+        axes.margins(y=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+    lower.set_xticks(layers)
+    lower.set_xlabel("layer")
     figure.savefig(path, dpi=150)
 
 

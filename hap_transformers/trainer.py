@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -12,12 +14,21 @@ from transformers.utils import logging
 
 from .blocks import attention_blocks
 from .config import HapConfig
+from .efficiency import count_parameters, measure_costs
+from .hub import CAPTION, PICTURE
+from .model_card import TAGS, make_model_card
 from .planning import PruningPlan, plan_pruning
+from .plots import plot_structure
+from .remote_code import write_remote_code
 from .sensitivity import Sensitivity, estimate_sensitivity
+from .structure import recorded_structure
 from .surgery import apply_plan
 
 
 logger = logging.get_logger(__name__)
+
+# Ends of the names that `Trainer.evaluate` adds to the metrics.
+NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
 class HapTrainer(Trainer):
@@ -46,11 +57,25 @@ class HapTrainer(Trainer):
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
         self.pruning_plan: PruningPlan | None = None
+        # What `create_model_card` tells: metrics by phase, costs dense and pruned.
+        self.results: dict[str, dict[str, Any]] = {"metrics": {}}
+        self._phase = "pruned" if self._is_pruned() else "dense"
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`."""
+        if self._phase == "pruned":
+            self._phase = "recovered"
         with self._recovery_arguments():
             return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluates as `Trainer.evaluate` does, and keeps the metrics for the model card."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.hap_config is not None:
+            named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+            kept = {name: value for name, value in named.items() if not name.endswith(NOT_METRICS)}
+            self.results["metrics"].setdefault(self._phase, {}).update(kept)
+        return metrics
 
     def estimate_sensitivity(self) -> Sensitivity:
         """Scores the heads of the model on the training set, with this trainer's `compute_loss`.
@@ -102,8 +127,13 @@ class HapTrainer(Trainer):
                 ratio=config.ratio,
                 min_heads=config.min_heads,
             )
+        costs = self._measure_costs(model)
         apply_plan(model, plan)
-        model.add_model_tags(["hap", "pruned"])
+        for name, value in self._measure_costs(model).items():
+            self.results.setdefault(name, {"dense": costs[name]})["pruned"] = value
+        self._phase = "pruned"
+        model.pruning_results = self.results  # For `model.push_to_hub`.
+        model.add_model_tags(list(TAGS))
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
             logger.warning(
@@ -116,6 +146,68 @@ class HapTrainer(Trainer):
         self.pruning_plan = plan
         logger.info(f"Removed {plan.num_heads} of {sum(plan.original_heads)} attention heads.")
         return plan
+
+    def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:
+        """Uploads the model with its card, as `Trainer.push_to_hub` does.
+
+        Args:
+            remote_code (`bool`, *optional*, defaults to `False`): Whether to upload the code that rebuilds a pruned
+                model, so that `trust_remote_code=True` loads it without this package.
+            args, kwargs: Those of `Trainer.push_to_hub`.
+        """
+        if remote_code:
+            config = self._unwrapped_model().config
+            config.auto_map = write_remote_code(self.args.output_dir, config)
+        return super().push_to_hub(*args, **kwargs)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes the card of a pruned model into the output folder; of a dense one, that of `Trainer`."""
+        if not self._is_pruned():
+            return super().create_model_card(
+                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+            )
+        if not self.is_world_process_zero():
+            return None
+        model, folder = self._unwrapped_model(), Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        plot_structure(model, folder / PICTURE)
+        source = model.config.name_or_path
+        card = make_model_card(
+            model,
+            results=self.results,
+            plan=self.pruning_plan,
+            base_model=finetuned_from or (source if source and not Path(source).exists() else None),
+            dataset=dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset),
+            model_name=model_name or folder.resolve().name,
+            language=language,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags or (),
+            pictures={CAPTION: PICTURE},
+        )
+        card.save(folder / "README.md")
+        return None
+
+    def _is_pruned(self) -> bool:
+        model = self._unwrapped_model()
+        return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
+
+    def _measure_costs(self, model: PreTrainedModel) -> dict[str, float]:
+        """Costs of one scoring batch; without data, only the number of parameters."""
+        if self.train_dataset is None:
+            return {"parameters": count_parameters(model)}
+        batch = next(iter(self._scoring_batches(self.args.train_batch_size)))
+        return measure_costs(model, self._prepare_inputs(batch))
 
     def _require_config(self) -> HapConfig:
         if self.hap_config is None:

@@ -1,22 +1,46 @@
+from conftest import make_model
 from huggingface_hub import ModelCard
 
-from hap_transformers import PruningPlan
+from hap_transformers import PruningPlan, apply_plan
 from hap_transformers.model_card import make_model_card
 
 
 RESULTS = {
     "metrics": {"dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.8}, "recovered": {"accuracy": 0.85}},
-    "parameters": {"dense": 100, "pruned": 80},
+    "parameters": {"dense": 1234567, "pruned": 80},
     "flops": {"dense": 1000, "pruned": 700},
-    "latency_ms": {"dense": 2.0, "pruned": 1.5},
+    "latency_ms": {"dense": 2.04, "pruned": 1.5},
 }
 
 
+def make_card(tmp_path, **settings):
+    model = make_model()
+    plan = PruningPlan.for_model(model, heads={1: [0, 3]}, neurons={0: range(20)}, ratio=0.25, method="hessian_trace")
+    apply_plan(model, plan)
+    make_model_card(model, plan=plan, **settings).save(tmp_path / "README.md")
+    return ModelCard.load(tmp_path / "README.md")
+
+
 def test_card(tmp_path):
-    plan = PruningPlan({1: [0, 3]}, "bert", [4, 4], ratio=0.25, method="hessian_trace")
-    card = make_model_card(plan, base_model="tiny", task="mrpc", results=RESULTS)
-    card.save(tmp_path / "README.md")
-    loaded = ModelCard.load(tmp_path / "README.md")
-    assert {"hap", "pruned", "hap_transformers"} <= set(loaded.data.tags)
-    assert loaded.text.strip().startswith("# tiny, fine-tuned on mrpc, 2 of 8 attention heads removed")
-    assert "| recovered | 0.8500 |" in loaded.text and "4, 2 (of 4, 4)" in loaded.text
+    card = make_card(
+        tmp_path, base_model="org/tiny", dataset="mrpc", results=RESULTS, model_name="small", tags=["glue"]
+    )
+    assert set(card.data.tags) == {"hap", "pruned", "hap_transformers", "glue"}
+    assert card.data.base_model == "org/tiny" and card.data.pipeline_tag == "text-classification"
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("mrpc", "accuracy", 0.85)
+    assert card.text.strip().startswith("# small\n\norg/tiny, fine-tuned on mrpc, with 6 of 8 attention heads and 28")
+    for line in (
+        "| recovered | 0.8500 |",
+        "| parameters | 1,234,567 | 80 |",
+        "| latency, one batch, ms | 2.0 | 1.5 |",
+        "| heads | 4 of 4 | 2 of 4 |",
+        "| neurons | 4 | 24 |",
+    ):
+        assert line in card.text.splitlines()
+
+
+def test_a_model_of_which_nothing_more_is_known(tmp_path):
+    card = make_card(tmp_path)
+    assert card.data.eval_results is None and "What it gained" not in card.text
+    assert "BertForSequenceClassification.from_pretrained" in card.text and "| heads | 4 of 4 | 2 of 4 |" in card.text

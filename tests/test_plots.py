@@ -1,8 +1,9 @@
 import pytest
 import torch
+from conftest import make_model
 
 from hap_transformers import PruningPlan, Sensitivity
-from hap_transformers.plots import plot_head_sensitivity
+from hap_transformers.plots import plot_head_sensitivity, plot_structure
 
 
 def test_draws_negative_scores_and_crosses(tmp_path):
@@ -15,3 +16,11 @@ def test_draws_negative_scores_and_crosses(tmp_path):
 def test_refuses_layers_of_different_lengths(tmp_path):
     with pytest.raises(ValueError, match="not yet pruned"):
         plot_head_sensitivity(Sensitivity("gradient", [torch.ones(2), torch.ones(3)]), tmp_path / "x.png")
+
+
+def test_draws_what_is_left(tmp_path):
+    model = make_model()
+    plot_structure(model, tmp_path / "dense.png")
+    model.prune_heads({0: range(4), 1: [0]})
+    plot_structure(model, tmp_path / "pruned.png")
+    assert (tmp_path / "dense.png").read_bytes() != (tmp_path / "pruned.png").read_bytes()

@@ -1,0 +1,84 @@
+"""Uploads pruned models with a card that says what they are."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from transformers import PreTrainedModel
+
+from .model_card import TAGS, make_model_card
+from .plots import plot_structure
+from .remote_code import export_remote_code
+from .structure import recorded_structure
+
+
+PICTURE = "structure.png"
+CAPTION = "Heads and neurons left in each layer"
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    remote_code: bool = False,
+    commit_message: str = "Upload pruned model",
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | None = None,
+    **save_settings: Any,
+) -> CommitInfo:
+    """Uploads a pruned model and its card to the Hub in one commit.
+
+    This is what `model.push_to_hub` does for pruned models. A card that the repository already has is kept, with the
+    package's tags added. A model that came out of `HapTrainer` has its metrics and costs in a new card.
+
+    Args:
+        model (`PreTrainedModel`): The pruned model.
+        repo_id (`str`): The repository; it is made if it does not exist.
+        remote_code (`bool`, *optional*, defaults to `False`): Whether to upload the code that rebuilds the model, so
+            that `trust_remote_code=True` loads it without this package (see [`export_remote_code`]).
+        commit_message, private, token, revision, create_pr, tags: As in `PreTrainedModel.push_to_hub`.
+        save_settings: Further settings of `save_pretrained`.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder, **save_settings)
+        if remote_code:
+            export_remote_code(folder)
+        if api.file_exists(repo_id, "README.md"):
+            card = ModelCard.load(repo_id, token=token)
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *(tags or [])]))
+        else:
+            plot_structure(model, Path(folder) / PICTURE)
+            results = getattr(model, "pruning_results", None)
+            name = repo_id.split("/")[-1]
+            card = make_model_card(
+                model, results=results, model_name=name, tags=tags or (), pictures={CAPTION: PICTURE}
+            )
+        card.save(Path(folder) / "README.md")
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+_push_dense_model = PreTrainedModel.push_to_hub
+
+
+def _push_to_hub_method(self: PreTrainedModel, repo_id: str, *args: Any, **kwargs: Any) -> CommitInfo | str:
+    """Uploads the model to the Hub; pruned models as [`hap_transformers.hub.push_to_hub`] does."""
+    if recorded_structure(self.config) is None:
+        return _push_dense_model(self, repo_id, *args, **kwargs)
+    return push_to_hub(self, repo_id, *args, **kwargs)
+
+
+PreTrainedModel.push_to_hub = _push_to_hub_method

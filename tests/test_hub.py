@@ -1,0 +1,135 @@
+"""The real client against a server on loopback: what is pushed must come back, with its card."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from hub_server import running_hub
+from huggingface_hub import ModelCard
+from test_trainer import Rows
+from zoo import ZOO
+
+
+# The client reads its endpoint when it is imported. In float64, the last bits of float32 weights show.
+PUSH = """
+import sys, torch
+sys.path[:0] = sys.argv[1:2]
+from test_trainer import Rows, make_trainer
+from hap_transformers import HapConfig
+trainer = make_trainer(sys.argv[2], hub_model_id="me/by-trainer", hap_config=HapConfig(ratio=0.5))
+trainer.model.config._name_or_path = "org/tiny"
+trainer.evaluate()
+trainer.prune()
+trainer.evaluate()
+trainer.train()
+trainer.evaluate()
+trainer.push_to_hub(dataset="rows", license="apache-2.0", remote_code=True)
+trainer.model.push_to_hub("me/by-model")
+trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
+trainer.model.push_to_hub("me/by-trainer", tags=["later"])  # The card is there already.
+print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
+"""
+LOAD = """
+import json, sys
+if sys.argv[1] == "without":
+    sys.modules["hap_transformers"] = None
+else:
+    import hap_transformers
+import torch, transformers
+load = transformers.AutoModelForSequenceClassification.from_pretrained
+model = load(sys.argv[2], trust_remote_code=sys.argv[1] == "without")
+inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[3]).items()}
+print(model.double()(**inputs).logits.tolist())
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """The server after everything was pushed, what to run clients in, and the logits there were."""
+    folder = tmp_path_factory.mktemp("hub")
+    with running_hub() as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(folder / "home"),
+            "HF_TOKEN": "hf_token",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+        def run(code, *arguments):
+            command = [sys.executable, "-c", code, *arguments]
+            result = subprocess.run(
+                command, env=environment, cwd=folder, timeout=300, check=False, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr[-3000:]
+            return json.loads(result.stdout.strip().splitlines()[-1])
+
+        yield hub, run, run(PUSH, str(ROOT / "tests"), str(folder / "output"))
+
+
+@pytest.mark.parametrize(
+    "package, repository",
+    [("with", "me/by-trainer"), ("with", "me/by-model"), ("without", "me/by-trainer"), ("without", "me/with-code")],
+)
+def test_loads_from_the_hub(pushed, package, repository):
+    _, run, logits = pushed
+    row = {name: value[None].tolist() for name, value in Rows()[0].items() if name != "labels"}
+    (loaded,), (expected,) = run(LOAD, package, repository, json.dumps(row)), logits
+    assert loaded == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_commit_with_weights_card_and_picture(pushed):
+    hub, _, _ = pushed
+    by_model = [commit["paths"] for commit in hub.commits if commit["repository"] == "me/by-model"]
+    assert [sorted(paths) for paths in by_model] == [
+        ["README.md", "config.json", "model.safetensors", "structure.png"]
+    ]
+    assert not any("modeling_hap.py" in paths for paths in by_model)
+    assert hub.repositories["me/by-model"]["structure.png"].startswith(b"\x89PNG")
+    weights = {file for files in hub.repositories.values() for file in files if "model." in file}
+    assert weights == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("repository", ["me/by-trainer", "me/by-model", "me/with-code"])
+def test_card(pushed, repository):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories[repository]["README.md"].decode())
+    assert {"hap", "pruned", "hap_transformers"} <= set(card.data.tags)
+    (name,) = {result.task_type for result in card.data.eval_results}
+    assert name == "text-classification"
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values.keys() == {"loss", "accuracy"} and 0 <= values["accuracy"] <= 1
+    for phase in ("dense", "pruned", "recovered"):
+        assert f"\n| {phase} | " in card.text
+    for cost in ("parameters", "FLOPs, one batch", "latency, one batch, ms"):
+        (line,) = [line for line in card.text.splitlines() if line.startswith(f"| {cost} | ")]
+        dense, pruned = (float(cell.replace(",", "")) for cell in line.strip(" |").split(" | ")[1:])
+        assert cost.startswith("latency") or pruned < dense
+    assert "BertForSequenceClassification.from_pretrained" in card.text
+    assert "| heads | " in card.text and "(structure.png)" in card.text and "arXiv:2101.08940" in card.text
+
+
+def test_what_only_the_trainer_knows(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/by-trainer"]["README.md"].decode())
+    assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
+    assert "fine-tuned on rows" in card.text and "scored by `gauss_newton_trace`" in card.text
+    assert "later" in card.data.tags  # The second push kept the card and added its tag.
+    assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
+
+
+def test_dense_models_are_pushed_as_ever(monkeypatch):
+    from hap_transformers import hub
+
+    calls = []
+    monkeypatch.setattr(hub, "_push_dense_model", lambda *args, **kwargs: calls.append((args, kwargs)))
+    model = ZOO["bert"].model(torch.float32)
+    model.push_to_hub("me/dense", private=True)
+    assert calls == [((model, "me/dense"), {"private": True})]
