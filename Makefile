@@ -11,7 +11,7 @@ help:
 	@echo "make test         run the tests with Transformers 5"
 	@echo "make test-compat  run the tests with Transformers 4.57"
 	@echo "make quality      check style"
-	@echo "make benchmark    measure what scoring costs (20 minutes, on GLUE's MRPC)"
+	@echo "make benchmark    measure what scoring costs and pruning saves (30 minutes, on GLUE's MRPC)"
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python glue_scripts/run_glue_hap.py
@@ -29,6 +29,7 @@ quality: $(VENV)/ready
 benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
 	$(VENV)/bin/python benchmarks/sensitivity.py
+	$(VENV)/bin/python benchmarks/latency.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

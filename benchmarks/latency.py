@@ -77,9 +77,10 @@ def rounds(
 
 
 def ratios(over: list[float], under: list[float]) -> dict[str, float]:
-    """Median and range of the ratios of two contenders' times in the same round."""
+    """Quartiles of the ratios of two contenders' times in the same round."""
     values = [a / b for a, b in zip(over, under, strict=True)]
-    return {"time": statistics.median(values), "smallest": min(values), "largest": max(values)}
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"time": median, "lower": lower, "upper": upper}
 
 
 def make_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:
@@ -130,7 +131,7 @@ def measure_multiples(args: Arguments) -> list[dict]:
             gone = {layer: range(left, dense.config.intermediate_size) for layer in layers}
             apply_plan(models[left], PruningPlan.for_model(models[left], neurons=gone))
         flops = {left: count_flops(model, inputs) for left, model in models.items()}
-        times = rounds(models, inputs, 3 * args.seconds)
+        times = rounds(models, inputs, 5 * args.seconds)
         for left in models:
             a_flop = {count: [value / flops[count] for value in times[count]] for count in (left, 608)}
             row = {"dtype": str(dtype).removeprefix("torch."), "neurons": left}

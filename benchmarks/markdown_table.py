@@ -15,7 +15,7 @@ def table(rows: list[dict]) -> str:
 def latency_table(rows: list[dict]) -> str:
     """Time over dense by share removed, a line a model, number format and input.
 
-    Each cell is the time ratio, with its range, and behind it what share of the ideal speed-up that is.
+    Each cell is the time ratio, with its quartiles, and behind it what share of the ideal speed-up that is.
     """
     shares = sorted({row["share"] for row in rows})
     lines = [
@@ -24,12 +24,11 @@ def latency_table(rows: list[dict]) -> str:
     ]
     groups: dict[tuple, dict[float, dict]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("model", "dtype", "batch_size", "length")), {})[row["share"]] = (
-            row
-        )
+        key = tuple(row[name] for name in ("model", "dtype", "batch_size", "length"))
+        groups.setdefault(key, {})[row["share"]] = row
     for (model, dtype, size, length), group in groups.items():
         cells = [
-            f"{row['time']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f}), {row['flops'] / row['time']:.0%}"
+            f"{row['time']:.2f} ({row['lower']:.2f} to {row['upper']:.2f}), {row['flops'] / row['time']:.0%}"
             for row in (group[share] for share in shares)
         ]
         dense = f"{group[shares[0]]['dense_ms']:.0f} ms"
@@ -39,8 +38,8 @@ def latency_table(rows: list[dict]) -> str:
 
 def multiples_table(rows: list[dict]) -> str:
     """Time a FLOP by the number of neurons kept."""
-    lines = ["| neurons kept a layer | numbers | time a FLOP, over 608 neurons (range) |", "| --- | --- | --- |"]
+    lines = ["| neurons kept a layer | numbers | time a FLOP, over 608 neurons (quartiles) |", "| --- | --- | --- |"]
     for row in rows:
-        spread = f"{row['time']:.3f} ({row['smallest']:.2f} to {row['largest']:.2f})"
+        spread = f"{row['time']:.3f} ({row['lower']:.3f} to {row['upper']:.3f})"
         lines.append(f"| {row['neurons']} | {row['dtype']} | {spread} |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Draws the README's picture and writes its tables from the runs in `docs/results/` and the benchmark's.
 
 Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed; the
-benchmark's is `benchmarks/sensitivity.json`:
+benchmarks' are `benchmarks/sensitivity.json` and `benchmarks/latency.json`:
 
     python docs/render_results.py
 """
@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+from markdown_table import latency_table, multiples_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
 
 
@@ -127,6 +128,18 @@ def describe(benchmark: dict) -> str:
     return textwrap.fill(text, 119)
 
 
+def describe_latency(latency: dict) -> str:
+    """How the table of latencies is to be read."""
+    text = (
+        "Time of a forward pass over dense, in the same round (quartiles of the rounds), and what share that is of the "
+        "ideal speed-up, which is that of the FLOPs left. The same share of every layer's FLOPs is removed, heads and "
+        f"neurons, on {latency['machine']['threads']} CPU threads ({latency['machine']['cpu']}). Models are of "
+        "MiniLM's and BERT-base's shape, without the embeddings of a real vocabulary. Small batches in bf16 are bound "
+        "by the overhead of operations rather than by FLOPs. Made by `make benchmark`."
+    )
+    return textwrap.fill(text, 119)
+
+
 def write_into_readme(name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -140,3 +153,6 @@ if __name__ == "__main__":
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
     write_into_readme("results", table(loaded))
     write_into_readme("benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
+    latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
+    parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
+    write_into_readme("latency", "\n\n".join(parts))

@@ -5,9 +5,13 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, make_batch, make_model
+from transformers import BertConfig, BertModel
+
+from hap_transformers.efficiency import count_flops
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import latency  # noqa: E402
 import markdown_table  # noqa: E402
 import workloads  # noqa: E402
 
@@ -40,3 +44,25 @@ def test_table():
     row = {"measure": "a / b", "target": 0.9, "ratio": 0.5, "smallest": 0.4, "largest": 0.6}
     text = markdown_table.table([{**row, "values": [1.0, 2.0], "unit": "s"}])
     assert text.splitlines()[-1] == "| a / b | 0.50 (0.40 to 0.60) | 0.90 | 1.00 / 2.00 s |"
+
+
+@pytest.mark.parametrize("share", latency.SHARES)
+def test_the_share_of_flops_asked_for_is_removed(share):
+    model = BertModel(BertConfig(hidden_size=48, num_attention_heads=12, num_hidden_layers=2, intermediate_size=400))
+    inputs = latency.make_inputs(2, 16)
+    smaller = latency.pruned(model, inputs, share, multiple=1)
+    pooler = 2 * 2 * 48 * 48
+    costs = [count_flops(m, inputs) - pooler for m in (model, smaller)]
+    assert costs[1] / costs[0] == pytest.approx(1 - share, abs=0.003)
+    assert latency.pruned(model, inputs, share).encoder.layer[1].output.dense.in_features % 16 == 0
+
+
+def test_latency_tables():
+    row = {"model": "tiny", "dtype": "float32", "batch_size": 1, "length": 8, "dense_ms": 12.3, "rounds": 5}
+    ratio = {"time": 0.5, "lower": 0.4, "upper": 0.6}
+    text = markdown_table.latency_table([{**row, **ratio, "share": 0.6, "flops": 0.4}])
+    assert text.splitlines()[0] == "| model | numbers | batch | dense | 60% removed |"
+    assert text.splitlines()[2] == "| tiny | float32 | 1 x 8 | 12 ms | 0.50 (0.40 to 0.60), 80% |"
+    assert latency.ratios([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"time": 1.0, "lower": 0.75, "upper": 1.25}
+    text = markdown_table.multiples_table([{"neurons": 613, "dtype": "float32", **ratio}])
+    assert text.splitlines()[-1] == "| 613 | float32 | 0.500 (0.400 to 0.600) |"
