@@ -131,11 +131,11 @@ def describe(benchmark: dict) -> str:
 def describe_latency(latency: dict) -> str:
     """How the table of latencies is to be read."""
     text = (
-        "Time of a forward pass over dense, in the same round (quartiles of the rounds), and what share that is of the "
-        "ideal speed-up, which is that of the FLOPs left. The same share of every layer's FLOPs is removed, heads and "
-        f"neurons, on {latency['machine']['threads']} CPU threads ({latency['machine']['cpu']}). Models are of "
-        "MiniLM's and BERT-base's shape, without the embeddings of a real vocabulary. Small batches in bf16 are bound "
-        "by the overhead of operations rather than by FLOPs. Made by `make benchmark`."
+        "Time of a forward pass over dense in the same round (quartiles of the rounds), and what share of the ideal "
+        "speed-up, which is that of the FLOPs left, is reached. The same share of every layer's FLOPs is removed, "
+        f"heads and neurons, on {latency['machine']['threads']} CPU threads ({latency['machine']['cpu']}). Models are "
+        "of MiniLM's and BERT-base's shape. Small batches in bf16 are bound by the overhead of operations rather than "
+        "by FLOPs. Made by `make benchmark`."
     )
     return textwrap.fill(text, 119)
 

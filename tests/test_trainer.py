@@ -7,7 +7,14 @@ import transformers
 from conftest import make_batch, make_model
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from torch.utils.data import Dataset
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from zoo import HEADS
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, estimate_sensitivity
@@ -144,6 +151,31 @@ def test_data_that_cannot_be_scored(tmp_path, rows, message):
     trainer.train_dataset = None
     with pytest.raises(ValueError, match="pass train_dataset"):
         trainer.prune()
+
+
+def test_an_unknown_architecture_is_refused_at_once(tmp_path):
+    config = BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=40)
+    with pytest.raises(ValueError, match="BloomForSequenceClassification has model type 'bloom'"):
+        make_trainer(tmp_path, model=BloomForSequenceClassification(config))
+
+
+def test_metrics_and_costs_are_kept_for_the_card(tmp_path):
+    trainer = make_trainer(tmp_path)
+    dense = trainer.evaluate()
+    trainer.prune()
+    pruned = trainer.evaluate()
+    trainer.train()
+    recovered = trainer.evaluate()
+    kept = {
+        phase: {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
+        for phase, metrics in (("dense", dense), ("pruned", pruned), ("recovered", recovered))
+    }
+    assert trainer.results["metrics"] == kept
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    # Half the heads: 4 rows (columns) of 16 weights in 4 projections and 3 biases of 4, for each.
+    assert trainer.results["parameters"] == {"dense": parameters + HEADS * (4 * 4 * 16 + 12), "pruned": parameters}
+    assert trainer.results["flops"]["pruned"] < trainer.results["flops"]["dense"]
+    assert set(trainer.results["latency_ms"]) == {"dense", "pruned"}
 
 
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):
