@@ -220,9 +220,15 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
     """Looks up the table entry of a model.
 
     Raises:
-        ValueError: If the model's type is not in `ARCHITECTURES`.
+        ValueError: If the model's type is not in `ARCHITECTURES`, or the model is quantized.
     """
     model_type = model.config.model_type
+    quantized = getattr(model.config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
+    if quantized is not None and method != "hap":
+        raise ValueError(
+            f"{type(model).__name__} is quantized (quant_method '{method}'); score and prune before quantizing."
+        )
     if model_type not in ARCHITECTURES:
         raise ValueError(
             f"{type(model).__name__} has model type '{model_type}', which hap_transformers does not know. Supported: "

@@ -1,6 +1,6 @@
 """A uniform view of a model's attention and feed-forward blocks, through the architecture table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ class AttentionBlock(Block):
 
     Args:
         attention (`nn.Module`): The module that splits its input into heads.
-        kept_heads (`list[int]`): The heads still there, by their number in the original model.
+        kept_heads (`Sequence[int]`): The heads still there, by their number in the original model.
         num_original_heads (`int`): Heads the original model had here.
         architecture (`Architecture`): The table entry the block was read through.
         position_inputs (`list[Projection]`): Projections of relative positions; a head owns rows of them, too, but
@@ -70,7 +70,7 @@ class AttentionBlock(Block):
     """
 
     attention: nn.Module
-    kept_heads: list[int]
+    kept_heads: Sequence[int]
     num_original_heads: int
     architecture: Architecture
     position_inputs: list[Projection]
@@ -117,7 +117,7 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
         inputs = find_projections(model.base_model, path, roles)
         (output,) = find_projections(model.base_model, path, (architecture.output,))
         count = inputs[1].out_features // head_size
-        kept = list(range(total))
+        kept = range(total)
         if count != total:
             kept = [head for head in kept if head not in recorded.get(index, ())]
         if count != len(kept):
@@ -152,7 +152,14 @@ def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
     for index, path in enumerate(_layer_paths(model, architecture)):
         inputs = find_projections(model.base_model, path, architecture.ffn_inputs, optional=True)
         (output,) = find_projections(model.base_model, path, (architecture.ffn_output,))
-        blocks.append(FeedForwardBlock(index, inputs, output, inputs[0].out_features))
+        sizes = {projection.out_features for projection in inputs}
+        if sizes != {output.in_features}:
+            raise ValueError(
+                f"'{output.name}' of {type(model).__name__} reads {output.in_features} neurons, but "
+                f"{[projection.name for projection in inputs]} give {sorted(sizes)}; the entry of "
+                f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES does not fit this model."
+            )
+        blocks.append(FeedForwardBlock(index, inputs, output, output.in_features))
     return blocks
 
 

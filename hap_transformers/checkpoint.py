@@ -5,6 +5,8 @@ extension point for structure changes. Nothing here quantizes: once loaded, the 
 config remembers its sizes.
 """
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,11 @@ class HapStructure(QuantizationConfigMixin):
 
     def __init__(self, quant_method: str = METHOD, **structure: Any):
         self.quant_method = quant_method
-        vars(self).update(structure)
+        self.structure = structure
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in the config."""
+        return {"quant_method": self.quant_method, **copy.deepcopy(self.structure)}
 
 
 @register_quantizer(METHOD)
@@ -58,6 +64,10 @@ class HapStructureLoader(HfQuantizer):
         self.remove_quantization_config(model)
         for block in (*attention_blocks(model), *feed_forward_blocks(model)):
             freeze_idle_parameters(block)  # Transformers lets all parameters that it loads require gradients.
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):  # What Transformers notes of quantized models.
+                vars(part.config).pop("_is_quantized", None)
+                vars(part.config).pop("_pre_quantization_dtype", None)
         pruned_heads = getattr(model.config, "pruned_heads", None) or {}
         model.config.pruned_heads = {int(layer): heads for layer, heads in pruned_heads.items()}
         model.config.quantization_config = self.quantization_config.to_dict()
@@ -92,10 +102,17 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
             raise ValueError(f"Pruned models are loaded from safetensors only, not from '{file}'.")
         with safe_open(file, framework="pt") as tensors:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
+    stored = sum(math.prod(shape) for shape in shapes.values())
     for block, count in recorded_counts(model, structure):
         dense = max(block.num_components, 1)
-        sizes = [(p, p.out_features * p.parts // dense * count, p.in_features) for p in block.inputs]
-        sizes.append((block.output, block.output.out_features, block.output.in_features // dense * count))
+        *inputs, output = block.sliced
+        sizes = [(p, p.out_features * p.parts // dense * count, p.in_features) for p in inputs]
+        sizes.append((output, output.out_features, output.in_features // dense * count))
+        if files and max(rows * columns for _, rows, columns in sizes) > stored:
+            raise ValueError(
+                f"The checkpoint's config gives layer {block.index} {count} components, for which its weight files "
+                "are too small. The config and the weights do not belong together."
+            )
         for projection, *size in sizes:
             expected = size[::-1] if isinstance(projection.module, Conv1D) else size
             for name in (f"{projection.name}.weight", f"{model.base_model_prefix}.{projection.name}.weight"):
@@ -111,9 +128,11 @@ _prune_heads_of_transformers_4 = PreTrainedModel.prune_heads if TRANSFORMERS_4 e
 
 def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[int]]) -> None:
     """Removes attention heads; see [`hap_transformers.prune_heads`]."""
-    if TRANSFORMERS_4 and heads_to_prune is self.config.pruned_heads and recorded_structure(self.config):
-        return  # Transformers 4 prunes every new model by its config; the loader does it once all is built.
-    if TRANSFORMERS_4 and self.config.model_type not in ARCHITECTURES:
+    # Transformers 4 prunes every new model, and each of its parts, by its config.
+    new = TRANSFORMERS_4 and heads_to_prune is self.config.pruned_heads
+    if new and recorded_structure(self.config) is not None:
+        return  # The loader does it once all is built.
+    if new or (TRANSFORMERS_4 and self.config.model_type not in ARCHITECTURES):
         _prune_heads_of_transformers_4(self, heads_to_prune)
     else:
         prune_heads(self, heads_to_prune)

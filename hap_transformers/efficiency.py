@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +23,13 @@ def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
     Matrix products count, two operations a multiply-add. Attention is run by the math kernel, as fused kernels do not
     report theirs on every device.
     """
+    return _count_flops(model, lambda: model(**inputs))
+
+
+def _count_flops(model: PreTrainedModel, forward: Callable[[], Any]) -> int:
     counter = FlopCounterMode(display=False)
     with _evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(**inputs)
+        forward()
     return counter.get_total_flops()
 
 
@@ -56,10 +60,16 @@ def compare_latency(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_costs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters, and FLOPs and median milliseconds of three forward passes over one batch."""
-    seconds = compare_latency({"model": model}, inputs, repeats=3)["model"]
-    return {"parameters": count_parameters(model), "flops": count_flops(model, inputs), "latency_ms": 1000 * seconds}
+def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor]) -> dict[str, float]:
+    """Number of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
+    seconds = []
+    with _evaluating(model):
+        for _ in range(4):
+            start = time.perf_counter()
+            forward().sum().item()  # Waits for an accelerator to finish.
+            seconds.append(time.perf_counter() - start)
+    latency = 1000 * statistics.median(seconds[1:])
+    return {"parameters": count_parameters(model), "flops": _count_flops(model, forward), "latency_ms": latency}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import PreTrainedModel
 
-from .model_card import TAGS, make_model_card
+from .model_card import TAGS, base_model_of, make_model_card
 from .plots import plot_structure
 from .remote_code import export_remote_code
 from .structure import recorded_structure
@@ -15,6 +15,7 @@ from .structure import recorded_structure
 
 PICTURE = "structure.png"
 CAPTION = "Heads and neurons left in each layer"
+MARK = "<!-- Written by hap_transformers"
 
 
 def push_to_hub(
@@ -23,6 +24,7 @@ def push_to_hub(
     *,
     remote_code: bool = False,
     commit_message: str = "Upload pruned model",
+    commit_description: str | None = None,
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
@@ -32,40 +34,48 @@ def push_to_hub(
 ) -> CommitInfo:
     """Uploads a pruned model and its card to the Hub in one commit.
 
-    This is what `model.push_to_hub` does for pruned models. A card that the repository already has is kept, with the
-    package's tags added. A model that came out of `HapTrainer` has its metrics and costs in a new card.
+    This is what `model.push_to_hub` does for pruned models. A model that came out of `HapTrainer` has its metrics and
+    costs in the card. A card that someone wrote, or changed as it says, is kept, with the package's tags added.
 
     Args:
         model (`PreTrainedModel`): The pruned model.
         repo_id (`str`): The repository; it is made if it does not exist.
         remote_code (`bool`, *optional*, defaults to `False`): Whether to upload the code that rebuilds the model, so
             that `trust_remote_code=True` loads it without this package (see [`export_remote_code`]).
-        commit_message, private, token, revision, create_pr, tags: As in `PreTrainedModel.push_to_hub`.
+        commit_message, commit_description, private, token, revision, create_pr, tags: As in
+            `PreTrainedModel.push_to_hub`.
         save_settings: Further settings of `save_pretrained`.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
+    if revision is not None and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder, **save_settings)
         if remote_code:
             export_remote_code(folder)
-        if api.file_exists(repo_id, "README.md"):
-            card = ModelCard.load(repo_id, token=token)
+        card = None
+        if api.file_exists(repo_id, "README.md", revision=revision):
+            card = ModelCard.load(api.hf_hub_download(repo_id, "README.md", revision=revision))
+        if card is not None and MARK not in card.text:
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *(tags or [])]))
         else:
             plot_structure(model, Path(folder) / PICTURE)
-            results = getattr(model, "pruning_results", None)
-            name = repo_id.split("/")[-1]
             card = make_model_card(
-                model, results=results, model_name=name, tags=tags or (), pictures={CAPTION: PICTURE}
+                model,
+                results=getattr(model, "pruning_results", None),
+                plan=getattr(model, "pruning_plan", None),
+                base_model=base_model_of(model),
+                model_name=repo_id.split("/")[-1],
+                tags=tags or (),
+                pictures={CAPTION: PICTURE},
             )
         card.save(Path(folder) / "README.md")
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message,
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )

@@ -36,7 +36,7 @@ def make_model_card(
     results: Mapping[str, Mapping[str, Any]] | None = None,
     plan: PruningPlan | None = None,
     base_model: str | None = None,
-    dataset: str | None = None,
+    dataset: str | Sequence[str] | None = None,
     model_name: str | None = None,
     language: str | None = None,
     license: str | None = None,
@@ -48,11 +48,11 @@ def make_model_card(
     Args:
         model (`PreTrainedModel`): The pruned model.
         results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
-            `recovered`), the last of which go into the card's `model-index`, too; under `parameters`, `flops` and
-            `latency_ms`, numbers for `dense` and `pruned`. Whatever is missing is left out.
+            `recovered`), of which those of `recovered`, or else `pruned`, go into the card's `model-index`, too; under
+            `parameters`, `flops` and `latency_ms`, numbers for `dense` and `pruned`. Whatever is missing is left out.
         plan (`PruningPlan`, *optional*): What was removed last; tells how it was chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
-        dataset (`str`, *optional*): Name of the data.
+        dataset (`str` or `Sequence[str]`, *optional*): Name of the data.
         model_name (`str`, *optional*): Name of the pruned model.
         language, license, tags: For the card's metadata.
         pictures (`Mapping[str, str]`, *optional*): Caption to file name of pictures beside the card.
@@ -65,18 +65,19 @@ def make_model_card(
     blocks = attention_blocks(model)
     name = model_name or f"pruned {base_model or type(model).__name__}"
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
-    evaluated = list(metrics.values())[-1] if metrics and task else {}
+    evaluated = (metrics.get("recovered") or metrics.get("pruned") or {}) if task else {}
+    data = dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset)
     card_data = ModelCardData(
         library_name="transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
-        datasets=dataset,
+        datasets=dataset if isinstance(dataset, str) or dataset is None else list(dataset),
         language=language,
         license=license,
         pipeline_tag=task,
         model_name=name if evaluated else None,
         eval_results=[
-            EvalResult(task, dataset or "unknown", dataset or "unknown", metric, value)
+            EvalResult(task, data or "unknown", data or "unknown", metric, value)
             for metric, value in evaluated.items()
         ]
         or None,
@@ -90,7 +91,7 @@ def make_model_card(
         title=name,
         model_class=model_class,
         base_model_name=base_model,
-        dataset_name=dataset,
+        dataset_name=data,
         plan=plan,
         heads_left=[block.num_components for block in blocks],
         heads=[block.num_original_heads for block in blocks],
@@ -101,3 +102,9 @@ def make_model_card(
         pictures=pictures or {},
         version=__version__,
     )
+
+
+def base_model_of(model: PreTrainedModel) -> str | None:
+    """The Hub's name of what a model was loaded from, or `None` if that was a folder, or nothing."""
+    name = model.config.name_or_path
+    return name if name and not Path(name).exists() else None

@@ -1,6 +1,7 @@
 """Decides what to remove: `plan_pruning` turns a `Sensitivity` into a `PruningPlan`."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ class PruningPlan:
 
     Args:
         heads (`dict[int, list[int]]`): Layer number to the heads to remove there, numbered as in the original model.
+            Whatever holds whole numbers is taken, here and for neurons.
         model_type (`str`): The `config.model_type` the plan was made for.
         original_heads (`list[int]`): Heads of each layer of the original model.
         neurons (`dict[int, list[int]]`, *optional*): Layer number to the feed-forward neurons to remove there,
@@ -40,6 +42,12 @@ class PruningPlan:
     budget: str = "heads"
     ratio: float | None = None
     method: str = ""
+
+    def __post_init__(self):
+        for kind in ("heads", "neurons"):
+            removed = getattr(self, kind)
+            numbers = {int(layer): sorted(operator.index(number) for number in removed[layer]) for layer in removed}
+            setattr(self, kind, dict(sorted(numbers.items())))
 
     @classmethod
     def for_model(
@@ -61,8 +69,8 @@ class PruningPlan:
             ValueError: As `validate` does.
         """
         plan = cls(
-            heads={layer: sorted((heads or {})[layer]) for layer in sorted(heads or {})},
-            neurons={layer: sorted((neurons or {})[layer]) for layer in sorted(neurons or {})},
+            heads=dict(heads or {}),
+            neurons=dict(neurons or {}),
             model_type=model.config.model_type,
             original_heads=[block.num_original_heads for block in attention_blocks(model)],
             num_neurons=[block.num_components for block in feed_forward_blocks(model)],
@@ -222,7 +230,7 @@ def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Se
     """
     totals = [block.num_original_heads for block in blocks]
     _validate_numbers("heads", totals, heads_to_prune, "in the original model")
-    return {int(layer): sorted({int(head) for head in heads}) for layer, heads in heads_to_prune.items()}
+    return {int(layer): sorted({operator.index(head) for head in heads}) for layer, heads in heads_to_prune.items()}
 
 
 def _validate_numbers(kind: str, totals: list[int], removed: Mapping[int, Sequence[int]], where: str) -> None:

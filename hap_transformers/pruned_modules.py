@@ -6,10 +6,12 @@ recognises it by its class (recorders of attention maps, say) still does.
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import EncoderDecoderCache
 
 from .blocks import AttentionBlock, Block
 from .releases import TRANSFORMERS_4
@@ -21,10 +23,10 @@ def fit_modules(block: Block) -> None:
     if isinstance(block, AttentionBlock):
         _fit_attention(block)
     elif empty:
-        for projection in block.inputs:
-            projection.module.__class__ = _without_outputs(type(projection.module))
+        for module in {projection.module for projection in block.inputs}:
+            _take_class(module, _without_outputs(_dense_class(module)))
     if empty:
-        block.output.module.__class__ = _without_inputs(type(block.output.module))
+        _take_class(block.output.module, _without_inputs(_dense_class(block.output.module)))
     freeze_idle_parameters(block)
 
 
@@ -50,13 +52,28 @@ def _fit_attention(block: AttentionBlock) -> None:
     sizes = {architecture.num_heads: block.num_components, architecture.width: block.output.in_features}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
-    dense_class = getattr(type(attention), "dense_class", type(attention))
+    dense_class = _dense_class(attention)
     if block.num_components == 0:
         output, norm = _inside(block, architecture.output), _inside(block, architecture.attention_norm)
-        attention.__class__ = _headless(dense_class, output, norm, architecture.position_bias)
+        _take_class(attention, _headless(dense_class, output, norm, architecture.position_bias))
     elif architecture.position_bias:
         attention.kept_heads = block.kept_heads
-        attention.__class__ = _choosing_bias(dense_class, architecture.position_bias)
+        _take_class(attention, _choosing_bias(dense_class, architecture.position_bias))
+
+
+def _take_class(module: nn.Module, new_class: type[nn.Module]) -> None:
+    module.__class__ = new_class
+    attributes = vars(module)
+    # The old method may lie in the instance: Transformers 4 leaves it there when it has recorded attention maps,
+    # accelerate keeps it for the hooks that move weights between devices.
+    if getattr(attributes.get("forward"), "__self__", None) is module:
+        del module.forward
+    if "_old_forward" in attributes:
+        module._old_forward = new_class.forward.__get__(module)
+
+
+def _dense_class(module: nn.Module) -> type[nn.Module]:
+    return getattr(type(module), "dense_class", type(module))
 
 
 def _inside(block: AttentionBlock, path: str | None) -> str | None:
@@ -72,7 +89,7 @@ def _without_outputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states[..., :0]
 
-    return _subclass("Empty", projection_class, forward)
+    return _subclass("Empty", projection_class, forward, _without_outputs, projection_class)
 
 
 @functools.cache
@@ -84,7 +101,7 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
         bias = self.weight.new_zeros(max(self.weight.shape)) if self.bias is None else self.bias
         return hidden_states.sum(-1, keepdim=True) + bias
 
-    return _subclass("Empty", projection_class, forward)
+    return _subclass("Empty", projection_class, forward, _without_inputs, projection_class)
 
 
 @functools.cache
@@ -105,10 +122,13 @@ def _headless(
         arguments = dict(zip(names, args, strict=False)) | kwargs
         hidden_states = arguments[names[0]]
         cache = arguments.get("past_key_values")
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
         if cache is not None:
             # Models read the number of tokens seen so far off a layer's cache.
             placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            cache.update(placeholder, placeholder, self.layer_idx)
+            position = ({"cache_position": arguments.get("cache_position")},) if TRANSFORMERS_4 else ()
+            cache.update(placeholder, placeholder, self.layer_idx, *position)
         result = hidden_states[..., :0]
         if output is not None:
             result = self.get_submodule(output)(result)
@@ -120,7 +140,7 @@ def _headless(
             return result, _position_bias(self, arguments), attentions
         return result, attentions
 
-    return _subclass("Headless", attention_class, forward)
+    return _subclass("Headless", attention_class, forward, _headless, attention_class, output, norm, position_bias)
 
 
 @functools.cache
@@ -134,7 +154,7 @@ def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type
         outputs = attention_class.forward(self, **{**arguments, "position_bias": bias[:, self.kept_heads]})
         return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
 
-    return _subclass("Pruned", attention_class, forward)
+    return _subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias)
 
 
 def _position_bias(attention: nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
@@ -150,5 +170,18 @@ def _argument_names(attention_class: type[nn.Module]) -> list[str]:
     return list(inspect.signature(attention_class.forward).parameters)[1:]
 
 
-def _subclass(prefix: str, dense_class: type[nn.Module], forward: Any) -> type[nn.Module]:
-    return type(prefix + dense_class.__name__, (dense_class,), {"forward": forward, "dense_class": dense_class})
+def _subclass(
+    prefix: str, dense_class: type[nn.Module], forward: Callable[..., Any], factory: Callable[..., type], *args: Any
+) -> type[nn.Module]:
+    """Makes the class that `factory(*args)` returns, whose modules are pickled by that call."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return _new, (factory, args), self.__dict__
+
+    attributes = {"forward": forward, "dense_class": dense_class, "__reduce_ex__": __reduce_ex__}
+    return type(prefix + dense_class.__name__, (dense_class,), attributes)
+
+
+def _new(factory: Callable[..., type], args: tuple[Any, ...]) -> nn.Module:
+    made = factory(*args)
+    return made.__new__(made)

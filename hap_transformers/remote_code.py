@@ -17,8 +17,8 @@ MODULES = {
     "releases": "TRANSFORMERS_4",
     "architectures": "ARCHITECTURES, Architecture",
     "projections": "Projection",
-    "blocks": "Block",
-    "pruned_modules": "fit_modules",
+    "blocks": "attention_blocks, feed_forward_blocks",
+    "pruned_modules": "freeze_idle_parameters",
     "slicing": "keep_components",
     "structure": "rebuild_structure, recorded_structure",
 }
@@ -41,7 +41,18 @@ class PrunedModel:
         super().__init__(config, *args, **kwargs)
         for known in (config, self.config):
             known.pruned_heads = {{int(layer): heads for layer, heads in pruned_heads.items()}}
-        rebuild_structure(self, recorded_structure(config))
+        structure = recorded_structure(config)
+        if structure is None:
+            raise ValueError("The config has lost its quantization_config, which says how the model was pruned.")
+        rebuild_structure(self, structure)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for block in (*attention_blocks(model), *feed_forward_blocks(model)):
+            freeze_idle_parameters(block)
+        return loaded
 
 '''
 
@@ -68,28 +79,14 @@ def export_remote_code(folder: str | Path) -> None:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' has no config.json; save the model there first.")
-    auto_map = write_remote_code(folder, AutoConfig.from_pretrained(folder))
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["auto_map"] = {**values.get("auto_map", {}), **auto_map}
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def write_remote_code(folder: str | Path, config: PretrainedConfig) -> dict[str, str]:
-    """Writes the modules into a folder.
-
-    Returns:
-        `dict[str, str]`: The `auto_map` of the config to be saved beside them.
-
-    Raises:
-        ValueError: As `export_remote_code` does.
-    """
+    config = AutoConfig.from_pretrained(folder)
     if recorded_structure(config) is None:
         raise ValueError("The config says nothing of pruning; a dense model needs no remote code.")
     classes = _classes_of(config)
-    if not classes:
+    if not classes or config.model_type not in ARCHITECTURES:
         raise ValueError(
-            f"Transformers has no model class for a '{type(config).__name__}'. Publish the model's own code, with "
-            "hap_transformers as a requirement."
+            f"Transformers has no model class, or hap_transformers no entry, for a '{type(config).__name__}'. Publish "
+            "the model's own code, with hap_transformers as a requirement."
         )
     entry = ""
     if ARCHITECTURES[config.model_type] != SHIPPED.get(config.model_type):
@@ -99,13 +96,16 @@ def write_remote_code(folder: str | Path, config: PretrainedConfig) -> dict[str,
     source = MODELING.format(imports=imports, entry=entry)
     for name in sorted(set(classes.values())):
         source += f"\nclass Pruned{name}(PrunedModel, transformers.{name}):\n    pass\n\n"
-    folder = Path(folder)
+    folder = path.parent
     (folder / "modeling_hap.py").write_text(source.rstrip() + "\n", encoding="utf-8")
     for module in MODULES:
         text = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
         renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
         (folder / f"hap_{module}.py").write_text(renamed, encoding="utf-8")
-    return {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
+    auto_map = {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["auto_map"] = {**values.get("auto_map", {}), **auto_map}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _classes_of(config: PretrainedConfig) -> dict[str, str]:

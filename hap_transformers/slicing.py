@@ -12,6 +12,9 @@ from .blocks import AttentionBlock, Block
 from .pruned_modules import fit_modules
 
 
+SLICEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
     """Checks that the weights of some blocks can be sliced.
 
@@ -25,13 +28,9 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
             users[parameter].add(path)
     for block in blocks:
         for projection in block.sliced:
-            module = projection.module
-            own = dict(module.named_parameters(recurse=False))
-            if (
-                not isinstance(module, nn.Linear | Conv1D)
-                or "weight" not in own
-                or not own["weight"].is_floating_point()
-            ):
+            module, own = projection.module, dict(projection.module.named_parameters(recurse=False))
+            plain = isinstance(module, nn.Linear | Conv1D) and "weight" in own and own.keys() <= {"weight", "bias"}
+            if not plain or any(type(p) is not nn.Parameter or p.dtype not in SLICEABLE for p in own.values()):
                 raise ValueError(
                     f"Cannot prune {type(model).__name__}: '{projection.name}' is a {type(module).__name__} of dtype "
                     f"{module.weight.dtype}, and only plain Linear and Conv1D layers can be sliced. Prune before "
@@ -43,6 +42,20 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
                         f"Cannot prune {type(model).__name__}: '{projection.name}' shares a weight with "
                         f"'{min(others)}', which would not fit any more. Untie them first. Nothing was pruned."
                     )
+
+
+def validate_in_memory(blocks: Iterable[Block]) -> None:
+    """Checks that the weights of some blocks are at hand.
+
+    Raises:
+        ValueError: If they are offloaded, so that slicing would not reach them.
+    """
+    for projection in (projection for block in blocks for projection in block.sliced):
+        if projection.module.weight.is_meta:
+            raise ValueError(
+                f"The weights of '{projection.name}' are not in memory but offloaded. Load the model on one device to "
+                "prune it. Nothing was pruned."
+            )
 
 
 def keep_components(block: Block, positions: Sequence[int]) -> None:

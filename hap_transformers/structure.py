@@ -12,25 +12,54 @@ from .slicing import keep_components, validate_sliceable
 METHOD = "hap"
 
 
-def record_structure(model: PreTrainedModel, changed: Sequence[Block]) -> None:
-    """Writes what is left of some blocks into the config.
+def record_structure(model: PreTrainedModel, blocks: Sequence[Block], changed: Sequence[Block]) -> None:
+    """Writes what is left into the config.
 
     `config.pruned_heads` says which heads are gone, as in Transformers 4. `config.quantization_config` says how many
     heads and neurons pruned layers have; it bears that name because Transformers lets nothing else change a model
     between its construction and the loading of its weights.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        blocks (`Sequence[Block]`): All its blocks.
+        changed (`Sequence[Block]`): Those that have just lost components.
     """
-    config = model.config
-    pruned_heads = {int(layer): list(heads) for layer, heads in (getattr(config, "pruned_heads", None) or {}).items()}
-    structure = recorded_structure(config) or {"quant_method": METHOD, "heads": {}, "neurons": {}}
-    for block in changed:
+    recorded = recorded_structure(model.config) or {}
+    heads = {block.index: block for block in blocks if isinstance(block, AttentionBlock)}
+    heads = {index: block for index, block in heads.items() if block.num_components < block.num_original_heads}
+    neurons = {str(block.index): block.num_components for block in changed if not isinstance(block, AttentionBlock)}
+    model.config.pruned_heads = {index: _heads_gone(block) for index, block in heads.items()}
+    if changed or recorded:
+        model.config.quantization_config = {
+            "quant_method": METHOD,
+            "heads": {str(index): block.num_components for index, block in heads.items()},
+            "neurons": {**(recorded.get("neurons") or {}), **neurons},
+        }
+
+
+def validate_record(model: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    """Checks that a model's config describes this model, before more is removed and written into it.
+
+    Raises:
+        ValueError: If it describes another one: a config was shared between models, or taken from a pruned one.
+    """
+    pruned_heads = {int(layer): set(h) for layer, h in (getattr(model.config, "pruned_heads", None) or {}).items()}
+    neurons = (recorded_structure(model.config) or {}).get("neurons") or {}
+    for block in blocks:
         if isinstance(block, AttentionBlock):
-            pruned_heads[block.index] = sorted(set(range(block.num_original_heads)) - set(block.kept_heads))
-            structure["heads"][str(block.index)] = block.num_components
+            fits = pruned_heads.get(block.index, set()) == set(_heads_gone(block))
         else:
-            structure["neurons"][str(block.index)] = block.num_components
-    config.pruned_heads = dict(sorted(pruned_heads.items()))
-    if changed:
-        config.quantization_config = structure
+            fits = neurons.get(str(block.index), block.num_components) == block.num_components
+        if not fits:
+            raise ValueError(
+                f"The config of this {type(model).__name__} says that layer {block.index} was pruned otherwise than "
+                "it is. Models that share a config, or were made from that of a pruned model, cannot be pruned; make "
+                "each from a copy.deepcopy(config). Nothing was pruned."
+            )
+
+
+def _heads_gone(block: AttentionBlock) -> list[int]:
+    return sorted(set(range(block.num_original_heads)) - set(block.kept_heads))
 
 
 def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:
@@ -59,6 +88,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
             "does not know. Upgrade the package."
         )
+    _validate_pruned_heads(model)
     counts = []
     for kind, blocks in (("heads", attention_blocks(model)), ("neurons", feed_forward_blocks(model))):
         recorded = structure.get(kind) or {}
@@ -96,6 +126,18 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
     for block, count in counts:
         heads_left = isinstance(block, AttentionBlock) and _heads_left(model, block)
         keep_components(block, heads_left or range(count))
+
+
+def _validate_pruned_heads(model: PreTrainedModel) -> None:
+    blocks = {str(block.index): block for block in attention_blocks(model)}
+    recorded = getattr(model.config, "pruned_heads", None) or {}
+    for layer, heads in recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]:
+        total = blocks[str(layer)].num_original_heads if str(layer) in blocks else 0
+        if not isinstance(heads, list) or any(type(head) is not int or not 0 <= head < total for head in heads):
+            raise ValueError(
+                f"The pruned_heads of the checkpoint's config are {recorded!r:.200}; expected heads of layers 0 to "
+                f"{len(blocks) - 1}."
+            )
 
 
 def _heads_left(model: PreTrainedModel, block: AttentionBlock) -> Sequence[int]:

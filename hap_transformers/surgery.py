@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from .blocks import Block, attention_blocks, feed_forward_blocks
 from .planning import PruningPlan, validate_heads
-from .slicing import keep_components, validate_sliceable
-from .structure import record_structure
+from .slicing import keep_components, validate_in_memory, validate_sliceable
+from .structure import record_structure, validate_record
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
@@ -66,16 +66,19 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
 
 def _remove(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]]) -> None:
     """Removes heads (original numbers) and neurons (present positions) that are known to exist."""
+    attention, feed_forward = attention_blocks(model), feed_forward_blocks(model)
     kept: list[tuple[Block, list[int]]] = []
-    for block in attention_blocks(model):
+    for block in attention:
         gone = set(heads.get(block.index, ()))
         kept.append((block, [i for i, head in enumerate(block.kept_heads) if head not in gone]))
-    for block in feed_forward_blocks(model):
+    for block in feed_forward:
         gone = set(neurons.get(block.index, ()))
         kept.append((block, [i for i in range(block.num_components) if i not in gone]))
     kept = [(block, positions) for block, positions in kept if len(positions) < block.num_components]
     changed = [block for block, _ in kept]
+    validate_record(model, [*attention, *feed_forward])
     validate_sliceable(model, changed)
+    validate_in_memory(changed)
     for block, positions in kept:
         keep_components(block, positions)
-    record_structure(model, changed)
+    record_structure(model, [*attention, *feed_forward], changed)

@@ -16,10 +16,10 @@ from .blocks import attention_blocks
 from .config import HapConfig
 from .efficiency import count_parameters, measure_costs
 from .hub import CAPTION, PICTURE
-from .model_card import TAGS, make_model_card
+from .model_card import TAGS, base_model_of, make_model_card
 from .planning import PruningPlan, plan_pruning
 from .plots import plot_structure
-from .remote_code import write_remote_code
+from .remote_code import export_remote_code
 from .sensitivity import Sensitivity, estimate_sensitivity
 from .structure import recorded_structure
 from .surgery import apply_plan
@@ -27,6 +27,8 @@ from .surgery import apply_plan
 
 logger = logging.get_logger(__name__)
 
+# Examples in the batch whose FLOPs and latency the card tells.
+COST_EXAMPLES = 8
 # Ends of the names that `Trainer.evaluate` adds to the metrics.
 NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
@@ -60,6 +62,7 @@ class HapTrainer(Trainer):
         # What `create_model_card` tells: metrics by phase, costs dense and pruned.
         self.results: dict[str, dict[str, Any]] = {"metrics": {}}
         self._phase = "pruned" if self._is_pruned() else "dense"
+        self._exports_remote_code = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`."""
@@ -73,7 +76,11 @@ class HapTrainer(Trainer):
         metrics = super().evaluate(*args, **kwargs)
         if self.hap_config is not None:
             named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-            kept = {name: value for name, value in named.items() if not name.endswith(NOT_METRICS)}
+            kept = {
+                name: value
+                for name, value in named.items()
+                if isinstance(value, int | float) and not name.endswith(NOT_METRICS)
+            }
             self.results["metrics"].setdefault(self._phase, {}).update(kept)
         return metrics
 
@@ -127,12 +134,10 @@ class HapTrainer(Trainer):
                 ratio=config.ratio,
                 min_heads=config.min_heads,
             )
-        costs = self._measure_costs(model)
+        plan.validate(model)
+        if not self._is_pruned():
+            self._note_costs(model, "dense")
         apply_plan(model, plan)
-        for name, value in self._measure_costs(model).items():
-            self.results.setdefault(name, {"dense": costs[name]})["pruned"] = value
-        self._phase = "pruned"
-        model.pruning_results = self.results  # For `model.push_to_hub`.
         model.add_model_tags(list(TAGS))
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
@@ -144,6 +149,11 @@ class HapTrainer(Trainer):
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
         self.pruning_plan = plan
+        self._phase = "pruned"
+        for phase in ("pruned", "recovered"):  # Those of a model pruned less.
+            self.results["metrics"].pop(phase, None)
+        self._note_costs(model, "pruned")
+        model.pruning_results, model.pruning_plan = self.results, plan  # For `model.push_to_hub`.
         logger.info(f"Removed {plan.num_heads} of {sum(plan.original_heads)} attention heads.")
         return plan
 
@@ -155,9 +165,7 @@ class HapTrainer(Trainer):
                 model, so that `trust_remote_code=True` loads it without this package.
             args, kwargs: Those of `Trainer.push_to_hub`.
         """
-        if remote_code:
-            config = self._unwrapped_model().config
-            config.auto_map = write_remote_code(self.args.output_dir, config)
+        self._exports_remote_code = remote_code
         return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(
@@ -182,13 +190,12 @@ class HapTrainer(Trainer):
         model, folder = self._unwrapped_model(), Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         plot_structure(model, folder / PICTURE)
-        source = model.config.name_or_path
         card = make_model_card(
             model,
             results=self.results,
             plan=self.pruning_plan,
-            base_model=finetuned_from or (source if source and not Path(source).exists() else None),
-            dataset=dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset),
+            base_model=finetuned_from or base_model_of(model),
+            dataset=dataset,
             model_name=model_name or folder.resolve().name,
             language=language,
             license=license,
@@ -196,18 +203,22 @@ class HapTrainer(Trainer):
             pictures={CAPTION: PICTURE},
         )
         card.save(folder / "README.md")
+        if self._exports_remote_code:
+            export_remote_code(folder)  # The model has been saved there just before.
         return None
 
     def _is_pruned(self) -> bool:
         model = self._unwrapped_model()
         return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
 
-    def _measure_costs(self, model: PreTrainedModel) -> dict[str, float]:
-        """Costs of one scoring batch; without data, only the number of parameters."""
-        if self.train_dataset is None:
-            return {"parameters": count_parameters(model)}
-        batch = next(iter(self._scoring_batches(self.args.train_batch_size)))
-        return measure_costs(model, self._prepare_inputs(batch))
+    def _note_costs(self, model: PreTrainedModel, size: str) -> None:
+        """Keeps the costs of a few training examples; without data, only the number of parameters."""
+        costs = {"parameters": count_parameters(model)}
+        if self.train_dataset is not None:
+            batch = next(iter(self._scoring_batches(COST_EXAMPLES)))
+            costs = measure_costs(model, lambda: self._scoring_loss(model, batch))
+        for name, value in costs.items():
+            self.results.setdefault(name, {})[size] = value
 
     def _require_config(self) -> HapConfig:
         if self.hap_config is None:

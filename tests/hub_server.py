@@ -74,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             status = 409 if name in self.server.repositories else 200
             self.server.repositories.setdefault(name, {})
             return self.reply({"url": f"{self.server.endpoint}/{name}", "name": name, "id": name}, status)
+        if path.startswith("/api/models/") and "/branch/" in path:
+            return self.reply({"error": "exists"}, 409)
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
         if path.endswith(".git/info/lfs/objects/batch"):

@@ -44,14 +44,22 @@ def logits(model, tiny):
     return model(**tiny.batch(dtype=model.dtype)).logits
 
 
+def trained(model):
+    """Names of parameters that require gradients; Whisper's positions do not, until Transformers has loaded them."""
+    return {name for name, p in model.named_parameters() if p.requires_grad and "embed_positions" not in name}
+
+
 def equal(model, other):
-    """Whether two models have the same modules and weights."""
+    """Whether two models have the same modules and weights, of which the same are trained."""
     classes, others = ({name: type(m).__name__ for name, m in m.named_modules()} for m in (model, other))
     state, state_of_other = model.state_dict(), other.state_dict()
     return (
         classes == others
         and state.keys() == state_of_other.keys()
         and all(torch.equal(tensor, state_of_other[name]) for name, tensor in state.items())
+        and all(
+            p.requires_grad == q.requires_grad for p, q in zip(model.parameters(), other.parameters(), strict=True)
+        )
     )
 
 
@@ -130,8 +138,10 @@ def test_loads_under_another_head(tmp_path, model_type):
     model.save_pretrained(tmp_path)
     base = AutoModel.from_pretrained(tmp_path)
     weights, loaded = model.base_model.state_dict(), base.base_model.state_dict()
-    layers = [name for name in loaded if "layer" in name or "block" in name or name.startswith("h.")]
-    assert layers and all(torch.equal(weights[name], loaded[name]) for name in layers if name in weights)
+    shared = [name for name in loaded if name in weights]
+    assert len(shared) > 0.9 * min(len(loaded), len(weights)) and all(
+        torch.equal(weights[name], loaded[name]) for name in shared
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +158,7 @@ def test_loads_under_another_head(tmp_path, model_type):
 def test_options_of_saving_and_loading(tmp_path, save, load):
     model = prune(make_model(dtype=torch.float32))
     model.save_pretrained(tmp_path, **save)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or "max_shard_size" in save
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == ("max_shard_size" in save)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, **load)
     assert equal(again.bert, model.bert) and again.num_labels == load.get("num_labels", 2)
 
@@ -223,6 +233,7 @@ def test_the_reloaded_model_is_ordinary(tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not hasattr(again, "hf_quantizer") or again.hf_quantizer is None
+    assert not {"_is_quantized", "_pre_quantization_dtype"} & vars(again.config).keys()
     again.double()
     recorded = json.loads(again.config.to_json_string())["quantization_config"]
     assert recorded == {"quant_method": "hap", "heads": {"0": HEADS - 1}, "neurons": {}}
@@ -258,6 +269,10 @@ def edited(tmp_path, change):
         (lambda c, s: s["neurons"].update({"1": True}), "expected a whole number"),
         (lambda c, s: s["heads"].update({"0": 2}), "pruned_heads leaves it 3 of 4"),
         (lambda c, s: c.update(pruned_heads={}), "pruned_heads leaves it 4 of 4"),
+        (lambda c, s: c.update(pruned_heads={"0": [1], "9": [0]}), "pruned_heads of the checkpoint's config are"),
+        (lambda c, s: c.update(pruned_heads={"0": [1, 99]}), "pruned_heads of the checkpoint's config are"),
+        (lambda c, s: c.update(pruned_heads={"0": "01"}), "pruned_heads of the checkpoint's config are"),
+        (lambda c, s: s.update({"to_dict": "x"}), "'to_dict'.*Upgrade"),
         (lambda c, s: s.update({"eval": "print()"}), "'eval'.*Upgrade"),
         (lambda c, s: c.update(model_type="bloom", architectures=None), "bloom"),
     ],
@@ -281,13 +296,33 @@ def test_sizes_that_do_not_fit_the_weights_are_refused(tmp_path, change):
 
 
 @pytest.mark.skipif(TRANSFORMERS_4, reason="Transformers 4 builds the dense model in memory before it asks a loader")
-def test_absurd_sizes_take_no_memory(tmp_path):
+@pytest.mark.parametrize("missing", [False, True], ids=["of another size", "missing"])
+def test_absurd_sizes_take_no_memory(tmp_path, missing):
     def change(config, structure):
         config["intermediate_size"] = 10**13
         structure["neurons"] = {"0": 10**12, "1": 10**12}
 
+    edited(tmp_path, change)
+    if missing:
+        weights = load_file(tmp_path / "model.safetensors")
+        kept = {name: tensor for name, tensor in weights.items() if "intermediate" not in name}
+        save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="do not belong together"):
-        AutoModelForSequenceClassification.from_pretrained(edited(tmp_path, change))
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_record_without_one_kind_can_be_pruned_again(tmp_path):
+    model = make_model(dtype=torch.float32)
+    model.prune_heads({0: [1]})
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]["neurons"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for part in (model, again):
+        apply_plan(part, PruningPlan.for_model(part, neurons={1: [0]}))
+    again.save_pretrained(tmp_path)
+    assert equal(AutoModelForSequenceClassification.from_pretrained(tmp_path), model)
 
 
 def test_pickled_weights_are_refused(tmp_path):

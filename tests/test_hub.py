@@ -19,6 +19,7 @@ PUSH = """
 import sys, torch
 sys.path[:0] = sys.argv[1:2]
 from test_trainer import Rows, make_trainer
+from huggingface_hub import HfApi, ModelCard
 from hap_transformers import HapConfig
 trainer = make_trainer(sys.argv[2], hub_model_id="me/by-trainer", hap_config=HapConfig(ratio=0.5))
 trainer.model.config._name_or_path = "org/tiny"
@@ -30,7 +31,10 @@ trainer.evaluate()
 trainer.push_to_hub(dataset="rows", license="apache-2.0", remote_code=True)
 trainer.model.push_to_hub("me/by-model")
 trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
-trainer.model.push_to_hub("me/by-trainer", tags=["later"])  # The card is there already.
+own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
+HfApi().create_repo("me/own-words")
+ModelCard(own_words).push_to_hub("me/own-words")
+trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
 print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
 """
 LOAD = """
@@ -121,8 +125,22 @@ def test_what_only_the_trainer_knows(pushed):
     card = ModelCard(hub.repositories["me/by-trainer"]["README.md"].decode())
     assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
     assert "fine-tuned on rows" in card.text and "scored by `gauss_newton_trace`" in card.text
-    assert "later" in card.data.tags  # The second push kept the card and added its tag.
     assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
+
+
+def test_own_words_are_kept(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/own-words"]["README.md"].decode())
+    assert card.text.strip() == "# My own words"
+    assert card.data.tags == ["mine", "hap", "pruned", "hap_transformers", "later"]
+
+
+def test_remote_code_only_where_it_was_asked_for(pushed):
+    hub, _, _ = pushed
+    for name, with_code in (("me/by-trainer", True), ("me/by-model", False), ("me/with-code", True)):
+        files = hub.repositories[name]
+        assert ("modeling_hap.py" in files) == with_code
+        assert ("auto_map" in json.loads(files["config.json"])) == with_code
 
 
 def test_dense_models_are_pushed_as_ever(monkeypatch):

@@ -29,7 +29,8 @@ def test_card(tmp_path):
     assert card.data.base_model == "org/tiny" and card.data.pipeline_tag == "text-classification"
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("mrpc", "accuracy", 0.85)
-    assert card.text.strip().startswith("# small\n\norg/tiny, fine-tuned on mrpc, with 6 of 8 attention heads and 28")
+    assert "# small\n\norg/tiny, fine-tuned on mrpc, with 6 of 8 attention heads and 28" in card.text
+    assert "scored by `hessian_trace`" in card.text and "was fine-tuned again" in card.text
     for line in (
         "| recovered | 0.8500 |",
         "| parameters | 1,234,567 | 80 |",
@@ -42,5 +43,13 @@ def test_card(tmp_path):
 
 def test_a_model_of_which_nothing_more_is_known(tmp_path):
     card = make_card(tmp_path)
+    assert "was fine-tuned again" not in card.text
     assert card.data.eval_results is None and "What it gained" not in card.text
     assert "BertForSequenceClassification.from_pretrained" in card.text and "| heads | 4 of 4 | 2 of 4 |" in card.text
+
+
+def test_the_index_is_of_the_pruned_model(tmp_path):
+    dense_only = make_card(tmp_path, results={"metrics": {"dense": {"accuracy": 0.9}}})
+    assert dense_only.data.eval_results is None and "| dense | 0.9000 |" in dense_only.text
+    not_recovered = make_card(tmp_path, results={"metrics": {"dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.8}}})
+    assert [result.metric_value for result in not_recovered.data.eval_results] == [0.8]

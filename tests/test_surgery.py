@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import itertools
+import pickle
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from conftest import make_batch, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +161,92 @@ def test_generation_with_a_cache(model_type, heads):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("heads", [{0: ALL_HEADS}, {1: ALL_HEADS}, {0: [1, 2], 1: [0]}], ids=str)
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_decoders_with_an_encoder_decoder_cache(model_type, heads, cross_attention):
+    """Of decoders with cross-attention, the self-attention is pruned."""
+    tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel")
+    model = tiny.model(is_decoder=True, add_cross_attention=cross_attention)
+    expected = masked(model, dataclasses.replace(tiny, layer=tiny.layer), heads, {})
+    model.prune_heads(heads)
+    batch, states = tiny.batch(), {"encoder_hidden_states": torch.ones(3, 5, 16, dtype=torch.float64)}
+    states = states if cross_attention else {}
+    torch.testing.assert_close(
+        model(**batch, **states, use_cache=True).logits, expected(**batch, **states, use_cache=False).logits
+    )
+
+
+def test_pickled_and_copied(model_type):
+    tiny = ZOO[model_type]
+    model = tiny.model()
+    apply_plan(model, PruningPlan.for_model(model, heads={0: ALL_HEADS, 1: [1]}, neurons={1: ALL_NEURONS}))
+    expected = logits(model, tiny)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [type(m) for m in other.modules()] == [type(m) for m in model.modules()]
+        torch.testing.assert_close(logits(other, tiny), expected, rtol=0, atol=1e-12)
+
+
+def test_pruned_after_recording_attention_maps(model_type):
+    """Transformers 4 leaves the dense forward methods in the modules when it has recorded attention maps."""
+    tiny = ZOO[model_type]
+    model = tiny.model(attn_implementation="eager")
+    heads, neurons = {0: ALL_HEADS, 1: [0]}, {0: [3], 1: ALL_NEURONS}
+    expected = logits(masked(model, tiny, heads, neurons), tiny)
+    model(**tiny.batch(), output_attentions=True)
+    apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons))
+    torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "mpnet", "t5"])
+def test_models_dispatched_by_accelerate(model_type):
+    tiny = ZOO[model_type]
+    model = tiny.model()
+    heads, neurons = {0: ALL_HEADS, 1: [0]}, {0: [3], 1: ALL_NEURONS}
+    expected = logits(masked(model, tiny, heads, neurons), tiny)
+    model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons))
+    torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)
+
+
+def test_offloaded_weights_are_refused():
+    model = cpu_offload(make_model())
+    with pytest.raises(ValueError, match="query' are not in memory but offloaded.*Nothing was pruned"):
+        model.prune_heads({0: [0]})
+
+
+def test_a_config_that_another_model_pruned_is_refused():
+    """Two models of one config would overwrite each other's record."""
+    config = BertConfig(hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=8)
+    first, second = BertModel(config), BertModel(config)
+    apply_plan(first, PruningPlan.for_model(first, heads={0: [0]}, neurons={1: [0]}))
+    for plan in ({0: [3]}, {1: [3]}):
+        with pytest.raises(ValueError, match="config of this BertModel says that layer .*deepcopy"):
+            second.prune_heads(plan)
+    first.prune_heads({0: [1]})
+    assert first.config.pruned_heads == {0: [0, 1]}
+
+
+def test_part_of_a_model_can_be_pruned():
+    model = make_model()
+    model.bert.prune_heads({0: [0]})
+    model.prune_heads({0: [1]})
+    assert model.config.pruned_heads == {0: [0, 1]}
+    assert model.bert.encoder.layer[0].attention.self.query.out_features == 8
+
+
+def test_plans_of_tensors_and_of_strings():
+    """Whatever holds whole numbers names what it names; nothing else is taken."""
+    model = make_model()
+    plan = PruningPlan.for_model(model, heads={"1": torch.tensor([1, 0])}, neurons={0: torch.arange(3)})
+    assert plan.heads == {1: [0, 1]} and plan.neurons == {0: [0, 1, 2]}
+    apply_plan(model, plan)
+    model.prune_heads({0: torch.tensor([2])})
+    assert model.config.pruned_heads == {0: [2], 1: [0, 1]}
+    with pytest.raises(TypeError, match="float"):
+        PruningPlan.for_model(model, heads={0: [1.0]})
+
+
 def test_keeps_dtype_hooks_and_requires_grad():
     model = make_model(dtype=torch.bfloat16)
     query, intermediate = (
@@ -281,6 +369,13 @@ def test_weights_that_cannot_be_sliced_are_refused(change, message):
     prune_heads(model, {1: [0]})  # The rest can be pruned.
 
 
+def test_quantized_models_are_refused():
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(ValueError, match="is quantized .quant_method 'gptq'.; score and prune before quantizing"):
+        model.prune_heads({0: [0]})
+
+
 def test_unknown_architecture_names_the_supported_ones():
     model = BloomModel(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
     with pytest.raises(ValueError, match="'bloom'.*albert, bart, bert, .*ARCHITECTURES"):
@@ -307,6 +402,9 @@ def test_an_entry_for_ones_own_model(monkeypatch):
     model = OwnModel(OwnConfig(hidden_size=16, num_attention_heads=4, num_hidden_layers=1, intermediate_size=8))
     monkeypatch.setitem(ARCHITECTURES, "own", Architecture(**{**names, "key": "attention.self.keys"}))
     with pytest.raises(ValueError, match="'encoder.layer.0' of OwnModel has no module 'attention.self.keys'"):
+        prune_heads(model, {0: [0]})
+    monkeypatch.setitem(ARCHITECTURES, "own", Architecture(**{**names, "ffn_inputs": ("intermediate.dens",)}))
+    with pytest.raises(ValueError, match=r"'encoder.layer.0.output.dense' of OwnModel reads 8 neurons, but \[\] give"):
         prune_heads(model, {0: [0]})
     monkeypatch.setitem(ARCHITECTURES, "own", Architecture(**names))
     apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={0: [0, 1]}))

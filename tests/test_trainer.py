@@ -178,6 +178,37 @@ def test_metrics_and_costs_are_kept_for_the_card(tmp_path):
     assert set(trainer.results["latency_ms"]) == {"dense", "pruned"}
 
 
+def test_pruned_twice_the_card_tells_of_the_last(tmp_path):
+    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.25))
+    trainer.evaluate()
+    trainer.prune()
+    trainer.train()
+    trainer.evaluate()
+    dense = dict(trainer.results["parameters"])["dense"]
+    trainer.hap_config.ratio = 0.5
+    trainer.prune()
+    assert set(trainer.results["metrics"]) == {"dense"}
+    pruned = sum(p.numel() for p in trainer.model.parameters())
+    assert trainer.results["parameters"] == {"dense": dense, "pruned": pruned}
+    again = make_trainer(tmp_path, model=trainer.model)
+    again.prune(PruningPlan.for_model(trainer.model, heads={0: [0, 1, 2]}))
+    assert "dense" not in again.results["parameters"]
+
+
+def test_costs_are_measured_by_the_trainers_own_loss(tmp_path):
+    class Weighted(HapTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            inputs = {name: value for name, value in inputs.items() if name != "weight"}
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    rows = Rows()
+    for row in rows.rows:
+        row["weight"] = torch.tensor(1.0)
+    trainer = make_trainer(tmp_path, Weighted, rows=rows, remove_unused_columns=False)
+    trainer.prune()
+    assert trainer.results["flops"]["pruned"] < trainer.results["flops"]["dense"]
+
+
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):
     """The real push, down to the two calls that would reach the network."""
     uploads = []
