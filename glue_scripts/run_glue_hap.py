@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     plot_head_sensitivity(sensitivity, output / PICTURE, plan)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     trainer.results.update({name: results[name] for name in ("parameters", "flops", "latency_ms")})
-    about = {"finetuned_from": results["model"], "dataset": task.name}
+    about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL, "dataset": task.name}
     trainer.create_model_card(**about)
     if args.push_to_hub:
         trainer.push_to_hub(**about)

@@ -57,9 +57,7 @@ def equal(model, other):
         classes == others
         and state.keys() == state_of_other.keys()
         and all(torch.equal(tensor, state_of_other[name]) for name, tensor in state.items())
-        and all(
-            p.requires_grad == q.requires_grad for p, q in zip(model.parameters(), other.parameters(), strict=True)
-        )
+        and trained(model) == trained(other)
     )
 
 

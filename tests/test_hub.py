@@ -19,7 +19,7 @@ PUSH = """
 import sys, torch
 sys.path[:0] = sys.argv[1:2]
 from test_trainer import Rows, make_trainer
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from hap_transformers import HapConfig
 trainer = make_trainer(sys.argv[2], hub_model_id="me/by-trainer", hap_config=HapConfig(ratio=0.5))
 trainer.model.config._name_or_path = "org/tiny"
@@ -33,7 +33,7 @@ trainer.model.push_to_hub("me/by-model")
 trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
 own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
 HfApi().create_repo("me/own-words")
-ModelCard(own_words).push_to_hub("me/own-words")
+HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md", repo_id="me/own-words")
 trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
 print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
 """

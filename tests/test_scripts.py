@@ -64,7 +64,8 @@ def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
     assert (out / "head_sensitivity.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
     assert results["model"] == "model" and str(tmp_path) not in card
-    assert "4 of 8 attention heads removed" in card and "| recovered | " in card
+    assert "with 4 of 8 attention heads and 48 feed-forward neurons left" in card and "| recovered | " in card
+    assert "base_model" not in card  # A folder is no name on the Hub.
     assert "recovered" in capsys.readouterr().out
 
 

@@ -167,14 +167,12 @@ def test_generation_with_a_cache(model_type, heads):
 def test_decoders_with_an_encoder_decoder_cache(model_type, heads, cross_attention):
     """Of decoders with cross-attention, the self-attention is pruned."""
     tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel")
-    model = tiny.model(is_decoder=True, add_cross_attention=cross_attention)
-    expected = masked(model, dataclasses.replace(tiny, layer=tiny.layer), heads, {})
+    # Transformers 4 cannot make BERT's causal mask in float64.
+    model = tiny.model(torch.float32, is_decoder=True, add_cross_attention=cross_attention)
+    expected = masked(model, tiny, heads, {})
     model.prune_heads(heads)
-    batch, states = tiny.batch(), {"encoder_hidden_states": torch.ones(3, 5, 16, dtype=torch.float64)}
-    states = states if cross_attention else {}
-    torch.testing.assert_close(
-        model(**batch, **states, use_cache=True).logits, expected(**batch, **states, use_cache=False).logits
-    )
+    batch = {**tiny.batch(), **({"encoder_hidden_states": torch.ones(3, 5, 16)} if cross_attention else {})}
+    torch.testing.assert_close(model(**batch, use_cache=True).logits, expected(**batch, use_cache=False).logits)
 
 
 def test_pickled_and_copied(model_type):
