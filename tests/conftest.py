@@ -58,3 +58,10 @@ def model_type(request) -> str:
 @pytest.fixture(params=SCORED_MODELS)
 def scored_model_type(request) -> str:
     return request.param
+
+
+def untouched(model, before) -> bool:
+    """Whether a model has the weights of a `state_dict` and no record of pruning."""
+    return all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()) and not getattr(
+        model.config, "pruned_heads", None
+    )

@@ -12,7 +12,7 @@ import transformers
 from conftest import make_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizer, TrainingArguments, pipeline
-from zoo import HEADS, NEURONS, ZOO
+from zoo import HEADS, NEURONS, ZOO, logits
 
 from hap_transformers import HapTrainer, PruningPlan, apply_plan
 from hap_transformers.releases import TRANSFORMERS_4
@@ -38,10 +38,6 @@ def prune(model, seed=0):
     ]
     apply_plan(model, PruningPlan.for_model(model, **plans[seed]))
     return model
-
-
-def logits(model, tiny):
-    return model(**tiny.batch(dtype=model.dtype)).logits
 
 
 def trained(model):

@@ -1,15 +1,19 @@
 """A tiny model of every supported architecture, and where it keeps the projections out of heads and neurons."""
 
+import copy
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from hap_transformers.releases import VIT_RENAMED
 
 
 LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40
+ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
 
 
 @dataclass
@@ -179,3 +183,20 @@ ZOO: dict[str, Tiny] = {
     ),
     "xlm-roberta": _bert("XLMRoberta", "roberta"),
 }
+
+
+def masked(model: torch.nn.Module, tiny: Tiny, heads: dict, neurons: dict) -> torch.nn.Module:
+    """A copy of a dense model whose output projections are blind to what is removed."""
+    copied = copy.deepcopy(model)
+    for layer, which in itertools.product(range(LAYERS), (0, 1)):
+        module = tiny.modules(copied, layer)[which]
+        weight = module.weight.data if isinstance(module, Conv1D) else module.weight.data.T
+        components = weight.unflatten(0, ((HEADS, NEURONS)[which], -1))
+        for component in (heads, neurons)[which].get(layer, ()):
+            components[component] = 0
+    return copied
+
+
+def logits(model: torch.nn.Module, tiny: Tiny) -> torch.Tensor:
+    """What a model says of its architecture's batch."""
+    return model(**tiny.batch(dtype=model.dtype)).logits
