@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from .model_card import TAGS, base_model_of, make_model_card
@@ -60,14 +60,18 @@ def push_to_hub(
         if card is not None and MARK not in card.text:
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *(tags or [])]))
         else:
+            known = ModelCardData() if card is None else card.data
             plot_structure(model, Path(folder) / PICTURE)
             card = make_model_card(
                 model,
                 results=getattr(model, "pruning_results", None),
                 plan=getattr(model, "pruning_plan", None),
-                base_model=base_model_of(model),
+                base_model=base_model_of(model) or known.base_model,
+                dataset=known.datasets,
                 model_name=repo_id.split("/")[-1],
-                tags=tags or (),
+                language=known.language,
+                license=known.license,
+                tags=[*(known.tags or []), *(tags or [])],
                 pictures={CAPTION: PICTURE},
             )
         card.save(Path(folder) / "README.md")

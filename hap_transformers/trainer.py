@@ -183,7 +183,15 @@ class HapTrainer(Trainer):
         """Writes the card of a pruned model into the output folder; of a dense one, that of `Trainer`."""
         if not self._is_pruned():
             return super().create_model_card(
-                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+                language=language,
+                license=license,
+                tags=tags,
+                model_name=model_name,
+                finetuned_from=finetuned_from,
+                tasks=tasks,
+                dataset_tags=dataset_tags,
+                dataset=dataset,
+                dataset_args=dataset_args,
             )
         if not self.is_world_process_zero():
             return None

@@ -35,6 +35,9 @@ own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
 HfApi().create_repo("me/own-words")
 HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md", repo_id="me/own-words")
 trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
+again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
+again.push_to_hub(dataset="rows", license="apache-2.0")
+trainer.model.push_to_hub("me/again", tags=["later"])
 print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
 """
 LOAD = """
@@ -126,6 +129,13 @@ def test_what_only_the_trainer_knows(pushed):
     assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
     assert "fine-tuned on rows" in card.text and "scored by `gauss_newton_trace`" in card.text
     assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
+
+
+def test_a_card_of_ours_is_written_anew_but_keeps_what_it_was_told(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/again"]["README.md"].decode())
+    assert card.data.datasets == "rows" and card.data.license == "apache-2.0" and "later" in card.data.tags
+    assert "| recovered | " in card.text  # The second trainer knew no metrics; the model does.
 
 
 def test_own_words_are_kept(pushed):
