@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,10 @@ class HapTrainer(Trainer):
         """Evaluates as `Trainer.evaluate` does, and keeps the metrics for the model card."""
         metrics = super().evaluate(*args, **kwargs)
         if self.hap_config is not None:
-            named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
             kept = {
-                name: value
-                for name, value in named.items()
-                if isinstance(value, int | float) and not name.endswith(NOT_METRICS)
+                name.removeprefix("eval_"): float(value)
+                for name, value in metrics.items()
+                if name.startswith("eval_") and isinstance(value, Real) and not name.endswith(NOT_METRICS)
             }
             self.results["metrics"].setdefault(self._phase, {}).update(kept)
         return metrics
@@ -111,7 +111,7 @@ class HapTrainer(Trainer):
         return self.sensitivity
 
     def prune(self, plan: PruningPlan | None = None) -> PruningPlan:
-        """Removes heads from the model for real.
+        """Removes heads, and the neurons that a plan of your own names, from the model for real.
 
         Optimizer, scheduler and wrapped model are dropped: they refer to tensors that no longer exist.
 
@@ -154,7 +154,8 @@ class HapTrainer(Trainer):
             self.results["metrics"].pop(phase, None)
         self._note_costs(model, "pruned")
         model.pruning_results, model.pruning_plan = self.results, plan  # For `model.push_to_hub`.
-        logger.info(f"Removed {plan.num_heads} of {sum(plan.original_heads)} attention heads.")
+        neurons = sum(len(removed) for removed in plan.neurons.values())
+        logger.info(f"Removed {plan.num_heads} of {sum(plan.original_heads)} attention heads and {neurons} neurons.")
         return plan
 
     def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:
