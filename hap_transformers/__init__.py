@@ -9,6 +9,7 @@ from . import hub as hub
 from .architectures import ARCHITECTURES, Architecture
 from .config import HapConfig
 from .planning import PruningPlan, plan_pruning
+from .reconstruction import reconstruct
 from .remote_code import export_remote_code
 from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
 from .surgery import apply_plan, prune_heads
@@ -30,4 +31,5 @@ __all__ = [
     "export_remote_code",
     "plan_pruning",
     "prune_heads",
+    "reconstruct",
 ]

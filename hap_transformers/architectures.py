@@ -7,7 +7,7 @@ This table is all that the package knows about model families. To support anothe
     >>> ARCHITECTURES["my_bert"] = Architecture(layers="encoder.layer", **BERT_NAMES)  # doctest: +SKIP
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -42,6 +42,8 @@ class Architecture:
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
             of Transformers that have it.
         width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
+        norm_first (`bool`, *optional*, defaults to `False`): Whether each block reads the normalized residual stream
+            and adds to it, instead of normalizing the sum.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
             model's heads a layer. Where several query heads share a key/value head, they are one removable head.
         config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size;
@@ -59,6 +61,7 @@ class Architecture:
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
     attention_norm: str | None = None
+    norm_first: bool = False
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
     config_heads: str = "num_attention_heads"
@@ -87,6 +90,7 @@ BART = Architecture(
     ffn_output="fc2",
     num_heads="num_heads",
 )
+WHISPER = replace(BART, norm_first=True)
 LLAMA = Architecture(
     layers="layers",
     attention="self_attn",
@@ -96,6 +100,7 @@ LLAMA = Architecture(
     output="self_attn.o_proj",
     ffn_inputs=("mlp.gate_proj", "mlp.up_proj"),
     ffn_output="mlp.down_proj",
+    norm_first=True,
     config_heads="num_key_value_heads",
 )
 VIT_NAMES = {
@@ -105,7 +110,7 @@ VIT_NAMES = {
     "key": "attention.attention.key",
     "value": "attention.attention.value",
 }
-VIT = Architecture(layers="encoder.layer", **VIT_NAMES)
+VIT = Architecture(layers="encoder.layer", **VIT_NAMES, norm_first=True)
 if VIT_RENAMED:
     VIT = Architecture(
         layers="layers",
@@ -116,6 +121,7 @@ if VIT_RENAMED:
         output="attention.o_proj",
         ffn_inputs=("mlp.fc1",),
         ffn_output="mlp.fc2",
+        norm_first=True,
     )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -166,6 +172,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attn.c_proj",
         ffn_inputs=("mlp.c_fc",),
         ffn_output="mlp.c_proj",
+        norm_first=True,
         num_heads="num_heads",
         width="split_size",
     ),
@@ -180,6 +187,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attn.Wo",
         ffn_inputs=("mlp.Wi", "mlp.Wi"),
         ffn_output="mlp.Wo",
+        norm_first=True,
         num_heads="num_heads",
     ),
     "mpnet": Architecture(
@@ -206,12 +214,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         ffn_inputs=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
         ffn_output="layer.1.DenseReluDense.wo",
         position_bias="computed",
+        norm_first=True,
         num_heads="n_heads",
         width="inner_dim",
         config_head_size="d_kv",
     ),
     "vit": VIT,
-    "whisper": BART,
+    "whisper": WHISPER,
     "xlm-roberta": BERT,
 }
 

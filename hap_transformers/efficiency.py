@@ -28,7 +28,7 @@ def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
 
 def _count_flops(model: PreTrainedModel, forward: Callable[[], Any]) -> int:
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
         forward()
     return counter.get_total_flops()
 
@@ -51,7 +51,7 @@ def compare_latency(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 2):
         for name, model in models.items():
-            with _evaluating(model):
+            with evaluating(model):
                 start = time.perf_counter()
                 logits = model(**inputs)[0]
                 logits.sum().item()  # Waits for an accelerator to finish.
@@ -63,7 +63,7 @@ def compare_latency(
 def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor]) -> dict[str, float]:
     """Number of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
     seconds = []
-    with _evaluating(model):
+    with evaluating(model):
         for _ in range(4):
             start = time.perf_counter()
             forward().sum().item()  # Waits for an accelerator to finish.
@@ -73,7 +73,8 @@ def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor]) -
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Puts a model into evaluation mode without gradients, and back as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
