@@ -48,9 +48,9 @@ else:
     import hap_transformers
 import torch, transformers
 load = transformers.AutoModelForSequenceClassification.from_pretrained
-model = load(sys.argv[2], trust_remote_code=sys.argv[1] == "without")
-inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[3]).items()}
-print(model.double()(**inputs).logits.tolist())
+inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[2]).items()}
+models = [load(repository, trust_remote_code=sys.argv[1] == "without") for repository in sys.argv[3:]]
+print([model.double()(**inputs).logits.tolist() for model in models])
 """
 
 
@@ -82,14 +82,14 @@ def pushed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "package, repository",
-    [("with", "me/by-trainer"), ("with", "me/by-model"), ("without", "me/by-trainer"), ("without", "me/with-code")],
+    "package, repositories",
+    [("with", ["me/by-trainer", "me/by-model"]), ("without", ["me/by-trainer", "me/with-code"])],
 )
-def test_loads_from_the_hub(pushed, package, repository):
-    _, run, logits = pushed
+def test_loads_from_the_hub(pushed, package, repositories):
+    _, run, (expected,) = pushed
     row = {name: value[None].tolist() for name, value in Rows()[0].items() if name != "labels"}
-    (loaded,), (expected,) = run(LOAD, package, repository, json.dumps(row)), logits
-    assert loaded == pytest.approx(expected, rel=1e-12)
+    for (loaded,) in run(LOAD, package, json.dumps(row), *repositories):
+        assert loaded == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_commit_with_weights_card_and_picture(pushed):

@@ -26,7 +26,7 @@ removals = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(first=removals, second=removals)
 def check_plans(model_type, attention, first, second):
     """Two random plans one after the other, the second on what the first has left."""
