@@ -18,6 +18,12 @@ CAPTION = "Heads and neurons left in each layer"
 MARK = "<!-- Written by hap_transformers"
 
 
+def write_card(model: PreTrainedModel, folder: str | Path, **about: Any) -> None:
+    """Writes a pruned model's card and its picture into a folder; `about` goes to [`make_model_card`]."""
+    plot_structure(model, Path(folder) / PICTURE)
+    make_model_card(model, pictures={CAPTION: PICTURE}, **about).save(Path(folder) / "README.md")
+
+
 def push_to_hub(
     model: PreTrainedModel,
     repo_id: str,
@@ -59,11 +65,12 @@ def push_to_hub(
             card = ModelCard.load(api.hf_hub_download(repo_id, "README.md", revision=revision))
         if card is not None and MARK not in card.text:
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *(tags or [])]))
+            card.save(Path(folder) / "README.md")
         else:
             known = ModelCardData() if card is None else card.data
-            plot_structure(model, Path(folder) / PICTURE)
-            card = make_model_card(
+            write_card(
                 model,
+                folder,
                 results=getattr(model, "pruning_results", None),
                 plan=getattr(model, "pruning_plan", None),
                 base_model=base_model_of(model) or known.base_model,
@@ -72,9 +79,7 @@ def push_to_hub(
                 language=known.language,
                 license=known.license,
                 tags=[*(known.tags or []), *(tags or [])],
-                pictures={CAPTION: PICTURE},
             )
-        card.save(Path(folder) / "README.md")
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -141,10 +141,6 @@ class PruningPlan:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            for name in ("heads", "neurons"):
-                values[name] = {
-                    int(layer): [int(n) for n in numbers] for layer, numbers in values.get(name, {}).items()
-                }
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error

@@ -16,10 +16,9 @@ from transformers.utils import logging
 from .blocks import attention_blocks
 from .config import HapConfig
 from .efficiency import count_parameters, measure_costs
-from .hub import CAPTION, PICTURE
-from .model_card import TAGS, base_model_of, make_model_card
+from .hub import write_card
+from .model_card import TAGS, base_model_of
 from .planning import PruningPlan, plan_pruning
-from .plots import plot_structure
 from .remote_code import export_remote_code
 from .sensitivity import Sensitivity, estimate_sensitivity
 from .structure import recorded_structure
@@ -198,9 +197,9 @@ class HapTrainer(Trainer):
             return None
         model, folder = self._unwrapped_model(), Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        plot_structure(model, folder / PICTURE)
-        card = make_model_card(
+        write_card(
             model,
+            folder,
             results=self.results,
             plan=self.pruning_plan,
             base_model=finetuned_from or base_model_of(model),
@@ -209,9 +208,7 @@ class HapTrainer(Trainer):
             language=language,
             license=license,
             tags=[tags] if isinstance(tags, str) else tags or (),
-            pictures={CAPTION: PICTURE},
         )
-        card.save(folder / "README.md")
         if self._exports_remote_code:
             export_remote_code(folder)  # The model has been saved there just before.
         return None
