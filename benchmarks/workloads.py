@@ -60,7 +60,9 @@ def forward_backward(model: PreTrainedModel, batches: Batches, bf16: bool = Fals
 
 def gauss_newton(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> Sensitivity:
     """All heads and neurons, exactly."""
-    return estimate_sensitivity(model, batches, precision="bf16" if bf16 else None, progress=False)
+    return estimate_sensitivity(
+        model, batches, "gauss_newton_trace", precision="bf16" if bf16 else None, progress=False
+    )
 
 
 def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num_probes: int = PROBES) -> Sensitivity:

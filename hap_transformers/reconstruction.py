@@ -1,21 +1,20 @@
 """Closed-form refit of what pruning has left: no labels, no gradient descent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import Block, attention_blocks, feed_forward_blocks
-from .efficiency import evaluating
+from .layer_runs import LayerRuns
 from .projections import Projection
 from .slicing import validate_sliceable
+from .tokens import valid_tokens
 
 
 def reconstruct(
@@ -36,15 +35,15 @@ def reconstruct(
         W <- W + R^T X (X^T X + lambda I)^-1,    R = Y - X W^T,    lambda = ridge * mean diag(X^T X),
 
     X and Y centred and the bias taking the means. So each block mends what earlier ones lost, too. Blocks before the
-    first pruned one stay as they are. The sums are kept in float64 and take no more memory for more examples; for each
-    block, both models run once over the batches up to that block. Layers that share weights are fitted on all their
-    calls at once, on what those read before the fit.
+    first pruned one stay as they are. The sums are kept in float64. Of every batch the residual stream at one layer is
+    kept for either model, so that all passes together take about two of the dense model and three of the pruned one.
+    Layers that share weights are fitted on all their calls at once, on what those read before the fit.
 
     Args:
         model (`PreTrainedModel`): The pruned model; changed in place.
         dense (`PreTrainedModel`): The model it was pruned from, on the same device; only looked at.
-        batches (`Iterable[Mapping[str, Any]]`): Inputs, which can be gone through again and again; labels are not
-            needed. Tokens that `attention_mask` excludes do not count.
+        batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
+            do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         accelerator (`Accelerator`, *optional*): Shares the batches out between its processes, which must all call
@@ -56,99 +55,41 @@ def reconstruct(
     """
     if ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
-    if iter(batches) is batches:
-        raise ValueError(
-            "`batches` can be gone through only once, and every block needs them; give a list or DataLoader."
-        )
-    blocks, originals = _blocks(model), _blocks(dense)
-    if [b.output.name for b in blocks] != [b.output.name for b in originals]:
+    pruned, original = LayerRuns(model), LayerRuns(dense)
+    if [block.output.name for block in pruned.blocks] != [block.output.name for block in original.blocks]:
         raise ValueError(
             f"{type(model).__name__} and {type(dense).__name__} have different layers; give the model that was pruned."
         )
-    sizes = [
-        (block.num_components, original.num_components) for block, original in zip(blocks, originals, strict=True)
-    ]
-    first = next((i for i, (left, before) in enumerate(sizes) if left != before), len(blocks))
-    validate_sliceable(model, blocks[first:])
-    with tqdm(total=len(blocks) - first, desc="Refitting", disable=not progress) as bar:
-        for number in range(first, len(blocks)):
-            sums = _Sums.zeros(blocks[number].output)
-            for position, batch in enumerate(batches):
-                if accelerator is None or position % accelerator.num_processes == accelerator.process_index:
-                    inputs = send_to_device(dict(batch), model.device)
-                    targets = _run(dense, originals, number, inputs)
-                    for own, target in zip(_run(model, blocks, number, inputs), targets, strict=True):
-                        sums.add(own.inputs, target.stream + target.outputs - own.stream, inputs.get("attention_mask"))
-            if accelerator is not None:
-                sums.reduce(accelerator)
-            sums.refit(blocks[number].output, ridge)
-            bar.update()
+    both = list(zip(pruned.blocks, original.blocks, strict=True))
+    changed = (i for i, (left, before) in enumerate(both) if left.num_components != before.num_components)
+    first = next(changed, len(both))
+    validate_sliceable(model, pruned.blocks[first:])
 
+    # A list, as every pass must meet the same batches in the same places; they are smaller than what is kept of them.
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    own = [dict(batch) for position, batch in enumerate(batches) if position % world == rank]
 
-@dataclass
-class _Call:
-    """What one call of a block's output projection saw; each tensor `(batch, tokens, features)`.
+    def own_batches() -> Iterator[tuple[int, dict[str, Any]]]:
+        for position, batch in enumerate(own):
+            yield position, send_to_device(batch, model.device)
 
-    Args:
-        inputs (`torch.Tensor`): What it read.
-        stream (`torch.Tensor`): The residual stream that the block adds to.
-        outputs (`torch.Tensor`): What it gave.
-    """
-
-    inputs: torch.Tensor
-    stream: torch.Tensor
-    outputs: torch.Tensor
-
-
-class _Stop(Exception):
-    """All that is wanted of a forward pass has been seen."""
-
-
-def _blocks(model: PreTrainedModel) -> list[Block]:
-    """All blocks in forward order."""
-    pairs = zip(attention_blocks(model), feed_forward_blocks(model), strict=True)
-    return [block for pair in pairs for block in pair]
-
-
-def _run(model: PreTrainedModel, blocks: list[Block], number: int, inputs: dict[str, Any]) -> list[_Call]:
-    """Runs a model as far as one block's last call (layers that share weights are called several times)."""
-    block, attention = blocks[number], blocks[number - number % 2]
-    architecture = attention.architecture
-    layer = attention.output.name.removesuffix("." + architecture.output)
-    repeats = len(blocks) // 2 < model.config.num_hidden_layers
-    calls: list[_Call] = []
-    stream: list[torch.Tensor] = []
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream[:] = [args[0] if args else kwargs["hidden_states"]]
-
-    def normalized(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-        stream[:] = [args[0]]
-
-    def attended(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        stream[:] = [stream[0] + output]
-
-    def leave(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        calls.append(_Call(args[0], stream[0], output))
-        if not repeats:
-            raise _Stop
-
-    handles = [model.base_model.get_submodule(layer).register_forward_pre_hook(enter, with_kwargs=True)]
-    if block is not attention:
-        if architecture.norm_first:
-            handles.append(attention.output.module.register_forward_hook(attended))
-        else:
-            handles.append(block.inputs[0].module.register_forward_pre_hook(normalized))
-    handles.append(block.output.module.register_forward_hook(leave))
-    try:
-        with evaluating(model):
-            model(**inputs)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+    with tqdm(total=len(both) - first, desc="Refitting", disable=not progress) as bar:
+        for layer in range(first // 2, len(pruned.layers)):
+            targets = {
+                position: [[call.stream + call.outputs for call in calls] for calls in seen]
+                for position, inputs in own_batches()
+                for seen in [original.calls_of_layer(position, inputs, layer)]
+            }
+            for number in range(max(2 * layer, first), 2 * layer + 2):
+                sums = _Sums.zeros(pruned.blocks[number].output)
+                for position, inputs in own_batches():
+                    calls = pruned.calls(position, inputs, number)
+                    for call, target in zip(calls, targets[position][number % 2], strict=True):
+                        sums.add(call.inputs, target - call.stream, inputs.get("attention_mask"))
+                if accelerator is not None:
+                    sums.reduce(accelerator)
+                sums.refit(pruned.blocks[number].output, ridge)
+                bar.update()
 
 
 @dataclass
@@ -179,9 +120,7 @@ class _Sums:
     def add(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Adds the tokens of a call, but for padding."""
         x, y = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, y))
-        if mask is not None and mask.shape == x.shape[:2]:
-            x, y = x[mask.bool()], y[mask.bool()]
-        x, y = x.flatten(0, -2), y.flatten(0, -2)
+        x, y = valid_tokens(x, mask), valid_tokens(y, mask)
         self.tokens += len(x)
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)

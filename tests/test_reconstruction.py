@@ -145,7 +145,6 @@ def test_blocks_before_the_first_pruned_one_stay():
     "change, message",
     [
         ({"ridge": -1.0}, "must not be negative"),
-        ({"batches": iter([])}, "only once"),
         ({"batches": []}, "No tokens to refit on"),
         ({"dense": ZOO["bert"].model(num_hidden_layers=3)}, "different layers"),
     ],

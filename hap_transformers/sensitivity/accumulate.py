@@ -46,7 +46,7 @@ def accumulate(
         `Progress`: The same in every process.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.products))
+    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.sums))
     # The first process goes on with what was done before, to the same bits as if it had never stopped.
     own = progress.moments if rank == 0 else empty
 
@@ -56,7 +56,7 @@ def accumulate(
         part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
         parts = accelerator.gather(part[None].to(accelerator.device)).cpu()
         # Added up in the processes' order, to the same bits in each of them.
-        moments = SampleMoments.zeros(len(own.mean), len(own.products))
+        moments = SampleMoments.zeros(len(own.mean), len(own.sums))
         for part in parts:
             moments.add(own.unpacked(part[:-1]))
         return Progress(moments, int(parts[:, -1].max()), batches_done)
@@ -77,8 +77,8 @@ def accumulate(
                 own.add_examples(samples.values, batch.first)
             else:
                 own.add_probes(samples.values, batch.size, batch.number)
-            if samples.head_products is not None:
-                own.products += batch.size * samples.head_products.cpu().double()
+            if samples.sums is not None:
+                own.sums += samples.sums.cpu()
         done = batch.number + 1
         if (reliable or save) and done % world == 0:
             state = everywhere(done)

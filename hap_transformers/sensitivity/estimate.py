@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -19,6 +20,7 @@ from .fisher import fisher
 from .gauss_newton import gauss_newton_trace
 from .gradient import gradient
 from .hutchinson import hessian_trace
+from .kronecker import kronecker, num_sums, surgeon_costs
 from .magnitude import magnitude
 from .precision import Precision
 from .random import random
@@ -35,6 +37,7 @@ logger = logging.get_logger(__name__)
 RELIABLE = 0.5
 
 SAMPLED = {
+    "kronecker": kronecker,
     "gauss_newton_trace": gauss_newton_trace,
     "hessian_trace": hessian_trace,
     "gradient": gradient,
@@ -48,7 +51,7 @@ COMPONENTS = {"heads": attention_blocks, "neurons": feed_forward_blocks}
 def estimate_sensitivity(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
-    method: str = "gauss_newton_trace",
+    method: str = "kronecker",
     *,
     components: Sequence[str] = ("heads", "neurons"),
     num_probes: int = 4,
@@ -71,12 +74,15 @@ def estimate_sensitivity(
         components (`Sequence[str]`, *optional*, defaults to `("heads", "neurons")`): What to score.
         max_examples (`int`, *optional*): Stop after this many examples.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the
-            model's own loss. `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from the logits of
-            one call of the model itself, convex in them, and a mean over examples that do not depend on each other.
+            model's own loss. `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from
+            the logits of one call of the model itself, convex in them, and a mean over examples that do not depend on
+            each other.
 
     Parameters that say how:
-        method (`str`, *optional*, defaults to `"gauss_newton_trace"`):
+        method (`str`, *optional*, defaults to `"kronecker"`):
 
+            - `"kronecker"`: what removal costs after an optimal refit, by Kronecker-factored Gauss-Newton curvature
+              of the output projections;
             - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs;
             - `"hessian_trace"`: relative trace of the Hessian by Hutchinson's method, as in HAP;
             - `"gradient"`: mask gradients (Michel et al.), those of heads normalised within each layer;
@@ -84,7 +90,7 @@ def estimate_sensitivity(
             - `"magnitude"`: norm of the weights;
             - `"random"`.
         num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for `"hessian_trace"`, and for
-            `"gauss_newton_trace"` and `"fisher"` where examples have many outputs.
+            `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` where examples have many outputs.
         tolerance (`float`, *optional*): Stop as soon as the split-half reliability of the scores reaches this, in
             (0, 1). Whether it did is told by `Sensitivity.converged`.
         precision (`str`, *optional*): `"bf16"` or `"fp16"` to run forward passes and products in low precision, as in
@@ -148,11 +154,12 @@ def estimate_sensitivity(
         return result
 
     num_heads = sum(block.num_components for block in blocks if isinstance(block, AttentionBlock))
+    sums = {"fisher": num_heads**2, "kronecker": num_sums(task.blocks)}.get(method, 0)
 
     def reliability(moments: SampleMoments) -> float | None:
         return moments.reliability(lambda means: scores(means)[: num_heads or None])
 
-    fresh = Progress(SampleMoments.zeros(len(squared_norms), num_heads if method == "fisher" else 0))
+    fresh = Progress(SampleMoments.zeros(len(squared_norms), sums))
     main_process = accelerator is None or accelerator.is_main_process
     run = {"method": method, "components": sorted(components), "num_probes": num_probes, "seed": seed}
     run |= {"max_examples": max_examples, "precision": precision, "weights": f"{squared_norms.sum():.6e}"}
@@ -172,7 +179,13 @@ def estimate_sensitivity(
         )
     if state is not None:
         state.delete()
-    result = make_sensitivity(method, blocks, scores(done.moments.mean), done.moments)
+    if method == "kronecker":
+        costs, order = surgeon_costs(task.blocks, done.moments.sums, done.moments.num_examples, progress)
+        if accelerator is not None and accelerator.num_processes > 1:  # Another machine may round another way.
+            costs, order = broadcast([costs.to(accelerator.device), order.to(accelerator.device)])
+        result = make_sensitivity(method, blocks, costs.cpu(), order=order.cpu())
+    else:
+        result = make_sensitivity(method, blocks, scores(done.moments.mean), done.moments)
     result.num_examples, result.num_probes = done.moments.num_examples, done.num_probes
     result.converged, result.reliability = done.converged, reliability(done.moments)
     result.seconds = time.perf_counter() - start

@@ -3,8 +3,8 @@
 import torch
 
 from ..blocks import AttentionBlock
+from .backward_pass import captured_logits, directions_of_batch
 from .batches import ScoredBatch
-from .gauss_newton import captured_logits, directions_of_batch
 from .masks import masked_components
 from .task import Samples, ScoringTask
 
@@ -31,6 +31,6 @@ def fisher(task: ScoringTask, batch: ScoredBatch) -> Samples:
         jacobian = torch.cat(torch.autograd.grad(outputs, masks, scaled, retain_graph=True), 1) / scale
         diagonal = diagonal + jacobian**2
         heads = jacobian[:, :num_heads]
-        products = products + heads.T @ heads / batch.size
+        products = products + heads.T @ heads
     repeats = max(directions.num_probes, 1)
-    return Samples(diagonal / repeats, directions.num_probes, products / repeats)
+    return Samples(diagonal / repeats, directions.num_probes, (products / repeats).flatten())

@@ -9,7 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
-_LIST_FIELDS = ("heads", "neurons", "head_traces", "neuron_traces", "head_stderr", "neuron_stderr")
+_LIST_FIELDS = (
+    *("heads", "neurons", "head_order", "neuron_order"),
+    *("head_traces", "neuron_traces", "head_stderr", "neuron_stderr"),
+)
 _PLAIN_FIELDS = ("method", "num_examples", "num_probes", "reliability", "converged", "seconds")
 
 
@@ -17,15 +20,20 @@ _PLAIN_FIELDS = ("method", "num_examples", "num_probes", "reliability", "converg
 class Sensitivity:
     """Scores of the heads and FFN neurons that a model still has, layer by layer.
 
-    All tensors are float64 on the CPU, and all lists have one tensor a layer. Higher scores matter more. Scores of
-    heads and of neurons are comparable for the trace methods and `"fisher"`, which measure changes of the loss.
+    All tensors are on the CPU, float64 but for the orders, and all lists have one tensor a layer. Higher scores matter
+    more. Scores of heads and of neurons are comparable for `"kronecker"`, the trace methods and `"fisher"`, which
+    measure changes of the loss.
 
     Args:
         method (`str`): Name of the method, one of `hap_transformers.METHODS`.
         heads (`list[torch.Tensor]`, *optional*): The score S_c of each head, shape `(num_heads,)`. For the trace
             methods the relative trace Tr(H_cc) / (2 p_c) * ||w_c||^2 of [HAP](https://arxiv.org/abs/2101.08940), in
-            units of the loss. `None` if heads were not scored.
+            units of the loss; for `"kronecker"` what its removal adds to the loss when its turn comes, the others
+            being refitted. `None` if heads were not scored.
         neurons (`list[torch.Tensor]`, *optional*): The score of each FFN neuron, shape `(num_neurons,)`.
+        head_order (`list[torch.Tensor]`, *optional*): For `"kronecker"`, each head's place, from 0, in the order in
+            which its layer loses heads; int64. Scores never fall in that order.
+        neuron_order (`list[torch.Tensor]`, *optional*): The same of neurons.
         head_traces (`list[torch.Tensor]`, *optional*): Raw traces Tr(H_cc) or Tr(G_cc), for the trace methods.
         neuron_traces (`list[torch.Tensor]`, *optional*): The same of neurons.
         head_stderr (`list[torch.Tensor]`, *optional*): Standard errors of `head_traces`, over examples and probes.
@@ -46,6 +54,8 @@ class Sensitivity:
     method: str
     heads: list[torch.Tensor] | None = None
     neurons: list[torch.Tensor] | None = None
+    head_order: list[torch.Tensor] | None = None
+    neuron_order: list[torch.Tensor] | None = None
     head_traces: list[torch.Tensor] | None = None
     neuron_traces: list[torch.Tensor] | None = None
     head_stderr: list[torch.Tensor] | None = None

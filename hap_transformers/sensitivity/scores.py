@@ -1,5 +1,7 @@
 """From the means of a method's samples to scores."""
 
+import math
+
 import torch
 
 from ..blocks import AttentionBlock, Block, FeedForwardBlock
@@ -8,6 +10,8 @@ from .statistics import SampleMoments
 
 
 TRACE_METHODS = ("gauss_newton_trace", "hessian_trace")
+# Methods whose scores of heads and of neurons are both changes of the loss.
+COMPARABLE_METHODS = ("kronecker", *TRACE_METHODS, "fisher")
 
 
 def component_scores(
@@ -19,7 +23,8 @@ def component_scores(
         method (`str`): The method. Traces become relative traces, Tr(H_cc) / (2 p_c) * ||w_c||^2 (Equation 5 of
             [HAP](https://arxiv.org/abs/2101.08940)); mask gradients of heads are divided by the L2 norm of their
             layer's, as in [Michel et al. 2019](https://arxiv.org/abs/1905.10650); diagonals of the mask-space
-            Gauss-Newton matrix are halved, to the second-order change of the loss.
+            Gauss-Newton matrix are halved, to the second-order change of the loss. The means of `"kronecker"` are
+            taken for traces, too; its scores come from elsewhere, and these tell how reliable they are.
         blocks (`list[Block]`): The blocks of the components.
         squared_norms (`torch.Tensor`): ||w_c||^2, shape `(num_components,)`.
         means (`torch.Tensor`): Shape `(num_components,)`.
@@ -27,7 +32,7 @@ def component_scores(
     Returns:
         `torch.Tensor`: Shape `(num_components,)`.
     """
-    if method in TRACE_METHODS:
+    if method in (*TRACE_METHODS, "kronecker"):
         sizes = [torch.full((block.num_components,), float(block.weights_per_component())) for block in blocks]
         return means * squared_norms / (2 * torch.cat(sizes).double())
     if method == "gradient":
@@ -43,7 +48,11 @@ def component_scores(
 
 
 def make_sensitivity(
-    method: str, blocks: list[Block], scores: torch.Tensor, moments: SampleMoments | None = None
+    method: str,
+    blocks: list[Block],
+    scores: torch.Tensor,
+    moments: SampleMoments | None = None,
+    order: torch.Tensor | None = None,
 ) -> Sensitivity:
     """Splits scores, traces and standard errors into layers of heads and of neurons.
 
@@ -52,10 +61,12 @@ def make_sensitivity(
         blocks (`list[Block]`): All blocks that were asked for, also those with no components left.
         scores (`torch.Tensor`): Shape `(num_components,)`.
         moments (`SampleMoments`, *optional*): Where the scores come from.
+        order (`torch.Tensor`, *optional*): Each component's place in its block's order of removal.
     """
     traced = moments is not None and method in TRACE_METHODS
     fields: dict[str, torch.Tensor | None] = {
         "heads": scores,
+        "head_order": order,
         "head_traces": moments.mean if traced else None,
         "head_stderr": moments.standard_error() if traced else None,
     }
@@ -66,8 +77,9 @@ def make_sensitivity(
             continue
         parts = list(zip(blocks, values.split(counts), strict=True))
         lists[name] = [part.clone() for block, part in parts if isinstance(block, AttentionBlock)] or None
-        name = name.replace("head", "neuron")
+        name = name.replace("heads", "neurons").replace("head_", "neuron_")
         lists[name] = [part.clone() for block, part in parts if isinstance(block, FeedForwardBlock)] or None
-    if method == "fisher" and len(moments.products):
-        lists["head_interactions"] = moments.products / moments.num_examples
+    if method == "fisher" and len(moments.sums):
+        num_heads = math.isqrt(len(moments.sums))
+        lists["head_interactions"] = moments.sums.view(num_heads, num_heads) / moments.num_examples
     return Sensitivity(method, **lists)

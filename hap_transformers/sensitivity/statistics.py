@@ -24,7 +24,7 @@ class SampleMoments:
         within (`torch.Tensor`): The variance that probes give the sum over groups.
         halves (`torch.Tensor`): Shape `(2, 2, components)`: sums of either half, of groups and of probes.
         half_weights (`torch.Tensor`): Shape `(2, 2)`: the examples in them.
-        products (`torch.Tensor`): Sum of the head-by-head matrices, `(heads, heads)`, or `(0, 0)`.
+        sums (`torch.Tensor`): Whatever else a method sums up over examples, shape `(num_sums,)`.
     """
 
     totals: torch.Tensor
@@ -33,13 +33,13 @@ class SampleMoments:
     within: torch.Tensor
     halves: torch.Tensor
     half_weights: torch.Tensor
-    products: torch.Tensor
+    sums: torch.Tensor
 
     @classmethod
-    def zeros(cls, num_components: int, num_heads: int = 0) -> "SampleMoments":
-        """Moments of nothing yet; `num_heads` is the size of `products`."""
+    def zeros(cls, num_components: int, num_sums: int = 0) -> "SampleMoments":
+        """Moments of nothing yet."""
         shapes = [(4,), (num_components,), (num_components,), (num_components,), (2, 2, num_components), (2, 2)]
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (num_heads, num_heads))))
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (num_sums,))))
 
     @property
     def num_examples(self) -> int:
@@ -85,7 +85,7 @@ class SampleMoments:
         """Adds the samples of other moments."""
         if not other.num_examples:
             return
-        for name in ("within", "halves", "half_weights", "products"):
+        for name in ("within", "halves", "half_weights", "sums"):
             getattr(self, name).add_(getattr(other, name))
         self._merge(other.totals, other.mean, other.between)
 

@@ -37,12 +37,12 @@ class Samples:
     Args:
         values (`torch.Tensor`): Shape `(samples, num_components)`; a sample is an example, or a probe on all of them.
         num_probes (`int`): Random probes behind them, 0 if none.
-        head_products (`torch.Tensor`, *optional*): Mean over the batch of a matrix over heads, for `fisher`.
+        sums (`torch.Tensor`, *optional*): Whatever else the method sums up over examples, shape `(num_sums,)`.
     """
 
     values: torch.Tensor
     num_probes: int = 0
-    head_products: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
 
 
 @dataclass

@@ -47,9 +47,9 @@ def form(request, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 100, 2000])
 def test_chunks_change_nothing(form, chunk, monkeypatch):
     model, batch = make_model(), scored_batch()
-    expected = estimate_sensitivity(model, [batch], progress=False)
+    expected = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     monkeypatch.setattr(ghost_norms, "CHUNK", chunk)
-    result = estimate_sensitivity(model, [batch], progress=False)
+    result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     assert_traces(result, torch.stack(expected.head_traces), torch.stack(expected.neuron_traces))
 
 
@@ -59,7 +59,7 @@ def test_equals_the_explicit_matrix(scored_model_type, num_labels, form):
     labels = batch["labels"]
     loss = F.cross_entropy if num_labels > 1 else lambda logits, y: F.mse_loss(logits[:, 0], y)
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: loss(logits, labels))
-    result = estimate_sensitivity(model, [batch], progress=False)
+    result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     assert_traces(result, heads, neurons)
     assert result.num_probes == 0
     squares = {name: weight**2 for name, weight in scored_weights(model).items()}
@@ -84,7 +84,9 @@ def test_custom_loss():
 
     heads, neurons = explicit_gauss_newton(model, batch, loss)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    result = estimate_sensitivity(model, [inputs], loss_fn=lambda m, b: loss(m(**b).logits), progress=False)
+    result = estimate_sensitivity(
+        model, [inputs], loss_fn=lambda m, b: loss(m(**b).logits), method="gauss_newton_trace", progress=False
+    )
     assert_traces(result, heads, neurons)
 
 
@@ -95,16 +97,21 @@ def test_batches_weigh_by_examples():
     padded = {name: value[3:] for name, value in batch.items()}
     for name in ("input_ids", "attention_mask"):
         padded[name] = F.pad(padded[name], (0, 4))
-    result = estimate_sensitivity(model, [{k: v[:3] for k, v in batch.items()}, padded], progress=False)
+    result = estimate_sensitivity(
+        model, [{k: v[:3] for k, v in batch.items()}, padded], method="gauss_newton_trace", progress=False
+    )
     assert_traces(result, heads, neurons)
 
 
 def test_standard_error_is_that_of_the_mean_over_examples():
     model, batch = make_model(), scored_batch(size=6)
     single = [
-        estimate_sensitivity(model, [{k: v[i : i + 1] for k, v in batch.items()}], progress=False) for i in range(6)
+        estimate_sensitivity(
+            model, [{k: v[i : i + 1] for k, v in batch.items()}], method="gauss_newton_trace", progress=False
+        )
+        for i in range(6)
     ]
-    result = estimate_sensitivity(model, [batch], progress=False)
+    result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     for name in ("head", "neuron"):
         values = torch.stack([torch.stack(getattr(s, f"{name}_traces")) for s in single])
         expected = values.std(0) / 6**0.5
@@ -116,7 +123,7 @@ def test_feed_forward_blocks_in_chunks_are_summed_before_they_are_squared():
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
     for layer in model.bert.encoder.layer:
         layer.chunk_size_feed_forward = 2
-    assert_traces(estimate_sensitivity(model, [batch], progress=False), heads, neurons)
+    assert_traces(estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False), heads, neurons)
 
 
 TOKENS = {"num_labels": 3, "hidden_size": 16, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
@@ -153,14 +160,17 @@ def test_few_outputs_at_several_positions_are_exact():
     for name, jacobian in torch.func.jacrev(logits_of)(weights).items():
         flat = jacobian.reshape(logits.numel(), -1)
         diagonals[name] = ((hessian @ flat) * flat).sum(0).reshape(weights[name].shape)
-    result = estimate_sensitivity(model, [{**inputs, **positions}], progress=False)
+    result = estimate_sensitivity(model, [{**inputs, **positions}], method="gauss_newton_trace", progress=False)
     assert result.num_probes == 0
     assert_traces(result, *sum_by_component(model, diagonals))
 
 
 def assert_unbiased(model, batch, expected):
     """Means of repeated runs lie within 4.5 standard errors of the explicit traces of heads and neurons."""
-    runs = [estimate_sensitivity(model, [batch], num_probes=50, seed=seed, progress=False) for seed in range(24)]
+    runs = [
+        estimate_sensitivity(model, [batch], num_probes=50, seed=seed, method="gauss_newton_trace", progress=False)
+        for seed in range(24)
+    ]
     assert runs[0].num_probes == 50
     for name, exact in zip(("head", "neuron"), expected, strict=True):
         traces = torch.stack([torch.stack(getattr(run, f"{name}_traces")) for run in runs])
@@ -228,7 +238,7 @@ def model_logits(model, batch):
 def test_unsuitable_losses_are_refused(loss_fn, message):
     model = make_model()
     with pytest.raises(ValueError, match=message):
-        estimate_sensitivity(model, [make_batch()], loss_fn=loss_fn, progress=False)
+        estimate_sensitivity(model, [make_batch()], loss_fn=loss_fn, method="gauss_newton_trace", progress=False)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -237,7 +247,7 @@ def test_other_shapes_of_blocks(model_type):
     """Grouped heads and gated neurons; fused ones; positions that all examples share, by projections of their own in
     DeBERTa-v2 and by the query and key projections in v3."""
     model, batch = make_model(model_type), scored_batch()
-    result = estimate_sensitivity(model, [batch], progress=False)
+    result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
     # DeBERTa's loss and the others' norms and position encodings are in float32, whatever the weights are in.
     assert_traces(result, heads, neurons, rtol=1e-5, atol=1e-9)
@@ -253,7 +263,7 @@ def test_no_memory_is_kept_from_batch_to_batch():
     try:
         counts = []
         for _ in range(3):
-            estimate_sensitivity(model, [make_batch()] * 3, progress=False)
+            estimate_sensitivity(model, [make_batch()] * 3, method="gauss_newton_trace", progress=False)
             counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
     finally:
         gc.enable()

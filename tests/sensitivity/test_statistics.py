@@ -43,7 +43,7 @@ def test_moments_can_be_collected_apart():
         samples = torch.randn(4, 5, generator=generator)
         for moments in (together, parts[number % 3]):
             moments.add_probes(samples, 3 + number, number)
-            moments.products += number
+            moments.sums += number
     merged = SampleMoments.zeros(5, 2)
     for part in parts:
         merged.add(merged.unpacked(part.pack()))

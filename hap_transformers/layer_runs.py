@@ -1,0 +1,129 @@
+"""Runs a model over the same batches again and again, layer by layer, each time from what the layer before gave."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .blocks import Block, attention_blocks, feed_forward_blocks
+from .efficiency import evaluating
+
+
+@dataclass
+class Call:
+    """What one call of a block's output projection saw; each tensor `(batch, tokens, features)`.
+
+    Args:
+        inputs (`torch.Tensor`): What it read.
+        stream (`torch.Tensor`): The residual stream that the block adds to.
+        outputs (`torch.Tensor`): What it gave.
+    """
+
+    inputs: torch.Tensor
+    stream: torch.Tensor
+    outputs: torch.Tensor
+
+
+class _Stop(Exception):
+    """All that is wanted of a forward pass has been seen."""
+
+
+class LayerRuns:
+    """Looks at the blocks of a model in forward order, on batches known by their position.
+
+    Of every batch the output of one layer is kept; a pass then starts after that layer: layers up to it do nothing but
+    return that output, whatever form it has, so that nothing needs to be known of how the model calls its layers.
+    Where layers share weights, each pass runs the whole model.
+
+    Args:
+        model (`PreTrainedModel`): The model; its weights may change from block to block in forward order.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        pairs = zip(attention_blocks(model), feed_forward_blocks(model), strict=True)
+        self.blocks: list[Block] = [block for pair in pairs for block in pair]
+        attention = self.blocks[::2]
+        self.architecture = attention[0].architecture if attention else None
+        self.layers = [
+            model.base_model.get_submodule(block.output.name.removesuffix("." + self.architecture.output))
+            for block in attention
+        ]
+        self.repeats = len(self.layers) < model.config.num_hidden_layers
+        # Position of a batch to the number of a layer and what it gave.
+        self.kept: dict[int, tuple[int, Any]] = {}
+
+    def calls(self, position: int, inputs: Mapping[str, Any], number: int) -> list[Call]:
+        """What one block's output projection sees; the earlier layers' weights do not change any more."""
+        return self._run(position, inputs, [number], stop_at=self.blocks[number].output.module)[0]
+
+    def calls_of_layer(self, position: int, inputs: Mapping[str, Any], layer: int) -> list[list[Call]]:
+        """What both output projections of a layer see; no weights up to there change any more."""
+        return self._run(position, inputs, [2 * layer, 2 * layer + 1], stop_at=self.layers[layer])
+
+    def _run(
+        self, position: int, inputs: Mapping[str, Any], numbers: list[int], stop_at: nn.Module
+    ) -> list[list[Call]]:
+        layer = numbers[0] // 2
+        calls: list[list[Call]] = [[] for _ in numbers]
+        stream: list[torch.Tensor] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream[:] = [args[0] if args else kwargs["hidden_states"]]
+
+        def normalized(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+            stream[:] = [args[0]]
+
+        def attended(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            stream[:] = [stream[0] + output]
+
+        def see(own: list[Call]) -> Any:
+            return lambda module, args, output: own.append(Call(args[0], stream[0], output))
+
+        def keep(number: int) -> Any:
+            return lambda module, args, output: self.kept.__setitem__(position, (number, output))
+
+        def stop(module: nn.Module, args: Any, output: Any) -> None:
+            raise _Stop
+
+        handles = [self.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)]
+        for own, number in zip(calls, numbers, strict=True):
+            handles.append(self.blocks[number].output.module.register_forward_hook(see(own)))
+        attention, feed_forward = self.blocks[2 * layer : 2 * layer + 2]
+        if self.architecture.norm_first:
+            handles.append(attention.output.module.register_forward_hook(attended))
+        else:
+            handles.append(feed_forward.inputs[0].module.register_forward_pre_hook(normalized))
+        if not self.repeats:
+            finished = [number for number in (layer - 1, layer) if number >= 0]
+            handles += [self.layers[number].register_forward_hook(keep(number)) for number in finished]
+            handles.append(stop_at.register_forward_hook(stop))
+        try:
+            with evaluating(self.model), self._skipping(position):
+                self.model(**inputs)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    @contextmanager
+    def _skipping(self, position: int) -> Iterator[None]:
+        """Lets layers whose output is known return that of the last of them."""
+        last, output = self.kept.get(position, (-1, None))
+        skipped = self.layers[: last + 1]
+        own = [vars(layer).get("forward") for layer in skipped]
+        for layer in skipped:
+            layer.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            for layer, forward in zip(skipped, own, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward

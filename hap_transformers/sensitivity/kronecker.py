@@ -1,0 +1,119 @@
+"""Kronecker-factored curvature of the output projections, and what it says removals cost after an optimal refit."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..blocks import Block
+from ..tokens import valid_tokens
+from .backward_pass import BackwardPass
+from .batches import ScoredBatch
+from .ghost_norms import squared_gradient_norms
+from .surgeon import removal_costs
+from .task import Samples, ScoringTask
+
+
+def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
+    r"""Sums over a batch of both Kronecker factors of every output projection's curvature.
+
+    For an output projection with inputs x_it (valid token t of example i) and cotangents g_ikt of the output direction
+    s_k . z_i (see `gauss_newton_trace`), the Gauss-Newton matrix is about C (x) A with
+
+        A = mean_it (x_it - mean x)(x_it - mean x)^T,    C = mean_i sum_kt g_ikt g_ikt^T
+
+    (Martens and Grosse, [arXiv 1503.05671](https://arxiv.org/abs/1503.05671); for weights that several tokens share,
+    "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred, as a
+    refit of the bias makes up for their means. [`surgeon_costs`] turns the factors into costs of removal.
+
+    The values of single examples, from which the reliability is told, are exact traces of the output projections'
+    columns.
+    """
+    factors = _FactorPass(task, batch)
+    directions = factors.run()
+    repeats, scale = max(directions.num_probes, 1), task.precision.scale
+    for module, cotangents in factors.cotangent_moments.items():
+        factors.cotangent_moments[module] = cotangents / (repeats * scale**2)
+    return Samples(factors.values / (repeats * scale**2), directions.num_probes, factors.sums())
+
+
+class _FactorPass(BackwardPass):
+    """Sums up both factors of every block's output projection."""
+
+    def __init__(self, task: ScoringTask, batch: ScoredBatch):
+        self.dtype = torch.promote_types(task.model.dtype, torch.float32)
+        self.values = torch.zeros(batch.size, sum(task.counts), dtype=self.dtype, device=task.device)
+        columns = self.values.split(task.counts, dim=1)
+        self.owners = {block.output.module: own for block, own in zip(task.blocks, columns, strict=True)}
+        self.cotangent_moments = {
+            block.output.module: self.values.new_zeros(2 * (block.output.out_features,)) for block in task.blocks
+        }
+        super().__init__(task, batch, self.owners)
+
+    def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
+        columns = self.owners[module]
+        norms = squared_gradient_norms(tokens, cotangents)
+        columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
+        flat = cotangents.flatten(0, -2).to(self.dtype)
+        self.cotangent_moments[module] += flat.T @ flat
+
+    def sums(self) -> torch.Tensor:
+        """All sums in one vector, laid out as `_factors` reads them."""
+        mask, parts = self.batch.inputs.get("attention_mask"), []
+        for module, cotangents in self.cotangent_moments.items():
+            tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs[module]]).to(self.dtype)
+            count = tokens.new_tensor([len(tokens)])
+            parts += [count, tokens.sum(0), (tokens.T @ tokens).flatten(), cotangents.flatten()]
+        return torch.cat(parts)
+
+
+def num_sums(blocks: Iterable[Block]) -> int:
+    """Length of the vector of sums."""
+    return sum(sum(_lengths(block)) for block in blocks)
+
+
+def surgeon_costs(
+    blocks: list[Block], sums: torch.Tensor, num_examples: int, progress: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What removing every component costs when its turn comes, the others being refitted ([`removal_costs`]).
+
+    Args:
+        blocks (`list[Block]`): The blocks.
+        sums (`torch.Tensor`): The sums over all batches, float64.
+        num_examples (`int`): Examples behind them.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The costs, float64, and each component's place in its block's order of
+        removal, int64, both of shape `(num_components,)`. Costs are running maxima in that order, so that no component
+        seems cheaper than what goes before it.
+    """
+    costs, places = [], []
+    bars = tqdm(blocks, desc="Costs of removal", disable=None if progress else True, leave=False)
+    for block, (moment, cotangents) in zip(bars, _factors(blocks, sums, num_examples), strict=True):
+        weight = block.output.matrix(block.output.module.weight.detach()).cpu().double()
+        size = block.output.in_features // block.num_components
+        order, steps = removal_costs(moment, weight.T @ cotangents @ weight, size)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        costs.append(steps.cummax(0).values[place])
+        places.append(place)
+    return torch.cat(costs), torch.cat(places)
+
+
+def _factors(
+    blocks: list[Block], sums: torch.Tensor, num_examples: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every block's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
+    parts = iter(sums.split([length for block in blocks for length in _lengths(block)]))
+    for block in blocks:
+        count, total, products, cotangents = (next(parts) for _ in range(4))
+        mean = total / count
+        moment = products.view(2 * (block.output.in_features,)) / count - torch.outer(mean, mean)
+        yield moment, cotangents.view(2 * (block.output.out_features,)) / num_examples
+
+
+def _lengths(block: Block) -> tuple[int, int, int, int]:
+    inputs, outputs = block.output.in_features, block.output.out_features
+    return 1, inputs, inputs**2, outputs**2

@@ -1,0 +1,63 @@
+"""Costs of removal against the whole curvature matrix C (x) A, inverted."""
+
+import pytest
+import torch
+
+from hap_transformers.sensitivity import surgeon
+from hap_transformers.sensitivity.surgeon import removal_costs
+
+
+OUTPUTS, INPUTS = 3, 12
+
+
+def random_problem(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs, cotangents = (
+        torch.randn(50, n, generator=generator, dtype=torch.float64) @ torch.randn(n, n, generator=generator).double()
+        for n in (INPUTS, OUTPUTS)
+    )
+    weight = torch.randn(OUTPUTS, INPUTS, generator=generator, dtype=torch.float64)
+    return inputs.T @ inputs / 50, cotangents.T @ cotangents / 50, weight
+
+
+def explicit_cost(moment, cotangents, weight, removed):
+    """1/2 w_S^T [(H^-1)_SS]^-1 w_S with H = C (x) A: the least rise of the loss with the weights S at zero."""
+    index = [o * INPUTS + i for o in range(OUTPUTS) for i in removed]
+    inverse = torch.linalg.inv(torch.kron(cotangents, moment))[index][:, index]
+    weights = weight.flatten()[index]
+    return float(weights @ torch.linalg.solve(inverse, weights) / 2)
+
+
+@pytest.mark.parametrize("delayed", [1, 5, 128])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_equals_the_explicit_matrix(size, delayed, monkeypatch):
+    monkeypatch.setattr(surgeon, "DELAYED", delayed)
+    moment, cotangents, weight = random_problem()
+    ridged = moment + 0.01 * moment.diagonal().mean() * torch.eye(INPUTS, dtype=torch.float64)
+    order, costs = removal_costs(moment, weight.T @ cotangents @ weight, size, ridge=0.01)
+    removed, total = [], 0.0
+    for group, cost in zip(order.tolist(), costs.tolist(), strict=True):
+        left = [g for g in range(INPUTS // size) if g * size not in removed]
+        totals = {
+            g: explicit_cost(ridged, cotangents, weight, removed + list(range(g * size, (g + 1) * size))) for g in left
+        }
+        assert group == min(totals, key=totals.get)
+        assert cost == pytest.approx(totals[group] - total, rel=1e-8)
+        total = totals[group]
+        removed += list(range(group * size, (group + 1) * size))
+
+
+def test_what_others_can_make_up_for_costs_nothing():
+    """Inputs 0 and 1 are the same; 2 is constant."""
+    moment, cotangents, weight = random_problem()
+    moment[1], moment[:, 1] = moment[0], moment[:, 0]
+    moment[1, 1] = moment[0, 0]
+    moment[2] = moment[:, 2] = 0
+    order, costs = removal_costs(moment, weight.T @ cotangents @ weight, ridge=1e-9)
+    assert set(order[:2].tolist()) <= {0, 1, 2}
+    assert costs[1] < 1e-6 * costs[2]
+
+
+def test_inputs_that_never_change():
+    order, costs = removal_costs(torch.zeros(4, 4).double(), torch.eye(4).double())
+    assert sorted(order.tolist()) == [0, 1, 2, 3] and costs.abs().max() < 1e-100
