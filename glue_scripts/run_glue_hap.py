@@ -118,14 +118,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with _phase("score", seconds):
         sensitivity = trainer.estimate_sensitivity()
     with _phase("prune", seconds):
-        plan = hap_transformers.plan_pruning(
-            sensitivity,
-            trainer.model,
-            budget=hap_config.budget,
-            ratio=hap_config.ratio,
-            min_heads=hap_config.min_heads,
-        )
-        trainer.prune(plan)
+        plan = trainer.prune(trainer.plan(sensitivity))
     trainer.evaluate()
     with _phase("recover", seconds):
         trainer.train()

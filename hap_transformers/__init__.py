@@ -8,7 +8,9 @@ from . import checkpoint as checkpoint
 from . import hub as hub
 from .architectures import ARCHITECTURES, Architecture
 from .config import HapConfig
-from .planning import PruningPlan, plan_pruning
+from .latency_table import LatencyTable
+from .plan import PruningPlan
+from .planning import plan_pruning
 from .reconstruction import reconstruct
 from .remote_code import export_remote_code
 from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
@@ -23,6 +25,7 @@ __all__ = [
     "Architecture",
     "HapConfig",
     "HapTrainer",
+    "LatencyTable",
     "PruningPlan",
     "Sensitivity",
     "__version__",

@@ -163,6 +163,16 @@ def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
     return blocks
 
 
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """A model's layers (of encoder-decoders: the encoder's), first layer first.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+    paths = _layer_paths(model, get_architecture(model))
+    return [model.base_model.get_submodule(path.removesuffix(".")) for path in paths]
+
+
 def _layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
     """Path of every layer from the base model, with a final dot."""
     modules, paths = dict(model.base_model.named_modules()), [""]

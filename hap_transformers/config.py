@@ -1,8 +1,9 @@
 """`HapConfig`: every knob of pruning, beside `TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from .planning import validate_budget
+from .planning import validate_planning
 from .sensitivity import METHODS, validate_scoring
 
 
@@ -10,52 +11,118 @@ from .sensitivity import METHODS, validate_scoring
 class HapConfig:
     """Configuration of [`HapTrainer`]. Its fields are also the flags of `run_glue_hap.py`.
 
-    No field shares its name with one of `TrainingArguments`, so both can be read by one `HfArgumentParser`. Random
-    probes and the choice of examples are seeded by `TrainingArguments.seed`.
+    `HapConfig(ratio=0.6)` is all that needs saying. No field shares its name with one of `TrainingArguments`, so both
+    can be read by one `HfArgumentParser`. Random probes and the choice of examples are seeded by
+    `TrainingArguments.seed`.
 
-    Parameters that control how much is removed:
-        ratio (`float`, *optional*, defaults to 0.4): Share of `budget` to remove, in [0, 1).
-        budget (`str`, *optional*, defaults to `"heads"`): What `ratio` is a share of; `"heads"`: attention heads.
-        min_heads (`int`, *optional*, defaults to 1): Heads every layer keeps at least. A one-shot ranking of the whole
-            model can empty layers, which costs far more accuracy than the scores foresee.
+    Parameters that control how much is removed ([`plan_pruning`] has more to say of each):
+        ratio (`float`, *optional*, defaults to 0.6): Share of `budget` to remove, in [0, 1).
+        budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of: the encoder's parameters
+            (`"params"`), FLOPs (`"flops"`), measured seconds (`"latency"`) or heads (`"heads"`).
+        sequence_length (`int`, *optional*): Length of the text inputs that FLOPs and latency are counted for, one at a
+            time. By default that of a batch of training examples.
+        min_heads (`int`, *optional*): Heads every layer keeps at least. By default whatever the method needs.
+        min_neurons (`float`, *optional*): Share of its neurons that every layer keeps at least. By default whatever
+            the method needs.
+        neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this.
+        weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
 
-    Parameters that control scoring:
-        method (`str`, *optional*, defaults to `"gauss_newton_trace"`): One of `hap_transformers.METHODS`; see
-            [`estimate_sensitivity`].
+    Parameters that control scoring ([`estimate_sensitivity`]):
+        method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`.
         num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
-        max_examples (`int`, *optional*, defaults to 512): Training examples to score on.
+        max_examples (`int`, *optional*, defaults to 512): Training examples to score on, and to refit on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
+
+    Parameters that control what comes in place of what was removed:
+        refit (`bool`, *optional*, defaults to `True`): Whether to refit what is left ([`reconstruct`]).
+        ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
+        implant_ratio (`float`, *optional*, defaults to 0.0): Share of the neurons to remove, the most sensitive of
+            them, that low-rank maps take the place of.
+        implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
+            the kept neurons miss, or `"zero"` as in HAP.
 
     Parameters that control recovery, the training after pruning:
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
         recovery_learning_rate (`float`, *optional*): Learning rate of `train()` after `prune()`. By default
             `learning_rate`.
+        distillation (`float`, *optional*, defaults to 0.0): Weight, in [0, 1], of the loss that draws logits to the
+            dense model's, against the loss of the labels.
+        distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
+        distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the loss that draws every layer's hidden
+            states to the dense model's, on top.
 
     Raises:
         ValueError: If a value is out of range; the message names it.
     """
 
-    ratio: float = field(default=0.4, metadata={"help": "Share of the budget to remove, in [0, 1)."})
-    budget: str = field(default="heads", metadata={"help": "What `ratio` is a share of: 'heads'."})
-    min_heads: int = field(default=1, metadata={"help": "Heads every layer keeps at least."})
-    method: str = field(
-        default="gauss_newton_trace", metadata={"help": f"How heads are scored: {', '.join(METHODS)}."}
+    ratio: float = field(default=0.6, metadata={"help": "Share of the budget to remove, in [0, 1)."})
+    budget: str = field(default="params", metadata={"help": "The share of what: params, flops, latency or heads."})
+    sequence_length: int | None = field(
+        default=None, metadata={"help": "Length of inputs that FLOPs and latency are counted for."}
     )
+    min_heads: int | None = field(default=None, metadata={"help": "Heads every layer keeps at least."})
+    min_neurons: float | None = field(default=None, metadata={"help": "Share of neurons every layer keeps at least."})
+    neuron_multiple: int = field(default=8, metadata={"help": "Layers that lose neurons keep a multiple of this."})
+    weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
+    method: str = field(default="kronecker", metadata={"help": f"How to score: {', '.join(METHODS)}."})
     num_probes: int = field(default=4, metadata={"help": "Random probes a batch, for methods that draw any."})
-    max_examples: int = field(default=512, metadata={"help": "Training examples to score on."})
+    max_examples: int = field(default=512, metadata={"help": "Training examples to score and refit on."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
     )
+    refit: bool = field(default=True, metadata={"help": "Refit what is left in closed form."})
+    ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
+    implant_ratio: float = field(
+        default=0.0, metadata={"help": "Share of the removed neurons that low-rank maps take the place of."}
+    )
+    implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
     recovery_epochs: float | None = field(
         default=None, metadata={"help": "Epochs of training after pruning; by default num_train_epochs."}
     )
     recovery_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of training after pruning; by default learning_rate."}
     )
+    distillation: float = field(
+        default=0.0, metadata={"help": "Weight of the dense model's logits against the labels, in [0, 1]."}
+    )
+    distillation_temperature: float = field(default=2.0, metadata={"help": "What logits are divided by."})
+    distillation_hidden: float = field(default=0.0, metadata={"help": "Weight of the dense model's hidden states."})
 
     def __post_init__(self):
-        validate_budget(self.budget, self.ratio, self.min_heads)
+        validate_planning(
+            self.budget, self.ratio, self.min_heads, self.min_neurons, self.neuron_multiple, self.implant_ratio
+        )
         validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples)
-        for name in ("recovery_epochs", "recovery_learning_rate"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+        for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("ridge", "distillation_hidden"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"`distillation` is a weight and must be in [0, 1], got {self.distillation}.")
+        if self.implant_init not in ("regression", "zero"):
+            raise ValueError(f"Unknown implant_init '{self.implant_init}'; choose 'regression' or 'zero'.")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "HapConfig":
+        """The recipe of [HAP](https://arxiv.org/abs/2101.08940), taken literally, for comparison.
+
+        One global one-shot ranking by the relative trace of Hutchinson's Hessian, no floors, no refit, low-rank
+        implants that start from zero for the most sensitive tenth of what goes. On small Transformers it can empty
+        whole layers.
+
+        Args:
+            changes: Fields to set otherwise.
+        """
+        recipe = {
+            "method": "hessian_trace",
+            "min_heads": 0,
+            "min_neurons": 0.0,
+            "neuron_multiple": 1,
+            "weigh_costs": False,
+            "refit": False,
+            "implant_ratio": 0.1,
+            "implant_init": "zero",
+        }
+        return cls(**{**recipe, **changes})

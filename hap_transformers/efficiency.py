@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -26,11 +27,32 @@ def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
     return _count_flops(model, lambda: model(**inputs))
 
 
+def count_flops_by_module(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[nn.Module, int]:
+    """The FLOPs of `count_flops`, of each module with all modules inside it."""
+    counts = _counter(model, lambda: model(**inputs)).get_flop_counts()
+    root = type(model).__name__
+    names = {f"{root}.{name}".removesuffix("."): module for name, module in model.named_modules()}
+    return {module: sum(counts[name].values()) for name, module in names.items() if name in counts}
+
+
 def _count_flops(model: PreTrainedModel, forward: Callable[[], Any]) -> int:
+    return _counter(model, forward).get_total_flops()
+
+
+def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        forward()
-    return counter.get_total_flops()
+    # The counter trips over parameters that are passed to modules and require gradients, as DeBERTa's positions are.
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+        try:
+            for parameter in required:
+                parameter.requires_grad_(False)
+            with counter:
+                forward()
+        finally:
+            for parameter in required:
+                parameter.requires_grad_(True)
+    return counter
 
 
 def compare_latency(

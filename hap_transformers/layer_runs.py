@@ -1,6 +1,6 @@
 """Runs a model over the same batches again and again, layer by layer, each time from what the layer before gave."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .blocks import Block, attention_blocks, feed_forward_blocks
+from .architectures import get_architecture
+from .blocks import Block, attention_blocks, feed_forward_blocks, layers
 from .efficiency import evaluating
+
+
+ForwardFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Any]
 
 
 @dataclass
@@ -41,18 +45,16 @@ class LayerRuns:
 
     Args:
         model (`PreTrainedModel`): The model; its weights may change from block to block in forward order.
+        forward (`Callable`, *optional*): Takes the model and a batch and runs it. By default `model(**batch)`.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, forward: ForwardFunction | None = None):
         self.model = model
+        self.forward = forward or (lambda model, inputs: model(**inputs))
         pairs = zip(attention_blocks(model), feed_forward_blocks(model), strict=True)
         self.blocks: list[Block] = [block for pair in pairs for block in pair]
-        attention = self.blocks[::2]
-        self.architecture = attention[0].architecture if attention else None
-        self.layers = [
-            model.base_model.get_submodule(block.output.name.removesuffix("." + self.architecture.output))
-            for block in attention
-        ]
+        self.layers = layers(model)
+        self.norm_first = get_architecture(model).norm_first
         self.repeats = len(self.layers) < model.config.num_hidden_layers
         # Position of a batch to the number of a layer and what it gave.
         self.kept: dict[int, tuple[int, Any]] = {}
@@ -94,7 +96,7 @@ class LayerRuns:
         for own, number in zip(calls, numbers, strict=True):
             handles.append(self.blocks[number].output.module.register_forward_hook(see(own)))
         attention, feed_forward = self.blocks[2 * layer : 2 * layer + 2]
-        if self.architecture.norm_first:
+        if self.norm_first:
             handles.append(attention.output.module.register_forward_hook(attended))
         else:
             handles.append(feed_forward.inputs[0].module.register_forward_pre_hook(normalized))
@@ -104,7 +106,7 @@ class LayerRuns:
             handles.append(stop_at.register_forward_hook(stop))
         try:
             with evaluating(self.model), self._skipping(position):
-                self.model(**inputs)
+                self.forward(self.model, inputs)
         except _Stop:
             pass
         finally:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .blocks import attention_blocks, feed_forward_blocks
 from .efficiency import count_parameters
-from .planning import PruningPlan
+from .plan import PruningPlan
 from .version import __version__
 
 

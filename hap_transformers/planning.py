@@ -1,258 +1,293 @@
 """Decides what to remove: `plan_pruning` turns a `Sensitivity` into a `PruningPlan`."""
 
-import json
-import operator
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks, weights_by_rows
-from .sensitivity import Sensitivity
+from .blocks import AttentionBlock, Block
+from .budgets import BUDGETS, Budget, all_blocks, dense_counts, make_budget
+from .latency_table import LatencyTable
+from .plan import PruningPlan
+from .sensitivity import COMPARABLE_METHODS, Sensitivity
 
 
-BUDGETS = ("heads",)
-
-
-@dataclass
-class PruningPlan:
-    """What to remove from a model. A plan is data: save it, read it, edit it by hand.
-
-    Args:
-        heads (`dict[int, list[int]]`): Layer number to the heads to remove there, numbered as in the original model.
-            Whatever holds whole numbers is taken, here and for neurons.
-        model_type (`str`): The `config.model_type` the plan was made for.
-        original_heads (`list[int]`): Heads of each layer of the original model.
-        neurons (`dict[int, list[int]]`, *optional*): Layer number to the feed-forward neurons to remove there,
-            numbered as they are in the model the plan was made for, pruned before or not.
-        num_neurons (`list[int]`, *optional*): Neurons of each layer of that model; needed to remove any.
-        budget (`str`): What `ratio` is a share of.
-        ratio (`float`): Share asked for.
-        method (`str`): The scoring method behind the plan.
-    """
-
-    heads: dict[int, list[int]]
-    model_type: str
-    original_heads: list[int]
-    neurons: dict[int, list[int]] = field(default_factory=dict)
-    num_neurons: list[int] = field(default_factory=list)
-    budget: str = "heads"
-    ratio: float | None = None
-    method: str = ""
-
-    def __post_init__(self):
-        for kind in ("heads", "neurons"):
-            removed = getattr(self, kind)
-            numbers = {int(layer): sorted(operator.index(number) for number in removed[layer]) for layer in removed}
-            setattr(self, kind, dict(sorted(numbers.items())))
-
-    @classmethod
-    def for_model(
-        cls,
-        model: PreTrainedModel,
-        *,
-        heads: Mapping[int, Sequence[int]] | None = None,
-        neurons: Mapping[int, Sequence[int]] | None = None,
-        **settings: Any,
-    ) -> "PruningPlan":
-        """A plan for a model as it is now.
-
-        Args:
-            model (`PreTrainedModel`): The model; it is only looked at.
-            heads, neurons: Layer number to what to remove there.
-            settings: `budget`, `ratio` and `method`, for the record.
-
-        Raises:
-            ValueError: As `validate` does.
-        """
-        plan = cls(
-            heads=dict(heads or {}),
-            neurons=dict(neurons or {}),
-            model_type=model.config.model_type,
-            original_heads=[block.num_original_heads for block in attention_blocks(model)],
-            num_neurons=[block.num_components for block in feed_forward_blocks(model)],
-            **settings,
-        )
-        plan.validate(model)
-        return plan
-
-    @property
-    def num_heads(self) -> int:
-        """Number of heads the plan removes."""
-        return sum(len(heads) for heads in self.heads.values())
-
-    def count_parameters(self, model: PreTrainedModel) -> int:
-        """Number of parameters that the plan takes from a model. Heads already gone count for nothing.
-
-        Raises:
-            ValueError: As `validate` does.
-        """
-        self.validate(model)
-        removed = 0
-        for block in attention_blocks(model):
-            heads = len(set(self.heads.get(block.index, ())) & set(block.kept_heads))
-            positions = sum(weights_by_rows(p) for p in block.position_inputs) // max(block.num_components, 1)
-            removed += heads * (block.weights_per_component() + positions)
-        for block in feed_forward_blocks(model):
-            removed += len(self.neurons.get(block.index, ())) * block.weights_per_component()
-        return removed
-
-    def validate(self, model: PreTrainedModel) -> None:
-        """Checks that the plan fits a model as it is now.
-
-        Raises:
-            ValueError: If the plan was made for another model type or shape, or names a layer, head or neuron that
-                does not exist, or one twice.
-        """
-        blocks = attention_blocks(model)
-        shape = [block.num_original_heads for block in blocks]
-        if (self.model_type, self.original_heads) != (model.config.model_type, shape):
-            raise ValueError(
-                f"The plan is for a '{self.model_type}' with {self.original_heads} heads a layer, but "
-                f"{type(model).__name__} is a '{model.config.model_type}' with {shape}. Make a plan for this model."
-            )
-        counts = [block.num_components for block in feed_forward_blocks(model)]
-        if self.neurons and self.num_neurons != counts:
-            raise ValueError(
-                f"The plan is for {self.num_neurons} neurons a layer, but {type(model).__name__} has {counts}. Make a "
-                "plan for this model as it is now."
-            )
-        for kind, removed in (("head", self.heads), ("neuron", self.neurons)):
-            for layer, numbers in removed.items():
-                if len(set(numbers)) != len(numbers):
-                    raise ValueError(f"The plan names a {kind} of layer {layer} twice: {sorted(numbers)}.")
-        validate_heads(blocks, self.heads)
-        _validate_numbers("neurons", counts, self.neurons, "in the model as it is now")
-
-    def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PruningPlan":
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a plan.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error
+# Share of the rank of an implant in the neurons that it takes the place of.
+IMPLANT_RANK = 0.5
 
 
 def plan_pruning(
     sensitivity: Sensitivity,
     model: PreTrainedModel,
     *,
-    budget: str = "heads",
-    ratio: float = 0.4,
-    min_heads: int = 1,
+    budget: str = "params",
+    ratio: float = 0.6,
+    min_heads: int | None = None,
+    min_neurons: float | None = None,
+    neuron_multiple: int = 8,
+    weigh_costs: bool = True,
+    implant_ratio: float = 0.0,
+    inputs: Mapping[str, Any] | None = None,
+    latency_table: LatencyTable | None = None,
 ) -> PruningPlan:
-    """Chooses the least sensitive heads of the whole model, down to a floor in each layer.
+    """Chooses the heads and neurons whose removal costs least accuracy for what it saves.
 
-    All heads are ranked together, as in [HAP](https://arxiv.org/abs/2101.08940). The floor is not in the paper:
-    without it a one-shot ranking can empty whole layers.
+    Heads and neurons of all layers are ranked together by score over cost, and removed from the lowest up until the
+    budget is met. Scores that cannot be compared between heads and neurons (`"gradient"`, `"magnitude"`, `"random"`)
+    are ranked apart, and the same share of either goes.
+
+    Parameters that control how much is removed:
+        sensitivity (`Sensitivity`): Scores of the heads and neurons that `model` has now.
+        model (`PreTrainedModel`): The model to plan for; it is only looked at.
+        budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of, always of the dense model:
+
+            - `"params"`: parameters of the encoder's layers;
+            - `"flops"`: their FLOPs on `inputs`;
+            - `"latency"`: their seconds by `latency_table`;
+            - `"heads"`: heads; only these are removed, their number is rounded to the nearest.
+        ratio (`float`, *optional*, defaults to 0.6): Share to be gone afterwards, in [0, 1). What was pruned earlier
+            counts. Somewhat more goes, where heads and groups of neurons do not fit exactly.
+        inputs (`Mapping[str, Any]`, *optional*): A batch of the length that the model shall serve. With it, the plan
+            promises FLOPs.
+        latency_table (`LatencyTable`, *optional*): Seconds measured on the device that the model shall run on. With
+            it, the plan promises a latency.
+
+    Parameters that control what may go:
+        min_heads (`int`, *optional*): Heads every layer keeps at least. By default 1, and 0 for `"kronecker"`, which
+            foresees when a layer cannot spare more; the other scores can empty whole layers.
+        min_neurons (`float`, *optional*): Share of its dense neurons that every layer keeps at least. By default 0.05,
+            and 0 for `"kronecker"`. Where the floor is 0, whole blocks can go.
+        neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this, which
+            matrix products like.
+        weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
+        implant_ratio (`float`, *optional*, defaults to 0.0): Share of the neurons that would go, the most sensitive
+            of them, whose blocks get a low-rank linear map ([HAP](https://arxiv.org/abs/2101.08940)) of half as many
+            ranks. A rank costs what a neuron costs, and as many more neurons go to pay for it.
+
+    Returns:
+        `PruningPlan`: The heads (original numbers) and neurons to remove, and what the model will cost then.
+
+    Raises:
+        ValueError: If a number is out of range, the budget is unknown or lacks `inputs` or `latency_table`, the scores
+            are not finite or do not fit the model, or a floor stands in the way of the ratio.
+    """
+    validate_planning(budget, ratio, min_heads, min_neurons, neuron_multiple, implant_ratio)
+    foresees = sensitivity.method == "kronecker"
+    min_heads = (0 if foresees else 1) if min_heads is None else min_heads
+    min_neurons = (0.0 if foresees else 0.05) if min_neurons is None else min_neurons
+    blocks = all_blocks(model)
+    scores = _block_scores(sensitivity, blocks, kinds=("heads",) if budget == "heads" else ("heads", "neurons"))
+    currency = make_budget(budget, model, inputs, latency_table)
+    to_save = currency.now - (1 - ratio) * currency.dense
+    if budget == "heads":
+        to_save = round(to_save)
+    floors = [
+        min_heads if isinstance(block, AttentionBlock) else math.ceil(min_neurons * count)
+        for block, count in zip(blocks, dense_counts(model), strict=True)
+    ]
+    units = [
+        unit
+        for i in range(len(blocks))
+        if i in scores
+        for unit in _units(i, blocks[i], scores[i], floors[i], currency, neuron_multiple, weigh_costs)
+    ]
+    most = sum(unit.saves for unit in units)
+    slack = 1e-9 * currency.dense
+    if to_save > most + slack:
+        reachable = 1 - (currency.now - most) / currency.dense
+        raise ValueError(
+            f"ratio={ratio} of budget='{budget}' cannot be met: with min_heads={min_heads} and "
+            f"min_neurons={min_neurons} at most {math.floor(1000 * reachable) / 1000} can go, the rest are floors and "
+            "weights that belong to no head or neuron. Lower ratio or the floors."
+        )
+    kinds = [units]
+    if sensitivity.method not in COMPARABLE_METHODS:
+        kinds = [[u for u in units if isinstance(blocks[u.block], AttentionBlock) == heads] for heads in (True, False)]
+    removed: list[_Unit] = []
+    implants: dict[int, int] = {}
+    for kind in kinds:
+        share = sum(unit.saves for unit in kind) / most if most else 0.0
+        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, implant_ratio)
+        removed += own
+        implants |= own_implants
+    heads: dict[int, list[int]] = {}
+    neurons: dict[int, list[int]] = {}
+    for unit in removed:
+        block = blocks[unit.block]
+        if isinstance(block, AttentionBlock):
+            heads.setdefault(block.index, []).extend(block.kept_heads[i] for i in unit.components)
+        else:
+            neurons.setdefault(block.index, []).extend(unit.components)
+    plan = PruningPlan.for_model(
+        model,
+        heads=heads,
+        neurons=neurons,
+        implants=implants,
+        budget=budget,
+        ratio=ratio,
+        method=sensitivity.method,
+    )
+    plan.promise = _promise(plan, model, inputs, latency_table)
+    return plan
+
+
+@dataclass
+class _Unit:
+    """Components of a block that go together.
 
     Args:
-        sensitivity (`Sensitivity`): Scores of the heads `model` has now.
-        model (`PreTrainedModel`): The model to plan for; it is only looked at.
-        budget (`str`, *optional*, defaults to `"heads"`): What `ratio` is a share of. `"heads"`: the original model's
-            heads.
-        ratio (`float`, *optional*, defaults to 0.4): Share to be gone afterwards, in [0, 1). Heads pruned earlier
-            count. The number of heads is rounded to the nearest.
-        min_heads (`int`, *optional*, defaults to 1): Heads every layer keeps at least.
-
-    Returns:
-        `PruningPlan`: The heads to remove, in original numbers.
-
-    Raises:
-        ValueError: If `ratio` is outside [0, 1), `budget` is unknown, the scores are not finite or do not fit the
-            model, or the floor stands in the way of the ratio.
+        block (`int`): Which of `all_blocks`.
+        place (`int`): Its place in the block's order of removal.
+        components (`list[int]`): Positions of the components.
+        score (`float`): What it is ranked by.
+        saves (`float`): What its removal saves after those before it.
     """
-    validate_budget(budget, ratio, min_heads)
-    blocks = attention_blocks(model)
-    if sensitivity.heads is None:
-        raise ValueError("The sensitivity has no scores of heads; estimate it with components=('heads', ...).")
-    found = [len(scores) for scores in sensitivity.heads]
-    if found != [block.num_heads for block in blocks]:
-        raise ValueError(
-            f"The sensitivity has scores for {found} heads a layer, the model has "
-            f"{[block.num_heads for block in blocks]}. Estimate the sensitivity of this model as it is now."
-        )
-    for layer, scores in enumerate(sensitivity.heads):
-        if not torch.isfinite(scores).all():
+
+    block: int
+    place: int
+    components: list[int]
+    score: float
+    saves: float
+
+
+def _block_scores(
+    sensitivity: Sensitivity, blocks: Sequence[Block], kinds: Sequence[str]
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """For every block of the kinds that can go, its scores and its components in the order of removal."""
+    found = {}
+    for kind in kinds:
+        own = [i for i, block in enumerate(blocks) if isinstance(block, AttentionBlock) == (kind == "heads")]
+        layers = getattr(sensitivity, kind)
+        if layers is None:
+            raise ValueError(f"The sensitivity has no scores of {kind}; estimate it with components=('{kind}', ...).")
+        counts = [blocks[i].num_components for i in own]
+        if [len(scores) for scores in layers] != counts:
             raise ValueError(
-                f"Layer {layer} has scores that are not finite: {scores.tolist()}. Cannot rank its heads."
+                f"The sensitivity has scores for {[len(scores) for scores in layers]} {kind} a layer, the model has "
+                f"{counts}. Estimate the sensitivity of this model as it is now."
             )
-    total = sum(block.num_original_heads for block in blocks)
-    to_remove = round(ratio * total) - sum(block.num_original_heads - block.num_heads for block in blocks)
-    removable = sum(max(block.num_heads - min_heads, 0) for block in blocks)
-    if to_remove > removable:
-        raise ValueError(
-            f"ratio={ratio} asks for {to_remove} more heads to go, but min_heads={min_heads} lets only {removable} of "
-            f"{sum(block.num_heads for block in blocks)} go. Lower ratio or min_heads."
-        )
-    ranking = sorted(
-        (float(score), block.index, head)
-        for block, scores in zip(blocks, sensitivity.heads, strict=True)
-        for head, score in zip(block.kept_heads, scores, strict=True)
-    )
-    left = {block.index: block.num_heads for block in blocks}
-    heads: dict[int, list[int]] = {}
-    for _, layer, head in ranking:
-        if to_remove <= 0:
+        places = getattr(sensitivity, f"{kind.removesuffix('s')}_order")
+        for layer, (i, scores) in enumerate(zip(own, layers, strict=True)):
+            if not torch.isfinite(scores).all():
+                raise ValueError(
+                    f"Layer {layer} has scores of {kind} that are not finite. Cannot rank them; estimate them again."
+                )
+            found[i] = scores, torch.argsort(scores if places is None else places[layer], stable=True)
+    return found
+
+
+def _units(
+    number: int,
+    block: Block,
+    scores: tuple[torch.Tensor, torch.Tensor],
+    floor: int,
+    currency: Budget,
+    multiple: int,
+    weigh_costs: bool,
+) -> list[_Unit]:
+    """What can go from a block, first unit first: heads one by one, neurons in groups that leave multiples."""
+    values, order = scores
+    count, cost = block.num_components, currency.costs[number]
+    if not count:
+        return []
+    step = 1 if isinstance(block, AttentionBlock) else multiple
+    # A block's own average, so that units keep their order.
+    weight = max((cost(count) - cost(0)) / count, torch.finfo(torch.float64).tiny) if weigh_costs else 1.0
+    units, gone = [], 0
+    while gone < count:
+        size = (count - gone) % step or step
+        if count - gone - size < floor:
             break
-        if left[layer] > min_heads:
-            heads.setdefault(layer, []).append(head)
-            left[layer] -= 1
-            to_remove -= 1
-    return PruningPlan.for_model(model, heads=heads, budget=budget, ratio=ratio, method=sensitivity.method)
+        components = order[gone : gone + size]
+        score = float(values[components].mean()) / weight
+        saves = cost(count - gone) - cost(count - gone - size)
+        units.append(_Unit(number, len(units), components.tolist(), score, saves))
+        gone += size
+    return units
 
 
-def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-    """Checks that every named layer and head exists in the original model.
+def _cheapest(
+    units: list[_Unit], to_save: float, blocks: Sequence[Block], implant_ratio: float
+) -> tuple[list[_Unit], dict[int, int]]:
+    """The units of the lowest scores that save enough, and the ranks that come in their place.
 
-    Returns:
-        `dict[int, list[int]]`: The same removals with sorted, plain integers.
-
-    Raises:
-        ValueError: If a layer or head is out of range.
+    Where ranks come back, more units go; if all together do not suffice, ranks are given up, the least wanted first.
     """
-    totals = [block.num_original_heads for block in blocks]
-    _validate_numbers("heads", totals, heads_to_prune, "in the original model")
-    return {int(layer): sorted({operator.index(head) for head in heads}) for layer, heads in heads_to_prune.items()}
+    ranking = sorted(units, key=lambda unit: (unit.score, unit.block, unit.place))
+    removed: list[_Unit] = []
+    saved = 0.0
+    while ranking and saved < to_save:
+        removed.append(ranking.pop(0))
+        saved += removed[-1].saves
+    neurons = [unit for unit in removed if not isinstance(blocks[unit.block], AttentionBlock)]
+    total = sum(len(unit.components) for unit in neurons)
+    implanted: dict[int, int] = {}
+    costs: dict[int, float] = {}
+    for unit in reversed(neurons):  # The most sensitive first.
+        if sum(implanted.values()) + len(unit.components) > implant_ratio * total:
+            break
+        implanted[unit.block] = implanted.get(unit.block, 0) + len(unit.components)
+        costs[unit.block] = unit.saves / len(unit.components)
+    ranks = {number: max(1, round(IMPLANT_RANK * count)) for number, count in implanted.items()}
+    for number, rank in sorted(ranks.items()):
+        price = rank * costs[number]
+        more: list[_Unit] = []
+        while ranking and saved - price < to_save:
+            more.append(ranking.pop(0))
+            saved += more[-1].saves
+        removed += more
+        if saved - price < to_save:
+            del ranks[number]
+        else:
+            saved -= price
+    return removed, {blocks[number].index: rank for number, rank in ranks.items()}
 
 
-def _validate_numbers(kind: str, totals: list[int], removed: Mapping[int, Sequence[int]], where: str) -> None:
-    for layer, numbers in removed.items():
-        if not 0 <= int(layer) < len(totals):
-            raise ValueError(
-                f"Cannot prune {kind} of layer {layer}: the model has layers 0 to {len(totals) - 1}. "
-                "Nothing was pruned."
-            )
-        wrong = [number for number in numbers if not 0 <= number < totals[int(layer)]]
-        if wrong:
-            raise ValueError(
-                f"Cannot prune {kind} {wrong} of layer {layer}: they are numbered 0 to {totals[int(layer)] - 1}, as "
-                f"{where}. Nothing was pruned."
-            )
+def _promise(
+    plan: PruningPlan, model: PreTrainedModel, inputs: Mapping[str, Any] | None, latency_table: LatencyTable | None
+) -> dict[str, float]:
+    """What the whole model will have and take."""
+    promise: dict[str, float] = {}
+    names = {"parameters": "params", "flops": "flops", "latency": "latency"}
+    given = {"parameters": True, "flops": inputs is not None, "latency": latency_table is not None}
+    for what in (name for name in names if given[name]):
+        currency = make_budget(names[what], model, inputs, latency_table)
+        total = currency.outside + currency.now
+        for block, cost in zip(all_blocks(model), currency.costs, strict=True):
+            if isinstance(block, AttentionBlock):
+                left = block.num_components - len(plan.heads.get(block.index, ()))
+            else:
+                gone = len(plan.neurons.get(block.index, ()))
+                left = block.num_components - gone + plan.implants.get(block.index, 0)
+            total += cost(left) - cost(block.num_components)
+        promise[what] = total if what == "latency" else round(total)
+    return promise
 
 
-def validate_budget(budget: str, ratio: float, min_heads: int) -> None:
+def validate_planning(
+    budget: str,
+    ratio: float,
+    min_heads: int | None,
+    min_neurons: float | None,
+    neuron_multiple: int,
+    implant_ratio: float,
+) -> None:
     """Checks what a plan can be asked for, without a model.
 
     Raises:
-        ValueError: If `budget` is unknown, `ratio` is outside [0, 1) or `min_heads` is negative.
+        ValueError: If the budget is unknown or a number is out of range.
     """
     if budget not in BUDGETS:
         raise ValueError(f"Unknown budget '{budget}'; choose one of {', '.join(BUDGETS)}.")
     if not 0 <= ratio < 1:
         raise ValueError(f"`ratio` is the share to remove and must be in [0, 1), got {ratio}.")
-    if min_heads < 0:
+    if min_heads is not None and min_heads < 0:
         raise ValueError(f"`min_heads` must not be negative, got {min_heads}.")
+    for name, value in (("min_neurons", min_neurons), ("implant_ratio", implant_ratio)):
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"`{name}` is a share and must be in [0, 1), got {value}.")
+    if neuron_multiple < 1:
+        raise ValueError(f"`neuron_multiple` must be at least 1, got {neuron_multiple}.")

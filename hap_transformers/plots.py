@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from .blocks import attention_blocks, feed_forward_blocks
-from .planning import PruningPlan
+from .plan import PruningPlan
 from .sensitivity import Sensitivity
 
 

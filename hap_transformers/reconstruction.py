@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layer_runs import LayerRuns
+from .layer_runs import ForwardFunction, LayerRuns
 from .projections import Projection
 from .slicing import validate_sliceable
 from .tokens import valid_tokens
@@ -23,6 +23,7 @@ def reconstruct(
     batches: Iterable[Mapping[str, Any]],
     *,
     ridge: float = 0.01,
+    forward: ForwardFunction | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> None:
@@ -45,6 +46,8 @@ def reconstruct(
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
+        forward (`Callable`, *optional*): Takes a model and a batch and runs the model on it, for batches that are not
+            just the model's inputs. By default `model(**batch)`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         accelerator (`Accelerator`, *optional*): Shares the batches out between its processes, which must all call
             this with the same batches.
@@ -55,7 +58,7 @@ def reconstruct(
     """
     if ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
-    pruned, original = LayerRuns(model), LayerRuns(dense)
+    pruned, original = LayerRuns(model, forward), LayerRuns(dense, forward)
     if [block.output.name for block in pruned.blocks] != [block.output.name for block in original.blocks]:
         raise ValueError(
             f"{type(model).__name__} and {type(dense).__name__} have different layers; give the model that was pruned."

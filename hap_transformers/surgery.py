@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel
 
 from .blocks import Block, attention_blocks, feed_forward_blocks
-from .planning import PruningPlan, validate_heads
+from .plan import PruningPlan, validate_heads
 from .slicing import keep_components, validate_in_memory, validate_sliceable
 from .structure import record_structure, validate_record
 

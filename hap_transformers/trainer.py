@@ -1,5 +1,6 @@
 """`HapTrainer`: `transformers.Trainer` that can also score, prune and recover."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -15,12 +16,17 @@ from transformers.utils import logging
 
 from .blocks import attention_blocks
 from .config import HapConfig
+from .distillation import distillation_loss, hidden_loss, hidden_states
 from .efficiency import count_parameters, measure_costs
 from .hub import write_card
+from .latency_table import LatencyTable
 from .model_card import TAGS, base_model_of
-from .planning import PruningPlan, plan_pruning
+from .plan import PruningPlan
+from .planning import plan_pruning
+from .reconstruction import reconstruct
 from .remote_code import export_remote_code
 from .sensitivity import Sensitivity, estimate_sensitivity
+from .sensitivity.batches import scored_batches
 from .structure import recorded_structure
 from .surgery import apply_plan
 
@@ -38,24 +44,37 @@ class HapTrainer(Trainer):
 
     Args:
         hap_config (`HapConfig`, *optional*): What to remove and how to choose it.
+        teacher (`PreTrainedModel`, *optional*): The model to distil from while a pruned one trains. By default the
+            dense model that the first `prune()` finds; it is not saved.
+        latency_table (`LatencyTable`, *optional*): Seconds on the device that the model shall run on, for
+            `budget="latency"`. By default `prune()` measures one where it runs.
         args, kwargs: Those of `Trainer`.
 
     Example:
 
     ```python
-    trainer = HapTrainer(model, args, train_dataset=..., eval_dataset=..., hap_config=HapConfig(ratio=0.4))
+    trainer = HapTrainer(model, args, train_dataset=..., eval_dataset=..., hap_config=HapConfig(ratio=0.6))
     trainer.train()       # fine-tune
-    trainer.prune()       # score the heads, remove the insensitive ones for real
+    trainer.prune()       # score heads and neurons, remove the insensitive ones for real, refit what is left
     trainer.train()       # recover
     trainer.save_model()  # loads with AutoModelFor...from_pretrained once hap_transformers is imported
     ```
     """
 
-    def __init__(self, *args, hap_config: HapConfig | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        hap_config: HapConfig | None = None,
+        teacher: PreTrainedModel | None = None,
+        latency_table: LatencyTable | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             attention_blocks(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
         self.hap_config = hap_config
+        self.teacher = teacher
+        self.latency_table = latency_table
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
         self.pruning_plan: PruningPlan | None = None
@@ -65,9 +84,20 @@ class HapTrainer(Trainer):
         self._exports_remote_code = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`."""
+        """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`.
+
+        Raises:
+            ValueError: If a pruned model shall be distilled into, and there is no `teacher`.
+        """
         if self._phase == "pruned":
             self._phase = "recovered"
+        if self._distils():
+            if self.teacher is None:
+                raise ValueError(
+                    "hap_config asks for distillation, but this HapTrainer has not pruned the model and knows no "
+                    "dense one; pass teacher=..., or set distillation=0."
+                )
+            self.teacher.requires_grad_(False).eval().to(self.args.device)
         with self._recovery_arguments():
             return super().train(*args, **kwargs)
 
@@ -83,8 +113,37 @@ class HapTrainer(Trainer):
             self.results["metrics"].setdefault(self._phase, {}).update(kept)
         return metrics
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Computes the loss as `Trainer.compute_loss` does, and that of distillation while a pruned model trains."""
+        if not (model.training and self._distils()):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        config = self.hap_config
+        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        if config.distillation_hidden:
+            inputs = {**inputs, "output_hidden_states": True}
+        with torch.no_grad():
+            targets = self.teacher(**inputs)
+        loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
+        distilled = distillation_loss(outputs["logits"], targets["logits"], config.distillation_temperature, labels)
+        loss = (1 - config.distillation) * loss + config.distillation * distilled
+        if config.distillation_hidden:
+            states = (hidden_states(outputs), hidden_states(targets))
+            loss = loss + config.distillation_hidden * hidden_loss(*states, mask)
+        # Where losses are sums over the items of several batches, Trainer does not average over these batches itself.
+        averaged = self.compute_loss_func is None
+        averaged = averaged and (num_items_in_batch is None or not self.model_accepts_loss_kwargs)
+        if not averaged:
+            loss = loss / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
     def estimate_sensitivity(self) -> Sensitivity:
-        """Scores the heads of the model on the training set, with this trainer's `compute_loss`.
+        """Scores heads and neurons of the model on the training set, with this trainer's `compute_loss`.
 
         Examples are drawn by `args.seed` and go in batches of the training batch size, in the training's precision;
         processes share the batches out.
@@ -98,7 +157,7 @@ class HapTrainer(Trainer):
             self._unwrapped_model(),
             self._scoring_batches(config.max_examples),
             config.method,
-            components=("heads",),  # What plans remove.
+            components=("heads",) if config.budget == "heads" else ("heads", "neurons"),
             num_probes=config.num_probes,
             tolerance=config.tolerance,
             max_examples=config.max_examples,
@@ -109,34 +168,75 @@ class HapTrainer(Trainer):
         )
         return self.sensitivity
 
+    def plan(self, sensitivity: Sensitivity) -> PruningPlan:
+        """Plans by `hap_config` what to remove from the model, which is only looked at.
+
+        Args:
+            sensitivity (`Sensitivity`): Scores of the model as it is.
+
+        Raises:
+            ValueError: As [`plan_pruning`] does.
+        """
+        config, model = self._require_config(), self._unwrapped_model()
+        inputs = None
+        if config.sequence_length is not None:
+            inputs = {"input_ids": torch.ones(1, config.sequence_length, dtype=torch.long, device=model.device)}
+        elif config.budget in ("flops", "latency"):
+            inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
+        if config.budget == "latency" and self.latency_table is None:
+            self.latency_table = LatencyTable.measure(model, inputs, progress=not self.args.disable_tqdm)
+        return plan_pruning(
+            sensitivity,
+            model,
+            budget=config.budget,
+            ratio=config.ratio,
+            min_heads=config.min_heads,
+            min_neurons=config.min_neurons,
+            neuron_multiple=config.neuron_multiple,
+            weigh_costs=config.weigh_costs,
+            implant_ratio=config.implant_ratio,
+            inputs=inputs,
+            latency_table=self.latency_table,
+        )
+
     def prune(self, plan: PruningPlan | None = None) -> PruningPlan:
-        """Removes heads, and the neurons that a plan of your own names, from the model for real.
+        """Removes heads and neurons from the model for real, and refits what is left on training examples.
 
         Optimizer, scheduler and wrapped model are dropped: they refer to tensors that no longer exist.
 
         Args:
-            plan (`PruningPlan`, *optional*): What to remove. By default heads are scored and planned by `hap_config`.
+            plan (`PruningPlan`, *optional*): What to remove. By default heads and neurons are scored and planned by
+                `hap_config`.
 
         Returns:
             `PruningPlan`: What was removed.
 
         Raises:
-            ValueError: If there is no `hap_config`, or the plan does not fit the model, which is then untouched.
+            ValueError: If there is no `hap_config` or no training data to refit on, or the plan does not fit the
+                model, which is then untouched.
         """
         config = self._require_config()
         model = self._unwrapped_model()
         if plan is None:
-            plan = plan_pruning(
-                self.estimate_sensitivity(),
-                model,
-                budget=config.budget,
-                ratio=config.ratio,
-                min_heads=config.min_heads,
-            )
+            plan = self.plan(self.estimate_sensitivity())
         plan.validate(model)
+        batches = self._refit_batches() if config.refit else None
         if not self._is_pruned():
             self._note_costs(model, "dense")
+        dense = copy.deepcopy(model) if config.refit or config.distillation or config.distillation_hidden else None
         apply_plan(model, plan)
+        if batches is not None:
+            reconstruct(
+                model,
+                dense,
+                batches,
+                ridge=config.ridge,
+                forward=self._scoring_loss,
+                progress=not self.args.disable_tqdm,
+                accelerator=self.accelerator,
+            )
+        if self.teacher is None and (config.distillation or config.distillation_hidden):
+            self.teacher = dense
         model.add_model_tags(list(TAGS))
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
@@ -213,6 +313,10 @@ class HapTrainer(Trainer):
             export_remote_code(folder)  # The model has been saved there just before.
         return None
 
+    def _distils(self) -> bool:
+        config = self.hap_config
+        return self._phase == "recovered" and bool(config and (config.distillation or config.distillation_hidden))
+
     def _is_pruned(self) -> bool:
         model = self._unwrapped_model()
         return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
@@ -237,7 +341,7 @@ class HapTrainer(Trainer):
     def _scoring_batches(self, max_examples: int) -> DataLoader:
         dataset = self.train_dataset
         if dataset is None:
-            raise ValueError("HapTrainer scores heads on the training set, and has none; pass train_dataset.")
+            raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
         if not isinstance(dataset, torch.utils.data.IterableDataset):
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.args.seed))
             dataset = Subset(dataset, order[:max_examples].tolist())
@@ -246,6 +350,11 @@ class HapTrainer(Trainer):
             batch_size=self.args.train_batch_size,
             collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="scoring"),
         )
+
+    def _refit_batches(self) -> list[dict[str, Any]]:
+        """The batches that are scored on, also of a data set whose length is not known."""
+        count = self.hap_config.max_examples
+        return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count)]
 
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         return self.compute_loss(model, self._prepare_inputs(inputs))

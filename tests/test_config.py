@@ -26,6 +26,15 @@ def test_fields_are_flags(tmp_path):
         ("budget", "money"),
         ("method", "magic"),
         ("min_heads", -1),
+        ("min_neurons", 1.0),
+        ("neuron_multiple", 0),
+        ("implant_ratio", 1.0),
+        ("implant_init", "magic"),
+        ("sequence_length", 0),
+        ("ridge", -0.1),
+        ("distillation", 1.5),
+        ("distillation_temperature", 0.0),
+        ("distillation_hidden", float("nan")),
         ("num_probes", 0),
         ("max_examples", 0),
         ("tolerance", 1.5),
@@ -34,5 +43,11 @@ def test_fields_are_flags(tmp_path):
     ],
 )
 def test_bad_values_are_named(field, value):
-    with pytest.raises(ValueError, match=field if field not in ("budget", "method") else f"Unknown.*{value}"):
+    unknown = field in ("budget", "method", "implant_init")
+    with pytest.raises(ValueError, match=f"Unknown.*{value}" if unknown else field):
         HapConfig(**{field: value})
+
+
+def test_the_papers_recipe_can_be_changed():
+    recipe = HapConfig.paper(ratio=0.3, num_probes=3)
+    assert (recipe.method, recipe.refit, recipe.ratio, recipe.num_probes) == ("hessian_trace", False, 0.3, 3)

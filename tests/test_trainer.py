@@ -1,5 +1,7 @@
 """`HapTrainer` is `Trainer`, plus the road from scores to a recovered model."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,16 @@ from transformers import (
 )
 from zoo import HEADS
 
-from hap_transformers import HapConfig, HapTrainer, PruningPlan, estimate_sensitivity
+from hap_transformers import (
+    HapConfig,
+    HapTrainer,
+    PruningPlan,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+    reconstruct,
+)
+from hap_transformers.efficiency import count_flops
 from hap_transformers.releases import TRANSFORMERS_4
 
 
@@ -38,8 +49,9 @@ class Rows(Dataset):
 
 
 def make_trainer(tmp_path, trainer_class=HapTrainer, model=None, rows=None, callbacks=None, **arguments):
-    hap_config = arguments.pop("hap_config", HapConfig(ratio=0.5))
-    hap = {} if trainer_class is Trainer else {"hap_config": hap_config}
+    teacher = arguments.pop("teacher", None)
+    hap_config = arguments.pop("hap_config", HapConfig(ratio=0.5, budget="heads"))
+    hap = {} if trainer_class is Trainer else {"hap_config": hap_config, "teacher": teacher}
     defaults = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "disable_tqdm": True}
     args = TrainingArguments(str(tmp_path), **{**defaults, "report_to": "none", "use_cpu": True, **arguments})
     return trainer_class(
@@ -97,7 +109,7 @@ def test_scores_with_compute_loss_on_the_seeded_examples(tmp_path, method):
         def compute_loss(self, model, inputs, **kwargs):
             return 3 * model(**inputs).loss
 
-    config = HapConfig(method=method, num_probes=2, max_examples=6)
+    config = HapConfig(method=method, budget="heads", num_probes=2, max_examples=6)
     trainer = make_trainer(tmp_path, Tripled, hap_config=config, seed=7)
     rows, order = Rows().rows, torch.randperm(24, generator=torch.Generator().manual_seed(7))[:6]
     batches = [{k: torch.stack([rows[i][k] for i in part]) for k in rows[0]} for part in (order[:4], order[4:])]
@@ -115,7 +127,7 @@ def test_recovery_settings_hold_after_pruning_only(tmp_path):
         def on_train_begin(self, args, state, control, **kwargs):
             seen.append((state.max_steps, args.learning_rate))
 
-    config = HapConfig(ratio=0.5, recovery_epochs=2, recovery_learning_rate=5e-4)
+    config = HapConfig(ratio=0.5, budget="heads", recovery_epochs=2, recovery_learning_rate=5e-4)
     trainer = make_trainer(tmp_path, hap_config=config, callbacks=[Watch()])
     trainer.train()
     trainer.prune()
@@ -179,7 +191,7 @@ def test_metrics_and_costs_are_kept_for_the_card(tmp_path):
 
 
 def test_pruned_twice_the_card_tells_of_the_last(tmp_path):
-    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.25))
+    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.25, budget="heads"))
     trainer.evaluate()
     trainer.prune()
     trainer.train()
@@ -207,6 +219,86 @@ def test_costs_are_measured_by_the_trainers_own_loss(tmp_path):
     trainer = make_trainer(tmp_path, Weighted, rows=rows, remove_unused_columns=False)
     trainer.prune()
     assert trainer.results["flops"]["pruned"] < trainer.results["flops"]["dense"]
+
+
+def test_half_the_encoder_goes_and_what_is_left_is_refitted(tmp_path):
+    """The defaults, against the same steps by hand."""
+    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.5, max_examples=12), seed=3)
+    model = copy.deepcopy(trainer.model)
+    plan = trainer.prune()
+    assert plan.neurons and plan.promise["parameters"] == sum(p.numel() for p in trainer.model.parameters())
+    rows, order = Rows().rows, torch.randperm(24, generator=torch.Generator().manual_seed(3))[:12]
+    batches = [{k: torch.stack([rows[i][k] for i in order[j : j + 4]]) for k in rows[0]} for j in (0, 4, 8)]
+    sensitivity = estimate_sensitivity(model, batches, progress=False)
+    assert plan_pruning(sensitivity, model, ratio=0.5) == plan
+    dense = copy.deepcopy(model)
+    apply_plan(model, plan)
+    reconstruct(model, dense, batches, progress=False)
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", ["flops", "latency"])
+def test_other_budgets(tmp_path, budget):
+    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.3, budget=budget, sequence_length=6, refit=False))
+    plan = trainer.prune()
+    assert plan.promise[budget] > 0 and (trainer.latency_table is not None) == (budget == "latency")
+    if budget == "flops":
+        assert plan.promise["flops"] == count_flops(trainer.model, {"input_ids": torch.ones(1, 6, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_distillation_alone_leads_to_the_teacher(tmp_path, arguments):
+    """Labels say nothing here: only the teacher's logits and hidden states draw the pruned model."""
+
+    def distance(trainer, dense):
+        batch = make_batch(16)
+        with torch.no_grad():
+            logits = [model.eval()(**batch).logits.log_softmax(-1) for model in (trainer.model, dense)]
+        return torch.nn.functional.kl_div(*logits, log_target=True, reduction="batchmean").item()
+
+    config = HapConfig(ratio=0.6, refit=False, distillation=1.0, distillation_hidden=0.1, recovery_epochs=20)
+    dense = make_model(dtype=torch.float32)
+    dense.classifier.weight.data *= -20
+    trainer = make_trainer(tmp_path, hap_config=config, teacher=copy.deepcopy(dense), learning_rate=1e-2, **arguments)
+    trainer.prune()
+    before = distance(trainer, dense)
+    trainer.train()
+    assert distance(trainer, dense) < 0.5 * before
+    assert trainer.teacher is not trainer.model and not any(p.requires_grad for p in trainer.teacher.parameters())
+    for name, tensor in trainer.teacher.state_dict().items():
+        assert torch.equal(tensor, dense.state_dict()[name])
+    trainer.save_model()
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) < 8 * trainer.model.num_parameters()
+
+
+def test_accumulated_batches_distil_as_one(tmp_path):
+    """The gradient of two batches of four is that of one of eight."""
+    trained = []
+    for arguments in ({"gradient_accumulation_steps": 2}, {"per_device_train_batch_size": 8}):
+        config = HapConfig(refit=False, distillation=0.5)
+        model = make_model(dtype=torch.float32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        options = {"optim": "sgd", "learning_rate": 0.1, "train_sampling_strategy": "sequential"}
+        if TRANSFORMERS_4:
+            del options["train_sampling_strategy"]
+        trainer = make_trainer(tmp_path, hap_config=config, model=model, **options, **arguments)
+        trainer.prune(PruningPlan.for_model(model, heads={0: [1]}, neurons={1: range(12)}))
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_needs_the_dense_model(tmp_path):
+    trainer = make_trainer(tmp_path / "first")
+    dense = copy.deepcopy(trainer.model)
+    trainer.prune()
+    config = HapConfig(distillation=0.5)
+    resumed = make_trainer(tmp_path / "second", model=trainer.model, hap_config=config)
+    with pytest.raises(ValueError, match="pass teacher="):
+        resumed.train()
+    resumed = make_trainer(tmp_path / "third", model=trainer.model, hap_config=config, teacher=dense)
+    resumed.train()
 
 
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from .estimate import METHODS, estimate_sensitivity, validate_scoring
 from .report import Sensitivity
+from .scores import COMPARABLE_METHODS
 
 
-__all__ = ["METHODS", "Sensitivity", "estimate_sensitivity", "validate_scoring"]
+__all__ = ["COMPARABLE_METHODS", "METHODS", "Sensitivity", "estimate_sensitivity", "validate_scoring"]

@@ -1,0 +1,128 @@
+"""What heads and neurons cost, in each currency that a budget can be in."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers, weights_by_rows
+from .efficiency import count_flops_by_module, count_parameters
+from .latency_table import LatencyTable
+from .structure import recorded_structure
+
+
+BUDGETS = ("params", "flops", "latency", "heads")
+
+
+@dataclass
+class Budget:
+    """The costs of a model's encoder in one currency.
+
+    Args:
+        dense (`float`): What the encoder costs before any pruning.
+        now (`float`): What it costs as it is.
+        costs (`list[Callable[[int], float]]`): For each block, the cost of so many of its components.
+        outside (`float`): What the rest of the model costs.
+    """
+
+    dense: float
+    now: float
+    costs: list[Callable[[int], float]]
+    outside: float
+
+
+def make_budget(
+    name: str,
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any] | None = None,
+    latency_table: LatencyTable | None = None,
+) -> Budget:
+    """The costs of a model in one currency.
+
+    Args:
+        name (`str`): One of `BUDGETS`.
+        model (`PreTrainedModel`): The model; it is only looked at.
+        inputs (`Mapping[str, Any]`, *optional*): The batch whose FLOPs count.
+        latency_table (`LatencyTable`, *optional*): Seconds by heads and neurons.
+
+    Raises:
+        ValueError: If the currency is unknown, or `inputs` or `latency_table` are missing or do not fit.
+    """
+    if name == "latency":
+        return _latency_budget(model, latency_table)
+    if name not in BUDGETS:
+        raise ValueError(f"Unknown budget '{name}'; choose one of {', '.join(BUDGETS)}.")
+    if name == "flops" and inputs is None:
+        raise ValueError("budget='flops' depends on the length of inputs; pass a batch as `inputs`.")
+    original = dense_like(model, model.device if name == "flops" else torch.device("meta"))
+    blocks = all_blocks(original)
+    if name == "heads":
+        own = [float(isinstance(block, AttentionBlock)) for block in blocks]
+        dense = sum(cost * block.num_components for cost, block in zip(own, blocks, strict=True))
+        whole = dense
+    elif name == "params":
+        own = [float(_parameters(block)) for block in blocks]
+        unique = {parameter for layer in layers(original) for parameter in layer.parameters()}
+        dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(original)
+    else:
+        flops = count_flops_by_module(original, inputs)
+        own = [_flops(block, flops) / block.num_components for block in blocks]
+        dense, whole = float(sum(flops.get(layer, 0) for layer in set(layers(original)))), flops[original]
+    present = zip(own, blocks, all_blocks(model), strict=True)
+    now = dense - sum(cost * (before.num_components - block.num_components) for cost, before, block in present)
+    return Budget(dense, now, [lambda count, cost=cost: cost * count for cost in own], whole - dense)
+
+
+def all_blocks(model: PreTrainedModel) -> list[Block]:
+    """Attention blocks, then feed-forward blocks."""
+    return [*attention_blocks(model), *feed_forward_blocks(model)]
+
+
+def dense_counts(model: PreTrainedModel) -> list[int]:
+    """Components that each of `all_blocks` had before any pruning."""
+    return [block.num_components for block in all_blocks(dense_like(model, torch.device("meta")))]
+
+
+def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model of the size that a pruned one had, with other weights; of a dense one, the model itself."""
+    if recorded_structure(model.config) is None and not getattr(model.config, "pruned_heads", None):
+        return model
+    config = deepcopy(model.config)
+    config.pruned_heads = {}
+    if recorded_structure(config) is not None:
+        del config.quantization_config
+    with device:
+        return type(model)(config)
+
+
+def _parameters(block: Block) -> int:
+    """Parameters of one component."""
+    positions = block.position_inputs if isinstance(block, AttentionBlock) else []
+    return block.weights_per_component() + sum(weights_by_rows(p) for p in positions) // block.num_components
+
+
+def _flops(block: Block, flops: Mapping[torch.nn.Module, int]) -> int:
+    """FLOPs of all that gets smaller with a block: its projections and, for attention, what lies between them."""
+    modules = {projection.module for projection in block.sliced}
+    if isinstance(block, AttentionBlock):
+        modules = {block.attention} | (modules - set(block.attention.modules()))
+    return sum(flops.get(module, 0) for module in modules)
+
+
+def _latency_budget(model: PreTrainedModel, table: LatencyTable | None) -> Budget:
+    if table is None:
+        raise ValueError(
+            "budget='latency' needs seconds measured on your device; pass latency_table=LatencyTable.measure(...)."
+        )
+    blocks, dense = all_blocks(model), dense_counts(model)
+    table.validate(model, dense)
+    costs = [table.head_cost if isinstance(block, AttentionBlock) else table.neuron_cost for block in blocks]
+    return Budget(
+        dense=sum(cost(count) for cost, count in zip(costs, dense, strict=True)),
+        now=sum(cost(block.num_components) for cost, block in zip(costs, blocks, strict=True)),
+        costs=costs,
+        outside=table.outside,
+    )
