@@ -32,6 +32,8 @@ class Architecture:
         ffn_inputs (`tuple[str, ...]`): Paths, from a layer, of the projections whose outputs are the neurons (or their
             gates). Those that the layer does not have are passed over.
         ffn_output (`str`): Path, from a layer, of the projection that reads the neurons' activations.
+        activation (`str`, *optional*): Path, from a layer, of the activation module, which the first of `ffn_inputs`
+            goes through. Only implants need it.
         position_inputs (`tuple[str, ...]`, *optional*): Paths, from a layer, of projections of relative positions,
             whose rows go with the heads but are not scored. Those that the layer does not have are passed over.
         position_bias (`str`, *optional*): For attention modules that take an argument `position_bias` with a row for
@@ -58,6 +60,7 @@ class Architecture:
     output: str
     ffn_inputs: tuple[str, ...]
     ffn_output: str
+    activation: str | None = None
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
     attention_norm: str | None = None
@@ -76,6 +79,7 @@ BERT_NAMES = {
     "output": "attention.output.dense",
     "ffn_inputs": ("intermediate.dense",),
     "ffn_output": "output.dense",
+    "activation": "intermediate.intermediate_act_fn",
 }
 BERT = Architecture(layers="encoder.layer", **BERT_NAMES)
 # In BART's family a layer's modules are named alike; only the encoder's layers are pruned.
@@ -88,6 +92,7 @@ BART = Architecture(
     output="self_attn.out_proj",
     ffn_inputs=("fc1",),
     ffn_output="fc2",
+    activation="activation_fn",
     num_heads="num_heads",
 )
 WHISPER = replace(BART, norm_first=True)
@@ -100,6 +105,7 @@ LLAMA = Architecture(
     output="self_attn.o_proj",
     ffn_inputs=("mlp.gate_proj", "mlp.up_proj"),
     ffn_output="mlp.down_proj",
+    activation="mlp.act_fn",
     norm_first=True,
     config_heads="num_key_value_heads",
 )
@@ -121,6 +127,7 @@ if VIT_RENAMED:
         output="attention.o_proj",
         ffn_inputs=("mlp.fc1",),
         ffn_output="mlp.fc2",
+        activation="mlp.activation_fn",
         norm_first=True,
     )
 
@@ -135,6 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_norm="attention.LayerNorm",
         ffn_inputs=("ffn",),
         ffn_output="ffn_output",
+        activation="activation",
     ),
     "bart": BART,
     "bert": BERT,
@@ -159,6 +167,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attention.out_lin",
         ffn_inputs=("ffn.lin1",),
         ffn_output="ffn.lin2",
+        activation="ffn.activation",
         num_heads="n_heads",
         width="dim",
     ),
@@ -172,6 +181,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attn.c_proj",
         ffn_inputs=("mlp.c_fc",),
         ffn_output="mlp.c_proj",
+        activation="mlp.act",
         norm_first=True,
         num_heads="num_heads",
         width="split_size",
@@ -187,6 +197,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attn.Wo",
         ffn_inputs=("mlp.Wi", "mlp.Wi"),
         ffn_output="mlp.Wo",
+        activation="mlp.act",
         norm_first=True,
         num_heads="num_heads",
     ),
@@ -199,6 +210,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="attention.attn.o",
         ffn_inputs=("intermediate.dense",),
         ffn_output="output.dense",
+        activation="intermediate.intermediate_act_fn",
         position_bias="given",
     ),
     "qwen2": LLAMA,
@@ -213,6 +225,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output="layer.0.SelfAttention.o",
         ffn_inputs=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
         ffn_output="layer.1.DenseReluDense.wo",
+        activation="layer.1.DenseReluDense.act",
         position_bias="computed",
         norm_first=True,
         num_heads="n_heads",

@@ -88,7 +88,20 @@ class AttentionBlock(Block):
 
 @dataclass
 class FeedForwardBlock(Block):
-    """One layer's feed-forward block; a component is a neuron."""
+    """One layer's feed-forward block; a component is a neuron.
+
+    The last neurons may be an implant: linear ones, which together are a low-rank map.
+
+    Args:
+        activation (`nn.Module`, *optional*): The activation, where the architecture table names it.
+    """
+
+    activation: nn.Module | None = None
+
+    @property
+    def implant_rank(self) -> int:
+        """Number of linear neurons."""
+        return 0 if self.activation is None else vars(self.activation).get("implant_rank", 0)
 
 
 def weights_by_rows(projection: Projection) -> int:
@@ -159,7 +172,9 @@ def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
                 f"{[projection.name for projection in inputs]} give {sorted(sizes)}; the entry of "
                 f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES does not fit this model."
             )
-        blocks.append(FeedForwardBlock(index, inputs, output, output.in_features))
+        activation = architecture.activation
+        module = activation and model.base_model.get_submodule(path + activation)
+        blocks.append(FeedForwardBlock(index, inputs, output, output.in_features, activation=module))
     return blocks
 
 

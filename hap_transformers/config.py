@@ -101,6 +101,8 @@ class HapConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"`distillation` is a weight and must be in [0, 1], got {self.distillation}.")
+        if self.implant_ratio and self.implant_init == "regression" and not self.refit:
+            raise ValueError("implant_init='regression' is part of the refit; set refit=True or implant_init='zero'.")
         if self.implant_init not in ("regression", "zero"):
             raise ValueError(f"Unknown implant_init '{self.implant_init}'; choose 'regression' or 'zero'.")
 

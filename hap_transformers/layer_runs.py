@@ -23,11 +23,13 @@ class Call:
 
     Args:
         inputs (`torch.Tensor`): What it read.
+        block_inputs (`torch.Tensor`, *optional*): What the block's input projections read, if they are called.
         stream (`torch.Tensor`): The residual stream that the block adds to.
         outputs (`torch.Tensor`): What it gave.
     """
 
     inputs: torch.Tensor
+    block_inputs: torch.Tensor | None
     stream: torch.Tensor
     outputs: torch.Tensor
 
@@ -73,6 +75,7 @@ class LayerRuns:
         layer = numbers[0] // 2
         calls: list[list[Call]] = [[] for _ in numbers]
         stream: list[torch.Tensor] = []
+        read: list[torch.Tensor | None] = [None]
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream[:] = [args[0] if args else kwargs["hidden_states"]]
@@ -83,8 +86,11 @@ class LayerRuns:
         def attended(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             stream[:] = [stream[0] + output]
 
+        def enter_block(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+            read[:] = [args[0]]
+
         def see(own: list[Call]) -> Any:
-            return lambda module, args, output: own.append(Call(args[0], stream[0], output))
+            return lambda module, args, output: own.append(Call(args[0], read[0], stream[0], output))
 
         def keep(number: int) -> Any:
             return lambda module, args, output: self.kept.__setitem__(position, (number, output))
@@ -94,6 +100,7 @@ class LayerRuns:
 
         handles = [self.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)]
         for own, number in zip(calls, numbers, strict=True):
+            handles.append(self.blocks[number].inputs[-1].module.register_forward_pre_hook(enter_block))
             handles.append(self.blocks[number].output.module.register_forward_hook(see(own)))
         attention, feed_forward = self.blocks[2 * layer : 2 * layer + 2]
         if self.norm_first:

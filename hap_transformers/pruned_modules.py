@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
-from .blocks import AttentionBlock, Block
+from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .releases import TRANSFORMERS_4
 
 
@@ -28,6 +28,16 @@ def fit_modules(block: Block) -> None:
     if empty:
         _take_class(block.output.module, _without_inputs(_dense_class(block.output.module)))
     freeze_idle_parameters(block)
+
+
+def set_implant_rank(block: FeedForwardBlock, rank: int) -> None:
+    """Makes the last `rank` neurons of a block linear: their activations are what they read.
+
+    In a gated block the gate that goes through the activation becomes 1 for them.
+    """
+    block.activation.implant_rank = rank
+    activation_class = _dense_class(block.activation)
+    _take_class(block.activation, _with_implant(activation_class, len(block.inputs) > 1) if rank else activation_class)
 
 
 def freeze_idle_parameters(block: Block) -> None:
@@ -102,6 +112,20 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
         return hidden_states.sum(-1, keepdim=True) + bias
 
     return _subclass("Empty", projection_class, forward, _without_inputs, projection_class)
+
+
+@functools.cache
+def _with_implant(activation_class: type[nn.Module], gated: bool) -> type[nn.Module]:
+    """Subclasses an activation so that its last `implant_rank` features are left as they are, or, gated, become 1."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        neurons = hidden_states.shape[-1] - self.implant_rank
+        linear = hidden_states[..., neurons:]
+        if gated:
+            linear = torch.ones_like(linear)
+        return torch.cat([activation_class.forward(self, hidden_states[..., :neurons]), linear], -1)
+
+    return _subclass("Implanted", activation_class, forward, _with_implant, activation_class, gated)
 
 
 @functools.cache

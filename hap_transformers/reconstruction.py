@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .blocks import FeedForwardBlock
+from .implants import reduced_rank_regression, rows
 from .layer_runs import ForwardFunction, LayerRuns
 from .projections import Projection
 from .slicing import validate_sliceable
@@ -23,6 +25,7 @@ def reconstruct(
     batches: Iterable[Mapping[str, Any]],
     *,
     ridge: float = 0.01,
+    init_implants: bool = False,
     forward: ForwardFunction | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
@@ -46,6 +49,8 @@ def reconstruct(
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
+        init_implants (`bool`, *optional*, defaults to `False`): Whether implants become the low-rank maps of their
+            block's input that explain most of what its kept neurons miss, whatever they were before.
         forward (`Callable`, *optional*): Takes a model and a batch and runs the model on it, for batches that are not
             just the model's inputs. By default `model(**batch)`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -84,14 +89,26 @@ def reconstruct(
                 for seen in [original.calls_of_layer(position, inputs, layer)]
             }
             for number in range(max(2 * layer, first), 2 * layer + 2):
-                sums = _Sums.zeros(pruned.blocks[number].output)
+                block = pruned.blocks[number]
+                rank = block.implant_rank if init_implants and isinstance(block, FeedForwardBlock) else 0
+                neurons = block.num_components - rank
+                sums = _Sums.zeros(block.output, rank and neurons + block.inputs[-1].in_features)
                 for position, inputs in own_batches():
                     calls = pruned.calls(position, inputs, number)
                     for call, target in zip(calls, targets[position][number % 2], strict=True):
-                        sums.add(call.inputs, target - call.stream, inputs.get("attention_mask"))
+                        x = torch.cat([call.inputs[..., :neurons], call.block_inputs], -1) if rank else call.inputs
+                        sums.add(x, target - call.stream, inputs.get("attention_mask"))
                 if accelerator is not None:
                     sums.reduce(accelerator)
-                sums.refit(pruned.blocks[number].output, ridge)
+                if not sums.tokens:
+                    raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
+                if rank:
+                    centred = sums.products(block.output.module.bias is not None)
+                    A = reduced_rank_regression(*centred, rank, neurons, ridge)
+                    with torch.no_grad():
+                        rows(block.inputs[-1], rank).copy_(A)
+                    sums = sums.with_map(A)
+                sums.refit(block.output, ridge)
                 bar.update()
 
 
@@ -114,9 +131,9 @@ class _Sums:
     xy: torch.Tensor
 
     @classmethod
-    def zeros(cls, output: Projection) -> "_Sums":
-        """No tokens yet."""
-        inputs, outputs = output.in_features, output.out_features
+    def zeros(cls, output: Projection, inputs: int = 0) -> "_Sums":
+        """No tokens yet, of so many inputs or by default the projection's."""
+        inputs, outputs = inputs or output.in_features, output.out_features
         shapes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
         return cls(*(output.module.weight.new_zeros(shape, dtype=torch.float64) for shape in shapes))
 
@@ -135,15 +152,28 @@ class _Sums:
         for name, value in vars(self).items():
             setattr(self, name, accelerator.reduce(value, "sum"))
 
+    def with_map(self, A: torch.Tensor) -> "_Sums":
+        """The sums for inputs whose last features went through a linear map, shape `(features after, before)`."""
+        kept = len(self.x) - A.shape[1]
+
+        def mapped(sums: torch.Tensor) -> torch.Tensor:
+            return torch.cat([sums[:kept], A @ sums[kept:]])
+
+        return _Sums(self.tokens, mapped(self.x), self.y, mapped(mapped(self.xx).T), mapped(self.xy))
+
+    def products(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products of inputs with inputs and with targets."""
+        if not centred:
+            return self.xx, self.xy
+        return (
+            self.xx - torch.outer(self.x, self.x) / self.tokens,
+            self.xy - torch.outer(self.x, self.y) / self.tokens,
+        )
+
     def refit(self, output: Projection, ridge: float) -> None:
         """Puts the ridge regression into the projection."""
-        if not self.tokens:
-            raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
         weight, bias = output.module.weight, output.module.bias
-        xx, xy = self.xx, self.xy
-        if bias is not None:
-            xx = xx - torch.outer(self.x, self.x) / self.tokens
-            xy = xy - torch.outer(self.x, self.y) / self.tokens
+        xx, xy = self.products(centred=bias is not None)
         matrix = output.matrix(weight).double()
         change = _solve(xx, xy - xx @ matrix.T, ridge)
         with torch.no_grad():

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import AttentionBlock, Block
-from .pruned_modules import fit_modules
+from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .pruned_modules import fit_modules, set_implant_rank
 
 
 SLICEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -66,7 +66,8 @@ def keep_components(block: Block, positions: Sequence[int]) -> None:
 
     Args:
         block (`Block`): The block, whose weights can be sliced (see [`validate_sliceable`]).
-        positions (`Sequence[int]`): Positions among the present components, in ascending order.
+        positions (`Sequence[int]`): Positions among the present components, in the order that they shall have; heads
+            in ascending order.
     """
     kept = torch.tensor(positions, dtype=torch.long)
     rows = defaultdict(list)
@@ -78,7 +79,10 @@ def keep_components(block: Block, positions: Sequence[int]) -> None:
     for module, parts in rows.items():
         _slice(module, torch.cat(parts), outputs=True)
     _slice(output.module, columns, outputs=False)
-    block.num_components = len(positions)
+    before, block.num_components = block.num_components, len(positions)
+    if isinstance(block, FeedForwardBlock) and block.implant_rank:
+        first = before - block.implant_rank  # The first of the linear neurons, which are the last.
+        set_implant_rank(block, sum(position >= first for position in positions))
     if isinstance(block, AttentionBlock):
         block.kept_heads = [block.kept_heads[position] for position in positions]
     fit_modules(block)

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks
+from .blocks import AttentionBlock, Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from .pruned_modules import set_implant_rank
 from .slicing import keep_components, validate_sliceable
 
 
@@ -16,8 +17,8 @@ def record_structure(model: PreTrainedModel, blocks: Sequence[Block], changed: S
     """Writes what is left into the config.
 
     `config.pruned_heads` says which heads are gone, as in Transformers 4. `config.quantization_config` says how many
-    heads and neurons pruned layers have; it bears that name because Transformers lets nothing else change a model
-    between its construction and the loading of its weights.
+    heads and neurons pruned layers have, and how many of the neurons are linear; it bears that name because
+    Transformers lets nothing else change a model between its construction and the loading of its weights.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -29,11 +30,14 @@ def record_structure(model: PreTrainedModel, blocks: Sequence[Block], changed: S
     heads = {index: block for index, block in heads.items() if block.num_components < block.num_original_heads}
     neurons = {str(block.index): block.num_components for block in changed if not isinstance(block, AttentionBlock)}
     model.config.pruned_heads = {index: _heads_gone(block) for index, block in heads.items()}
+    implants = {str(block.index): block.implant_rank for block in blocks if isinstance(block, FeedForwardBlock)}
+    implants = {layer: rank for layer, rank in implants.items() if rank}
     if changed or recorded:
         model.config.quantization_config = {
             "quant_method": METHOD,
             "heads": {str(index): block.num_components for index, block in heads.items()},
             "neurons": {**(recorded.get("neurons") or {}), **neurons},
+            **({"implants": implants} if implants else {}),
         }
 
 
@@ -82,14 +86,14 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
         ValueError: If the record names a layer that does not exist, gives it a number of heads or neurons that is
             not a whole number between zero and the dense model's, or contradicts `config.pruned_heads`.
     """
-    unknown = structure.keys() - {"quant_method", "heads", "neurons"}
+    unknown = structure.keys() - {"quant_method", "heads", "neurons", "implants"}
     if unknown:
         raise ValueError(
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
             "does not know. Upgrade the package."
         )
     _validate_pruned_heads(model)
-    counts = []
+    counts: list[tuple[Block, int]] = []
     for kind, blocks in (("heads", attention_blocks(model)), ("neurons", feed_forward_blocks(model))):
         recorded = structure.get(kind) or {}
         if not isinstance(recorded, Mapping) or recorded.keys() - {str(block.index) for block in blocks}:
@@ -112,6 +116,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
                         f"leaves it {left} of {block.num_original_heads}."
                     )
             counts.append((block, count))
+    _recorded_implants(model, structure)
     return counts
 
 
@@ -126,6 +131,25 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
     for block, count in counts:
         heads_left = isinstance(block, AttentionBlock) and _heads_left(model, block)
         keep_components(block, heads_left or range(count))
+    for block, rank in _recorded_implants(model, structure):
+        set_implant_rank(block, rank)
+
+
+def _recorded_implants(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[FeedForwardBlock, int]]:
+    """Every block that has an implant, with its rank."""
+    blocks = {str(block.index): block for block in feed_forward_blocks(model)}
+    recorded, neurons = structure.get("implants") or {}, structure.get("neurons") or {}
+    if not isinstance(recorded, Mapping):
+        raise ValueError(f"The checkpoint's config gives implants by layer as {recorded!r:.200}.")
+    for layer, rank in recorded.items():
+        width = neurons.get(layer, 0)
+        if layer not in blocks or type(rank) is not int or not 0 < rank <= width or blocks[layer].activation is None:
+            raise ValueError(
+                f"The checkpoint's config gives layer {layer!r:.20} an implant of rank {rank!r:.200}; expected a "
+                f"whole number from 1 to its {width} neurons, in layers 0 to {len(blocks) - 1} of an architecture "
+                "whose activation is known."
+            )
+    return [(blocks[layer], rank) for layer, rank in recorded.items()]
 
 
 def _validate_pruned_heads(model: PreTrainedModel) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from .blocks import Block, attention_blocks, feed_forward_blocks
+from .blocks import Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from .implants import insert_implant, validate_implantable
 from .plan import PruningPlan, validate_heads
 from .slicing import keep_components, validate_in_memory, validate_sliceable
 from .structure import record_structure, validate_record
@@ -15,7 +16,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
 
     Modules stay the same objects (hooks survive), their parameters are replaced by smaller ones of the same dtype,
     device and `requires_grad`: drop any optimizer made before. A block may lose all its components; what is left of it
-    is its output bias, added to the residual stream without a matrix product. The new structure is written into
+    is its output bias, added to the residual stream without a matrix product. Implants start from zero: they give
+    nothing until they are trained, or initialised by [`reconstruct`]. The new structure is written into
     `model.config`, so that `save_pretrained` makes a checkpoint which `from_pretrained` rebuilds.
 
     Args:
@@ -35,7 +37,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
         Linear(in_features=5, out_features=8, bias=True)
     """
     plan.validate(model)
-    _remove(model, plan.heads, plan.neurons)
+    _remove(model, plan.heads, plan.neurons, plan.implants)
 
 
 def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[int]]) -> None:
@@ -61,24 +63,34 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
         >>> model.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([4, 8])
     """
-    _remove(model, validate_heads(attention_blocks(model), heads_to_prune), {})
+    _remove(model, validate_heads(attention_blocks(model), heads_to_prune), {}, {})
 
 
-def _remove(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]]) -> None:
-    """Removes heads (original numbers) and neurons (present positions) that are known to exist."""
+def _remove(
+    model: PreTrainedModel,
+    heads: Mapping[int, Sequence[int]],
+    neurons: Mapping[int, Sequence[int]],
+    implants: Mapping[int, int],
+) -> None:
+    """Removes heads (original numbers) and neurons (present positions) that are known to exist, puts implants in."""
     attention, feed_forward = attention_blocks(model), feed_forward_blocks(model)
     kept: list[tuple[Block, list[int]]] = []
     for block in attention:
         gone = set(heads.get(block.index, ()))
         kept.append((block, [i for i, head in enumerate(block.kept_heads) if head not in gone]))
     for block in feed_forward:
-        gone = set(neurons.get(block.index, ()))
-        kept.append((block, [i for i in range(block.num_components) if i not in gone]))
-    kept = [(block, positions) for block, positions in kept if len(positions) < block.num_components]
+        # Neurons in whose place an implant comes stay for now, as the last.
+        gone = sorted(neurons.get(block.index, ()))
+        left = sorted(set(range(block.num_components)) - set(gone))
+        kept.append((block, left + gone[: implants.get(block.index, 0)]))
+    kept = [(b, positions) for b, positions in kept if len(positions) < b.num_components or b.index in implants]
     changed = [block for block, _ in kept]
     validate_record(model, [*attention, *feed_forward])
     validate_sliceable(model, changed)
     validate_in_memory(changed)
+    validate_implantable(model, (block for block in feed_forward if block.index in implants))
     for block, positions in kept:
         keep_components(block, positions)
+        if isinstance(block, FeedForwardBlock) and block.index in implants:
+            insert_implant(block, implants[block.index])
     record_structure(model, [*attention, *feed_forward], changed)

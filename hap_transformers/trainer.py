@@ -231,6 +231,7 @@ class HapTrainer(Trainer):
                 dense,
                 batches,
                 ridge=config.ridge,
+                init_implants=config.implant_init == "regression",
                 forward=self._scoring_loss,
                 progress=not self.args.disable_tqdm,
                 accelerator=self.accelerator,

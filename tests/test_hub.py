@@ -127,7 +127,7 @@ def test_what_only_the_trainer_knows(pushed):
     hub, _, _ = pushed
     card = ModelCard(hub.repositories["me/by-trainer"]["README.md"].decode())
     assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
-    assert "fine-tuned on rows" in card.text and "scored by `gauss_newton_trace`" in card.text
+    assert "fine-tuned on rows" in card.text and "scored by `kronecker`" in card.text
     assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
 
 

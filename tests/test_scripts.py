@@ -49,7 +49,7 @@ def own_files(tmp_path):
 
 
 def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
-    results = main(flags(tmp_path, model_dir, *own_files(tmp_path), "--ratio", "0.5"))
+    results = main(flags(tmp_path, model_dir, *own_files(tmp_path), "--budget", "heads", "--ratio", "0.5"))
     out = tmp_path / "out"
     assert results == json.loads((out / "results.json").read_text())
     assert set(results["metrics"]) == {"dense", "pruned", "recovered"}

@@ -1,0 +1,93 @@
+"""Low-rank linear maps in the place of removed neurons."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .blocks import FeedForwardBlock
+from .projections import Projection
+from .pruned_modules import set_implant_rank
+
+
+def validate_implantable(model: PreTrainedModel, blocks: Iterable[FeedForwardBlock]) -> None:
+    """Checks that linear neurons can be put into some blocks.
+
+    Raises:
+        ValueError: If a block's activation module is not known, or an implant is there already.
+    """
+    for block in blocks:
+        if block.activation is None:
+            raise ValueError(
+                f"Cannot implant into layer {block.index} of {type(model).__name__}: the entry of "
+                f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES names no activation. Nothing was "
+                "pruned."
+            )
+        if block.implant_rank:
+            raise ValueError(
+                f"Layer {block.index} of {type(model).__name__} has an implant of rank {block.implant_rank} already. "
+                "Set implant_ratio=0 to prune it further. Nothing was pruned."
+            )
+
+
+def insert_implant(block: FeedForwardBlock, rank: int) -> None:
+    """Turns the last neurons of a block into a linear map x -> B A x of some rank.
+
+    An implant ([HAP](https://arxiv.org/abs/2101.08940)) is `rank` neurons whose activation is the identity: A's rows
+    are theirs of the input projection, B's columns theirs of the output projection, so that the block is still two
+    products with ordinary weights. A keeps the rows that it finds there, which belonged to removed neurons; B is zero.
+
+    Args:
+        block (`FeedForwardBlock`): The block; its last `rank` neurons are given up.
+        rank (`int`): The rank.
+    """
+    set_implant_rank(block, rank)
+    *gates, linear = block.inputs
+    with torch.no_grad():
+        for projection in gates:
+            rows(projection, rank).zero_()  # The gate is 1 whatever it reads.
+        for projection in block.inputs:
+            if projection.module.bias is not None:
+                projection.outputs_of(projection.module.bias)[-rank:] = 0
+        block.output.matrix(block.output.module.weight)[:, -rank:] = 0
+
+
+def rows(projection: Projection, rank: int) -> torch.Tensor:
+    """The rows of a projection that belong to the last `rank` neurons, as a view."""
+    return projection.matrix(projection.module.weight)[-rank:]
+
+
+def reduced_rank_regression(xx: torch.Tensor, xy: torch.Tensor, rank: int, given: int, ridge: float) -> torch.Tensor:
+    r"""The linear map of some rank that, beside given features, explains most of a target.
+
+    Minimizes || Y - X W^T - Z A^T B^T ||^2 over W, B and A of `rank` rows. With X projected out of Z and Y, the full
+    regression is M = (Z^T Z)^-1 Z^T Y; with the right singular vectors V of (Z^T Z)^1/2 M, the best B is V and A is
+    (M V)^T (Izenman, "Reduced-rank regression for the multivariate linear model", 1975).
+
+    Args:
+        xx (`torch.Tensor`): Products of the features (X, Z) over all tokens, shape `(features, features)`.
+        xy (`torch.Tensor`): Their products with the target, shape `(features, outputs)`.
+        rank (`int`): Rank of the map.
+        given (`int`): Number of features in X, the first ones.
+        ridge (`float`): What the diagonals of X's and of Z's part are raised by, in units of their mean.
+
+    Returns:
+        `torch.Tensor`: A, shape `(rank, features - given)`, each row scaled so that its feature has the mean variance
+        of X's features.
+    """
+    means = [part.mean() for part in xx.diagonal().split([given, len(xx) - given])]
+    xx = xx + ridge * torch.diag(torch.cat([means[0].expand(given), means[1].expand(len(xx) - given)]))
+    inner, outer = xx[:given, :given], xx[:given, given:]
+    solved = torch.linalg.solve(inner, torch.cat([outer, xy[:given]], 1))
+    zz = xx[given:, given:] - outer.T @ solved[:, : outer.shape[1]]
+    zy = xy[given:] - outer.T @ solved[:, outer.shape[1] :]
+    factor = torch.linalg.cholesky(zz)
+    full = torch.cholesky_solve(zy, factor)
+    _, _, right = torch.linalg.svd(factor.T @ full, full_matrices=False)
+    A = (full @ right[:rank].T).T
+    if len(A) < rank:  # More ranks than outputs: the rest would be of no use.
+        A = nn.functional.pad(A, (0, 0, 0, rank - len(A)))
+    variances = ((A @ xx[given:, given:]) * A).sum(1)
+    scales = ((inner if given else zz).diagonal().mean() / variances).sqrt()
+    return A * torch.where(variances > 0, scales, 0)[:, None]
