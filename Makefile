@@ -30,6 +30,7 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
 	$(VENV)/bin/python benchmarks/sensitivity.py
 	$(VENV)/bin/python benchmarks/latency.py
+	$(VENV)/bin/python benchmarks/prune.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

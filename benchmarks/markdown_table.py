@@ -1,5 +1,7 @@
 """Rows of ratios as a Markdown table."""
 
+import statistics
+
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
@@ -42,4 +44,20 @@ def multiples_table(rows: list[dict]) -> str:
     for row in rows:
         spread = f"{row['time']:.3f} ({row['lower']:.3f} to {row['upper']:.3f})"
         lines.append(f"| {row['neurons']} | {row['dtype']} | {spread} |")
+    return "\n".join(lines)
+
+
+def phases_table(rows: list[dict]) -> str:
+    """Median seconds of each phase of pruning, a line a model, and of all together with their range."""
+    phases = list(rows[0]["runs"][0])
+    lines = [
+        "| model | " + " | ".join(f"{phase}, s" for phase in phases) + " | together, s | should be at most |",
+        "| --- | " + "--- | " * (len(phases) + 2),
+    ]
+    for row in rows:
+        cells = [f"{statistics.median(run[phase] for run in row['runs']):.1f}" for phase in phases]
+        totals = [sum(run.values()) for run in row["runs"]]
+        spread = f" ({min(totals):.0f} to {max(totals):.0f})" if len(totals) > 1 else ""
+        cells.append(f"{statistics.median(totals):.0f}{spread}")
+        lines.append(f"| {row['model']} | " + " | ".join(cells) + f" | {row['target']:.0f} |")
     return "\n".join(lines)

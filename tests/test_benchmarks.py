@@ -13,6 +13,7 @@ from hap_transformers.efficiency import count_flops
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import latency  # noqa: E402
 import markdown_table  # noqa: E402
+import prune  # noqa: E402
 import workloads  # noqa: E402
 
 
@@ -66,3 +67,18 @@ def test_latency_tables():
     assert latency.ratios([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"time": 1.0, "lower": 0.75, "upper": 1.25}
     text = markdown_table.multiples_table([{"neurons": 613, "dtype": "float32", **ratio}])
     assert text.splitlines()[-1] == "| 613 | float32 | 0.500 (0.400 to 0.600) |"
+
+
+def test_phases_of_pruning():
+    model, batch = make_model(dtype=torch.float32), make_batch()
+    before = count_flops(model, batch)
+    runs = [prune.prune(model, [batch], 0.5) for _ in range(2)]
+    assert tuple(runs[0]) == prune.PHASES and min(runs[0].values()) > 0 and count_flops(model, batch) == before
+    halves = [{phase: seconds / 4 for phase, seconds in run.items()} for run in runs]
+    assert prune.growth("", runs, halves)["ratio"] == pytest.approx(2)
+    row = {
+        "model": "tiny",
+        "target": 60,
+        "runs": [dict.fromkeys(prune.PHASES, seconds) for seconds in (1.0, 2.0, 4.0)],
+    }
+    assert markdown_table.phases_table([row]).splitlines()[-1] == "| tiny | 2.0 | 2.0 | 2.0 | 2.0 | 8 (4 to 16) | 60 |"
