@@ -63,7 +63,7 @@ def test_table():
             "ratio": 0.6,
             "seed": seed,
             "dense": {"accuracy": 0.8},
-            "pruned": {"accuracy": a},
+            "pruned": {"accuracy": accuracy},
         }
         for task, values in (("mrpc", (0.79, 0.77)), ("sst2", (0.81, 0.81)))
         for seed, accuracy in enumerate(values)
