@@ -29,6 +29,14 @@ TASKS = {
     "ForAudioClassification": "audio-classification",
 }
 
+# What a plan's budget is a share of, in words.
+BUDGETS = {
+    "params": "the dense encoder's parameters",
+    "flops": "the dense encoder's floating point operations",
+    "latency": "the dense encoder's time",
+    "heads": "all attention heads",
+}
+
 
 def make_model_card(
     model: PreTrainedModel,
@@ -96,6 +104,8 @@ def make_model_card(
         heads_left=[block.num_components for block in blocks],
         heads=[block.num_original_heads for block in blocks],
         neurons_left=[block.num_components for block in feed_forward_blocks(model)],
+        implants=[block.implant_rank for block in feed_forward_blocks(model)],
+        budget=BUDGETS.get(plan.budget, plan.budget) if plan else None,
         metrics=metrics,
         metric_names=list(next(iter(metrics.values()), {})),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
