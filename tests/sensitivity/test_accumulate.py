@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, make_batch, make_model
+from safetensors.torch import load_file
 
-from hap_transformers import METHODS, Sensitivity, estimate_sensitivity
+from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, reconstruct
 
 
 SCRIPT = """
@@ -17,6 +18,8 @@ import torch
 from accelerate import Accelerator
 from conftest import make_batch, make_model
 from hap_transformers import METHODS, estimate_sensitivity
+from safetensors.torch import save_file
+from sensitivity.test_accumulate import refitted
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(accelerator.process_index)  # Processes need not agree in their random state.
@@ -33,7 +36,18 @@ for method in METHODS:
             model, batches, method, accelerator=accelerator, progress=False, state_file=state_file, **settings
         )
         result.save(f"{sys.argv[1]}/{method}-{name}-{accelerator.process_index}")
+smaller = refitted(batches, accelerator)
+save_file(smaller.state_dict(), f"{sys.argv[1]}/refitted-{accelerator.process_index}")
 """
+
+
+def refitted(batches, accelerator=None):
+    """A model with an implant, refitted."""
+    dense, smaller = make_model(), make_model()
+    plan = PruningPlan.for_model(smaller, heads={0: [1, 2]}, neurons={0: range(6)}, implants={0: 2})
+    apply_plan(smaller, plan)
+    reconstruct(smaller, dense, batches, init_implants=True, progress=False, accelerator=accelerator)
+    return smaller
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +75,16 @@ def test_two_processes_agree_with_one(folder, method, name, settings):
     batches = [make_batch(size=2 + seed % 3, seed=seed) for seed in range(5)]
     seen = first.num_examples or None
     alone = estimate_sensitivity(make_model(), batches, method, progress=False, max_examples=seen)
-    for field in ("heads", "neurons", "head_traces", "neuron_traces", "head_stderr", "neuron_stderr"):
+    for field in (
+        "heads",
+        "neurons",
+        "head_order",
+        "neuron_order",
+        "head_traces",
+        "neuron_traces",
+        "head_stderr",
+        "neuron_stderr",
+    ):
         torch.testing.assert_close(getattr(first, field), getattr(second, field), rtol=0, atol=0)
         torch.testing.assert_close(getattr(first, field), getattr(alone, field), rtol=1e-9, atol=1e-15)
     torch.testing.assert_close(first.head_interactions, alone.head_interactions)
@@ -72,3 +95,11 @@ def test_two_processes_agree_with_one(folder, method, name, settings):
     assert first.converged is (None if wanted is None or not seen else first.reliability >= wanted)
     if name == "all":
         assert first.num_examples in (0, 14)
+
+
+def test_two_processes_refit_as_one(folder):
+    expected = refitted([make_batch(size=2 + seed % 3, seed=seed) for seed in range(5)]).state_dict()
+    first, second = (load_file(folder / f"refitted-{rank}") for rank in range(2))
+    for name, tensor in expected.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-8, atol=1e-10)
