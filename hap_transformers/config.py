@@ -39,14 +39,14 @@ class HapConfig:
         implant_ratio (`float`, *optional*, defaults to 0.0): Share of the neurons to remove, the most sensitive of
             them, that low-rank maps take the place of.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
-            the kept neurons miss, or `"zero"` as in HAP.
+            the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
 
     Parameters that control recovery, the training after pruning:
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
         recovery_learning_rate (`float`, *optional*): Learning rate of `train()` after `prune()`. By default
             `learning_rate`.
-        distillation (`float`, *optional*, defaults to 0.0): Weight, in [0, 1], of the loss that draws logits to the
-            dense model's, against the loss of the labels.
+        distillation (`float`, *optional*, defaults to 0.5): Weight, in [0, 1], of the loss that draws logits to the
+            dense model's, against the loss of the labels. 0 saves the dense model's memory and forward passes.
         distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
         distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the loss that draws every layer's hidden
             states to the dense model's, on top.
@@ -83,7 +83,7 @@ class HapConfig:
         default=None, metadata={"help": "Learning rate of training after pruning; by default learning_rate."}
     )
     distillation: float = field(
-        default=0.0, metadata={"help": "Weight of the dense model's logits against the labels, in [0, 1]."}
+        default=0.5, metadata={"help": "Weight of the dense model's logits against the labels, in [0, 1]."}
     )
     distillation_temperature: float = field(default=2.0, metadata={"help": "What logits are divided by."})
     distillation_hidden: float = field(default=0.0, metadata={"help": "Weight of the dense model's hidden states."})
@@ -101,18 +101,26 @@ class HapConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"`distillation` is a weight and must be in [0, 1], got {self.distillation}.")
-        if self.implant_ratio and self.implant_init == "regression" and not self.refit:
-            raise ValueError("implant_init='regression' is part of the refit; set refit=True or implant_init='zero'.")
+        if self.implant_ratio and self.refit != (self.implant_init == "regression"):
+            raise ValueError(
+                "implant_init='regression' is part of the refit, and 'zero' would not outlive it; set refit=True with "
+                "the one, refit=False with the other."
+            )
         if self.implant_init not in ("regression", "zero"):
             raise ValueError(f"Unknown implant_init '{self.implant_init}'; choose 'regression' or 'zero'.")
+
+    @property
+    def distils(self) -> bool:
+        """Whether recovery looks at the dense model."""
+        return self.distillation > 0 or self.distillation_hidden > 0
 
     @classmethod
     def paper(cls, **changes: Any) -> "HapConfig":
         """The recipe of [HAP](https://arxiv.org/abs/2101.08940), taken literally, for comparison.
 
         One global one-shot ranking by the relative trace of Hutchinson's Hessian, no floors, no refit, low-rank
-        implants that start from zero for the most sensitive tenth of what goes. On small Transformers it can empty
-        whole layers.
+        implants that start from zero for the most sensitive tenth of what goes, no distillation. On small Transformers
+        it can empty whole layers.
 
         Args:
             changes: Fields to set otherwise.
@@ -126,5 +134,6 @@ class HapConfig:
             "refit": False,
             "implant_ratio": 0.1,
             "implant_init": "zero",
+            "distillation": 0.0,
         }
         return cls(**{**recipe, **changes})

@@ -110,7 +110,7 @@ def plan_pruning(
     implants: dict[int, int] = {}
     for kind in kinds:
         share = sum(unit.saves for unit in kind) / most if most else 0.0
-        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, implant_ratio)
+        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, implant_ratio, neuron_multiple)
         removed += own
         implants |= own_implants
     heads: dict[int, list[int]] = {}
@@ -210,11 +210,11 @@ def _units(
 
 
 def _cheapest(
-    units: list[_Unit], to_save: float, blocks: Sequence[Block], implant_ratio: float
+    units: list[_Unit], to_save: float, blocks: Sequence[Block], implant_ratio: float, multiple: int
 ) -> tuple[list[_Unit], dict[int, int]]:
     """The units of the lowest scores that save enough, and the ranks that come in their place.
 
-    Where ranks come back, more units go; if all together do not suffice, ranks are given up, the least wanted first.
+    Where ranks come back, more units go; if all together do not suffice, a layer gets none.
     """
     ranking = sorted(units, key=lambda unit: (unit.score, unit.block, unit.place))
     removed: list[_Unit] = []
@@ -231,7 +231,8 @@ def _cheapest(
             break
         implanted[unit.block] = implanted.get(unit.block, 0) + len(unit.components)
         costs[unit.block] = unit.saves / len(unit.components)
-    ranks = {number: max(1, round(IMPLANT_RANK * count)) for number, count in implanted.items()}
+    # Whole multiples, so that widths stay such.
+    ranks = {number: multiple * max(1, round(IMPLANT_RANK * n / multiple)) for number, n in implanted.items()}
     for number, rank in sorted(ranks.items()):
         price = rank * costs[number]
         more: list[_Unit] = []

@@ -84,20 +84,16 @@ class HapTrainer(Trainer):
         self._exports_remote_code = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`.
-
-        Raises:
-            ValueError: If a pruned model shall be distilled into, and there is no `teacher`.
-        """
+        """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`."""
         if self._phase == "pruned":
             self._phase = "recovered"
         if self._distils():
-            if self.teacher is None:
-                raise ValueError(
-                    "hap_config asks for distillation, but this HapTrainer has not pruned the model and knows no "
-                    "dense one; pass teacher=..., or set distillation=0."
-                )
             self.teacher.requires_grad_(False).eval().to(self.args.device)
+        elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
+            logger.warning(
+                "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it "
+                "trains on the labels alone. Pass teacher=... to distil, or set distillation=0."
+            )
         with self._recovery_arguments():
             return super().train(*args, **kwargs)
 
@@ -223,7 +219,7 @@ class HapTrainer(Trainer):
         batches = self._refit_batches() if config.refit else None
         if not self._is_pruned():
             self._note_costs(model, "dense")
-        dense = copy.deepcopy(model) if config.refit or config.distillation or config.distillation_hidden else None
+        dense = copy.deepcopy(model) if config.refit or config.distils else None
         apply_plan(model, plan)
         if batches is not None:
             reconstruct(
@@ -236,7 +232,7 @@ class HapTrainer(Trainer):
                 progress=not self.args.disable_tqdm,
                 accelerator=self.accelerator,
             )
-        if self.teacher is None and (config.distillation or config.distillation_hidden):
+        if self.teacher is None and config.distils:
             self.teacher = dense
         model.add_model_tags(list(TAGS))
         self.model = self.model_wrapped = model
@@ -315,8 +311,8 @@ class HapTrainer(Trainer):
         return None
 
     def _distils(self) -> bool:
-        config = self.hap_config
-        return self._phase == "recovered" and bool(config and (config.distillation or config.distillation_hidden))
+        wanted = self.hap_config is not None and self.hap_config.distils
+        return wanted and self._phase == "recovered" and self.teacher is not None
 
     def _is_pruned(self) -> bool:
         model = self._unwrapped_model()

@@ -13,14 +13,14 @@ from hap_transformers.releases import TRANSFORMERS_4
 
 
 def pruned(model_type):
-    """A model without caches in its outputs, one attention and one feed-forward block gone, the others smaller."""
+    """A model without caches in its outputs, one attention and one feed-forward block gone, an implant in another."""
     tiny = ZOO[model_type]
     if tiny.family == "T5":  # Its decoder would return a cache; and dense T5 with sdpa attention fails in ONNX.
         tiny = dataclasses.replace(tiny, task="ForTokenClassification")
     model = tiny.model(
         torch.float32, use_cache=False, **({"attn_implementation": "eager"} if tiny.family == "T5" else {})
     )
-    plan = {"heads": {0: [1], 1: range(HEADS)}, "neurons": {0: range(NEURONS), 1: [0, 5]}}
+    plan = {"heads": {0: [1], 1: range(HEADS)}, "neurons": {0: range(NEURONS), 1: [0, 5]}, "implants": {1: 1}}
     apply_plan(model, PruningPlan.for_model(model, **plan))
     return model, tiny.batch(dtype=torch.float32)
 

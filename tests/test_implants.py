@@ -161,6 +161,7 @@ def test_plans_pay_for_implants():
     assert sum(p.numel() for p in model.parameters()) == plan.promise["parameters"]
 
 
-def test_regression_needs_the_refit():
+@pytest.mark.parametrize("settings", [{"refit": False}, {"implant_init": "zero"}], ids=str)
+def test_regression_goes_with_the_refit(settings):
     with pytest.raises(ValueError, match="part of the refit"):
-        HapConfig(refit=False, implant_ratio=0.1)
+        HapConfig(implant_ratio=0.1, **settings)
