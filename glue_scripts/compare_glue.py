@@ -110,7 +110,14 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[HapTrainer, Scored], PruningP
     "hap with implants": ({"implant_ratio": 0.1}, configured),
     "relative trace, floor and refit": ({"method": "gauss_newton_trace"}, configured),
     "relative trace, one shot": (
-        {**vars(HapConfig.paper()), "method": "gauss_newton_trace", "implant_ratio": 0.0},
+        {
+            "method": "gauss_newton_trace",
+            "min_heads": 0,
+            "min_neurons": 0.0,
+            "neuron_multiple": 1,
+            "weigh_costs": False,
+            "refit": False,
+        },
         configured,
     ),
 }

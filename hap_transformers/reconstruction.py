@@ -16,7 +16,7 @@ from .implants import reduced_rank_regression, rows
 from .layer_runs import ForwardFunction, LayerRuns
 from .projections import Projection
 from .slicing import validate_sliceable
-from .tokens import valid_tokens
+from .tokens import products, valid_tokens
 
 
 def reconstruct(
@@ -144,7 +144,7 @@ class _Sums:
         self.tokens += len(x)
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)
-        self.xx += x.T @ x
+        self.xx += products(x)
         self.xy += x.T @ y
 
     def reduce(self, accelerator: Accelerator) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..blocks import Block
-from ..tokens import valid_tokens
+from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass
 from .batches import ScoredBatch
 from .ghost_norms import squared_gradient_norms
@@ -56,7 +56,7 @@ class _FactorPass(BackwardPass):
         norms = squared_gradient_norms(tokens, cotangents)
         columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
         flat = cotangents.flatten(0, -2).to(self.dtype)
-        self.cotangent_moments[module] += flat.T @ flat
+        self.cotangent_moments[module] += products(flat)
 
     def sums(self) -> torch.Tensor:
         """All sums in one vector, laid out as `_factors` reads them."""
@@ -64,7 +64,7 @@ class _FactorPass(BackwardPass):
         for module, cotangents in self.cotangent_moments.items():
             tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs[module]]).to(self.dtype)
             count = tokens.new_tensor([len(tokens)])
-            parts += [count, tokens.sum(0), (tokens.T @ tokens).flatten(), cotangents.flatten()]
+            parts += [count, tokens.sum(0), products(tokens).flatten(), cotangents.flatten()]
         return torch.cat(parts)
 
 

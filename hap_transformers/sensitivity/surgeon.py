@@ -83,7 +83,7 @@ class _Removals:
         R, P, Q = (stack[: self.rows] for stack in (self.R, self.P, self.Q))
         p = self.inverse[own] - R[:, own].T @ P
         m = self.curvature[own] - R[:, own].T @ Q - Q[:, own].T @ R
-        r = torch.linalg.solve(p[:, own], p)
+        r = p / p[:, own] if self.size == 1 else torch.linalg.solve(p[:, own], p)
         q = m - m[:, own] @ r / 2
         new = slice(self.rows, self.rows + self.size)
         self.R[new], self.P[new], self.Q[new] = r, p, q

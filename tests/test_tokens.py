@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+from hap_transformers import tokens
+
+
+@pytest.mark.parametrize("block", [1, 4, 7, 100])
+@pytest.mark.parametrize("features", [0, 1, 10, 14])
+def test_products_are_those_of_the_whole_matrix(features, block, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK", block)
+    x = torch.randn(20, features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(tokens.products(x), x.T @ x)
+
+
+def test_a_mask_of_another_shape_is_passed_over():
+    x = torch.arange(12.0).view(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert tokens.valid_tokens(x, mask).tolist() == [[0, 1], [2, 3], [6, 7]]
+    assert len(tokens.valid_tokens(x, mask[:, :2])) == len(tokens.valid_tokens(x, None)) == 6
