@@ -52,7 +52,7 @@ def phases_table(rows: list[dict]) -> str:
     phases = list(rows[0]["runs"][0])
     lines = [
         "| model | " + " | ".join(f"{phase}, s" for phase in phases) + " | together, s | should be at most |",
-        "| --- | " + "--- | " * (len(phases) + 2),
+        "| --- |" + " --- |" * (len(phases) + 2),
     ]
     for row in rows:
         cells = [f"{statistics.median(run[phase] for run in row['runs']):.1f}" for phase in phases]

@@ -1,7 +1,8 @@
 """Draws the README's picture and writes its tables from the runs in `docs/results/` and the benchmark's.
 
 Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed; the
-benchmarks' are `benchmarks/sensitivity.json` and `benchmarks/latency.json`:
+benchmarks' are `benchmarks/{sensitivity,latency,prune}.json`, and `docs/results/compare.jsonl` has the cells of
+`glue_scripts/compare_glue.py`:
 
     python docs/render_results.py
 """
@@ -20,8 +21,12 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-from markdown_table import latency_table, multiples_table  # noqa: E402
+from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
+
+
+sys.path.insert(0, str(HERE.parent / "glue_scripts"))
+from comparison_table import table as comparison_table  # noqa: E402
 
 
 PHASES = {"dense": "#4c566a", "pruned": "#d08770", "recovered": "#2a7f62"}
@@ -140,6 +145,18 @@ def describe_latency(latency: dict) -> str:
     return textwrap.fill(text, 119)
 
 
+def describe_pruning(pruning: dict) -> str:
+    """How the table of pruning's phases is to be read."""
+    layers, examples = (row["ratio"] for row in pruning["rows"])
+    text = (
+        f"{pruning['settings']['examples']} MRPC pairs in batches of 32, float32, {pruning['settings']['ratio']:.0%} "
+        f"of the encoder removed, {pruning['machine']['threads']} CPU threads ({pruning['machine']['cpu']}); medians of "
+        f"{pruning['settings']['repeats']} rounds, of BERT-base (random weights) one. Twice the layers take "
+        f"{2 * layers:.2f} times as long, twice the examples {2 * examples:.2f} times. Made by `make benchmark`."
+    )
+    return textwrap.fill(text, 119)
+
+
 def write_into_readme(name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -156,3 +173,7 @@ if __name__ == "__main__":
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     write_into_readme("latency", "\n\n".join(parts))
+    pruning = json.loads((BENCHMARKS / "prune.json").read_text(encoding="utf-8"))
+    write_into_readme("pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
+    cells = (HERE / "results" / "compare.jsonl").read_text(encoding="utf-8").splitlines()
+    write_into_readme("comparison", comparison_table([json.loads(cell) for cell in cells]))

@@ -4,7 +4,8 @@ import json
 
 import compare_glue
 import pytest
-from compare_glue import METHODS, Setting, main, table
+from compare_glue import METHODS, Setting, main
+from comparison_table import table
 from datasets import ClassLabel, Dataset
 from test_scripts import ROWS, model_dir  # noqa: F401
 
