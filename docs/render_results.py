@@ -150,8 +150,8 @@ def describe_pruning(pruning: dict) -> str:
     layers, examples = (row["ratio"] for row in pruning["rows"])
     text = (
         f"{pruning['settings']['examples']} MRPC pairs in batches of 32, float32, {pruning['settings']['ratio']:.0%} "
-        f"of the encoder removed, {pruning['machine']['threads']} CPU threads ({pruning['machine']['cpu']}); medians of "
-        f"{pruning['settings']['repeats']} rounds, of BERT-base (random weights) one. Twice the layers take "
+        f"of the encoder removed, {pruning['machine']['threads']} CPU threads ({pruning['machine']['cpu']}); medians "
+        f"of {pruning['settings']['repeats']} rounds, of BERT-base (random weights) one. Twice the layers take "
         f"{2 * layers:.2f} times as long, twice the examples {2 * examples:.2f} times. Made by `make benchmark`."
     )
     return textwrap.fill(text, 119)
