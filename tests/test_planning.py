@@ -10,7 +10,15 @@ import torch
 from conftest import make_batch, make_model
 from zoo import HEADS, LAYERS, NEURONS, ZOO
 
-from hap_transformers import LatencyTable, PruningPlan, Sensitivity, apply_plan, plan_pruning, prune_heads
+from hap_transformers import (
+    LatencyTable,
+    PruningPlan,
+    Sensitivity,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+    prune_heads,
+)
 from hap_transformers.blocks import attention_blocks, feed_forward_blocks
 from hap_transformers.efficiency import count_flops, count_parameters
 
@@ -157,25 +165,32 @@ def test_other_scores_share_out_between_heads_and_neurons():
     assert abs(plan.num_heads / (LAYERS * HEADS) - gone) < 0.15
 
 
-def test_does_not_depend_on_the_order_in_the_model():
-    """Heads and neurons in another order: the same of them go."""
-    model = make_model()
-    sensitivity = random_scores(model)
-    plan = plan_pruning(sensitivity, model, ratio=0.5, neuron_multiple=1)
+@pytest.mark.parametrize("method", ["kronecker", "gauss_newton_trace"])
+def test_does_not_depend_on_the_order_in_the_model(method):
+    """The same model with its heads and neurons in another order loses the same of them."""
+    model, moved = make_model(), make_model()
     generator = torch.Generator().manual_seed(1)
-    moved = {
-        kind: [torch.randperm(len(layer), generator=generator) for layer in getattr(sensitivity, kind)]
-        for kind in ("heads", "neurons")
-    }
-    shuffled = Sensitivity(
-        "kronecker",
-        **{k: [s[p] for s, p in zip(getattr(sensitivity, k), moved[k], strict=True)] for k in moved},
-    )
-    other = plan_pruning(shuffled, model, ratio=0.5, neuron_multiple=1)
-    for kind, orders in moved.items():
-        expected = getattr(plan, kind)
-        found = {layer: sorted(int(orders[layer][i]) for i in own) for layer, own in getattr(other, kind).items()}
-        assert found == expected
+    orders = {"heads": [], "neurons": []}
+    for kind, blocks in (("heads", attention_blocks(moved)), ("neurons", feed_forward_blocks(moved))):
+        for block in blocks:
+            orders[kind].append(torch.randperm(block.num_components, generator=generator))
+            for projection in block.inputs:
+                for p in projection.parameters:
+                    rows = p.data.unflatten(0, (block.num_components, -1))
+                    p.data = rows[orders[kind][-1]].flatten(0, 1)
+            columns = block.output.module.weight.data.unflatten(1, (block.num_components, -1))
+            block.output.module.weight.data = columns[:, orders[kind][-1]].flatten(1, 2)
+    batch = make_batch(12)
+    torch.testing.assert_close(moved(**batch).logits, model(**batch).logits)
+    plans = [
+        plan_pruning(
+            estimate_sensitivity(m, [batch], method, progress=False), m, ratio=0.5, neuron_multiple=1, min_heads=0
+        )
+        for m in (model, moved)
+    ]
+    for kind, order in orders.items():
+        found = {layer: sorted(order[layer][own].tolist()) for layer, own in getattr(plans[1], kind).items()}
+        assert found == getattr(plans[0], kind) and found
 
 
 @pytest.mark.parametrize(
