@@ -57,7 +57,7 @@ class Setting:
 SETTINGS = {"mrpc": Setting(None, 4, None, 2), "sst2": Setting(20_000, 2, 10_000, 1)}
 # Examples held out of the training split by --fold: a fifth of a split that is used whole.
 FOLD = 4_000
-LEARNING_RATE = 1e-4
+LEARNING_RATE, RECOVERY_LEARNING_RATE = 1e-4, 5e-5
 
 # Scores of a dense model by a method.
 Scored = Callable[[str], Sensitivity]
@@ -170,7 +170,7 @@ class Job:
             self._prepare()
         changes, plan = METHODS[method]
         model = copy.deepcopy(self.dense)
-        config = HapConfig(**{**changes, "ratio": ratio})
+        config = HapConfig(**{**changes, "ratio": ratio, "recovery_learning_rate": RECOVERY_LEARNING_RATE})
         trainer = self._trainer(model, self.setting.recovery_examples, self.setting.recovery_epochs, config)
         set_seed(self.seed)
         start = time.perf_counter()  # Scores are shared by all ratios.
