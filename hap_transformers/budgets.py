@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers, weights_by_rows
-from .efficiency import count_flops_by_module, count_parameters
+from .efficiency import count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
 from .structure import recorded_structure
 
@@ -62,18 +62,18 @@ def make_budget(
     if name == "heads":
         own = [float(isinstance(block, AttentionBlock)) for block in blocks]
         dense = sum(cost * block.num_components for cost, block in zip(own, blocks, strict=True))
-        whole = dense
+        whole = float(sum(block.num_components for block in attention_blocks(model)))
     elif name == "params":
         own = [float(_parameters(block)) for block in blocks]
         unique = {parameter for layer in layers(original) for parameter in layer.parameters()}
-        dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(original)
+        dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(model)
     else:
         flops = count_flops_by_module(original, inputs)
         own = [_flops(block, flops) / block.num_components for block in blocks]
-        dense, whole = float(sum(flops.get(layer, 0) for layer in set(layers(original)))), flops[original]
+        dense, whole = float(sum(flops.get(layer, 0) for layer in set(layers(original)))), count_flops(model, inputs)
     present = zip(own, blocks, all_blocks(model), strict=True)
     now = dense - sum(cost * (before.num_components - block.num_components) for cost, before, block in present)
-    return Budget(dense, now, [lambda count, cost=cost: cost * count for cost in own], whole - dense)
+    return Budget(dense, now, [lambda count, cost=cost: cost * count for cost in own], whole - now)
 
 
 def all_blocks(model: PreTrainedModel) -> list[Block]:
@@ -87,15 +87,19 @@ def dense_counts(model: PreTrainedModel) -> list[int]:
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model of the size that a pruned one had, with other weights; of a dense one, the model itself."""
+    """A model whose layers have the sizes that a pruned one's had, with other weights; a dense model itself.
+
+    It is of the class that Transformers has: what is around the layers, or how the model was loaded, may differ.
+    """
     if recorded_structure(model.config) is None and not getattr(model.config, "pruned_heads", None):
         return model
     config = deepcopy(model.config)
     config.pruned_heads = {}
     if recorded_structure(config) is not None:
         del config.quantization_config
+    shipped = (base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
     with device:
-        return type(model)(config)
+        return next(shipped, type(model))(config)
 
 
 def _parameters(block: Block) -> int:

@@ -30,7 +30,7 @@ class HapConfig:
     Parameters that control scoring ([`estimate_sensitivity`]):
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`.
         num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
-        max_examples (`int`, *optional*, defaults to 512): Training examples to score on, and to refit on.
+        max_examples (`int`, *optional*, defaults to 1024): Training examples to score on, and to refit on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
 
     Parameters that control what comes in place of what was removed:
@@ -66,7 +66,7 @@ class HapConfig:
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     method: str = field(default="kronecker", metadata={"help": f"How to score: {', '.join(METHODS)}."})
     num_probes: int = field(default=4, metadata={"help": "Random probes a batch, for methods that draw any."})
-    max_examples: int = field(default=512, metadata={"help": "Training examples to score and refit on."})
+    max_examples: int = field(default=1024, metadata={"help": "Training examples to score and refit on."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
     )

@@ -11,29 +11,62 @@ from .tokens import valid_tokens
 
 
 def distillation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, labels: torch.Tensor | None = None
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    temperature: float,
+    *,
+    problem_type: str | None = None,
+    labels: torch.Tensor | None = None,
+    shifted: bool = False,
 ) -> torch.Tensor:
-    r"""How far logits are from the dense model's: T^2 KL(softmax(teacher / T) || softmax(student / T)).
+    r"""How far a model's logits are from the dense model's: T^2 KL(softmax(teacher / T) || softmax(student / T)).
 
-    After Hinton et al., [arXiv 1503.02531](https://arxiv.org/abs/1503.02531). A single output is a regression, whose
-    distance is half its squared error.
+    After Hinton et al., [arXiv 1503.02531](https://arxiv.org/abs/1503.02531). Of a regression it is half the squared
+    error; of several labels at once the same divergence between the sigmoids.
 
     Args:
-        student (`torch.Tensor`): Logits, shape `(..., classes)`.
-        teacher (`torch.Tensor`): Logits of the dense model, of the same shape.
+        student (`Mapping[str, Any]`): Outputs; those with "logits" in their name count, shapes `(..., classes)`.
+        teacher (`Mapping[str, Any]`): Outputs of the dense model.
         temperature (`float`): T.
+        problem_type (`str`, *optional*): As in the model's config. A single output is a regression.
         labels (`torch.Tensor`, *optional*): Where they have the shape of the logits' positions, positions labelled
             -100 do not count.
+        shifted (`bool`, *optional*, defaults to `False`): Whether labels are those of the position before, as in
+            causal language models.
 
     Returns:
-        `torch.Tensor`: The mean over positions.
+        `torch.Tensor`: The mean over positions, and over outputs.
+
+    Raises:
+        ValueError: If there are no logits.
     """
-    if labels is not None and labels.shape == student.shape[:-1]:
-        student, teacher = student[labels != -100], teacher[labels != -100]
-    student, teacher = student.flatten(0, -2).float(), teacher.flatten(0, -2).float()
-    if student.shape[-1] == 1:
-        return F.mse_loss(student, teacher) / 2
-    logs = [(logits / temperature).log_softmax(-1) for logits in (student, teacher)]
+    names = [name for name, value in student.items() if "logits" in name and torch.is_floating_point(value)]
+    if not names:
+        raise ValueError(
+            f"Nothing to distil: the model's outputs {sorted(student)} have no logits. Set distillation=0."
+        )
+    losses = []
+    for name in names:
+        own, target = student[name].float(), teacher[name].float()
+        if labels is not None and labels.shape == own.shape[:-1]:
+            counted = labels != -100
+            if shifted:
+                own, target, counted = own[:, :-1], target[:, :-1], counted[:, 1:]
+            own, target = own[counted], target[counted]
+        own, target = own.flatten(0, -2), target.flatten(0, -2)
+        losses.append(_distance(own, target, temperature, problem_type) if len(own) else own.sum())
+    return torch.stack(losses).mean()
+
+
+def _distance(own: torch.Tensor, target: torch.Tensor, temperature: float, problem_type: str | None) -> torch.Tensor:
+    """The distance of logits, each `(positions, classes)`."""
+    if problem_type == "regression" or own.shape[-1] == 1:
+        return F.mse_loss(own, target) / 2
+    if problem_type == "multi_label_classification":
+        probabilities = (target / temperature).sigmoid()
+        scaled = [F.binary_cross_entropy_with_logits(z / temperature, probabilities) for z in (own, target)]
+        return temperature**2 * (scaled[0] - scaled[1])
+    logs = [(logits / temperature).log_softmax(-1) for logits in (own, target)]
     return temperature**2 * F.kl_div(*logs, log_target=True, reduction="batchmean")
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from .blocks import FeedForwardBlock
 from .projections import Projection
 from .pruned_modules import set_implant_rank
+from .ridge import solve_ridge
 
 
 def validate_implantable(model: PreTrainedModel, blocks: Iterable[FeedForwardBlock]) -> None:
@@ -43,17 +44,24 @@ def insert_implant(block: FeedForwardBlock, rank: int) -> None:
         rank (`int`): The rank.
     """
     set_implant_rank(block, rank)
-    *gates, linear = block.inputs
+    set_input_map(block, _rows(block.inputs[-1], rank).detach().clone())
     with torch.no_grad():
-        for projection in gates:
-            rows(projection, rank).zero_()  # The gate is 1 whatever it reads.
-        for projection in block.inputs:
-            if projection.module.bias is not None:
-                projection.outputs_of(projection.module.bias)[-rank:] = 0
         block.output.matrix(block.output.module.weight)[:, -rank:] = 0
 
 
-def rows(projection: Projection, rank: int) -> torch.Tensor:
+def set_input_map(block: FeedForwardBlock, A: torch.Tensor) -> None:
+    """Lets an implant read A x, without biases; A has the shape `(rank, features)`."""
+    *gates, linear = block.inputs
+    with torch.no_grad():
+        for gate in gates:
+            _rows(gate, len(A)).zero_()  # The gate is 1 whatever it reads.
+        _rows(linear, len(A)).copy_(A)
+        for projection in block.inputs:
+            if projection.module.bias is not None:
+                projection.outputs_of(projection.module.bias)[-len(A) :] = 0
+
+
+def _rows(projection: Projection, rank: int) -> torch.Tensor:
     """The rows of a projection that belong to the last `rank` neurons, as a view."""
     return projection.matrix(projection.module.weight)[-rank:]
 
@@ -62,8 +70,8 @@ def reduced_rank_regression(xx: torch.Tensor, xy: torch.Tensor, rank: int, given
     r"""The linear map of some rank that, beside given features, explains most of a target.
 
     Minimizes || Y - X W^T - Z A^T B^T ||^2 over W, B and A of `rank` rows. With X projected out of Z and Y, the full
-    regression is M = (Z^T Z)^-1 Z^T Y; with the right singular vectors V of (Z^T Z)^1/2 M, the best B is V and A is
-    (M V)^T (Izenman, "Reduced-rank regression for the multivariate linear model", 1975).
+    regression is M = (Z^T Z)^-1 Z^T Y; with R R^T = Z^T Z and the right singular vectors V of R^T M, the best B is V
+    and A is (M V)^T (Izenman, "Reduced-rank regression for the multivariate linear model", 1975).
 
     Args:
         xx (`torch.Tensor`): Products of the features (X, Z) over all tokens, shape `(features, features)`.
@@ -79,13 +87,16 @@ def reduced_rank_regression(xx: torch.Tensor, xy: torch.Tensor, rank: int, given
     means = [part.mean() for part in xx.diagonal().split([given, len(xx) - given])]
     xx = xx + ridge * torch.diag(torch.cat([means[0].expand(given), means[1].expand(len(xx) - given)]))
     inner, outer = xx[:given, :given], xx[:given, given:]
-    solved = torch.linalg.solve(inner, torch.cat([outer, xy[:given]], 1))
+    solved = solve_ridge(inner, torch.cat([outer, xy[:given]], 1), 0.0)
     zz = xx[given:, given:] - outer.T @ solved[:, : outer.shape[1]]
     zy = xy[given:] - outer.T @ solved[:, outer.shape[1] :]
-    factor = torch.linalg.cholesky(zz)
-    full = torch.cholesky_solve(zy, factor)
-    _, _, right = torch.linalg.svd(factor.T @ full, full_matrices=False)
-    A = (full @ right[:rank].T).T
+    # R by eigenvectors, as features may depend on each other.
+    values, vectors = torch.linalg.eigh(zz)
+    used = values > 1e-12 * values.max()
+    roots, vectors = values[used].sqrt()[:, None], vectors[:, used]
+    whitened = vectors.T @ zy / roots
+    _, _, right = torch.linalg.svd(whitened, full_matrices=False)
+    A = (vectors @ (whitened @ right[:rank].T / roots)).T
     if len(A) < rank:  # More ranks than outputs: the rest would be of no use.
         A = nn.functional.pad(A, (0, 0, 0, rank - len(A)))
     variances = ((A @ xx[given:, given:]) * A).sum(1)

@@ -57,20 +57,24 @@ class LayerRuns:
         self.blocks: list[Block] = [block for pair in pairs for block in pair]
         self.layers = layers(model)
         self.norm_first = get_architecture(model).norm_first
-        self.repeats = len(self.layers) < model.config.num_hidden_layers
+        calls = model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
+        self.repeats = len(self.layers) < calls
         # Position of a batch to the number of a layer and what it gave.
         self.kept: dict[int, tuple[int, Any]] = {}
 
     def calls(self, position: int, inputs: Mapping[str, Any], number: int) -> list[Call]:
         """What one block's output projection sees; the earlier layers' weights do not change any more."""
-        return self._run(position, inputs, [number], stop_at=self.blocks[number].output.module)[0]
+        # A feed-forward block may be called in chunks.
+        block, layer = self.blocks[number], number // 2
+        stop_at = self.layers[layer] if number % 2 else block.output.module
+        return self._run(position, inputs, [number], stop_at, finished=layer - 1)[0]
 
     def calls_of_layer(self, position: int, inputs: Mapping[str, Any], layer: int) -> list[list[Call]]:
         """What both output projections of a layer see; no weights up to there change any more."""
-        return self._run(position, inputs, [2 * layer, 2 * layer + 1], stop_at=self.layers[layer])
+        return self._run(position, inputs, [2 * layer, 2 * layer + 1], self.layers[layer], finished=layer)
 
     def _run(
-        self, position: int, inputs: Mapping[str, Any], numbers: list[int], stop_at: nn.Module
+        self, position: int, inputs: Mapping[str, Any], numbers: list[int], stop_at: nn.Module, finished: int
     ) -> list[list[Call]]:
         layer = numbers[0] // 2
         calls: list[list[Call]] = [[] for _ in numbers]
@@ -108,9 +112,11 @@ class LayerRuns:
         else:
             handles.append(feed_forward.inputs[0].module.register_forward_pre_hook(normalized))
         if not self.repeats:
-            finished = [number for number in (layer - 1, layer) if number >= 0]
-            handles += [self.layers[number].register_forward_hook(keep(number)) for number in finished]
+            if finished >= 0:
+                handles.append(self.layers[finished].register_forward_hook(keep(finished)))
             handles.append(stop_at.register_forward_hook(stop))
+        # Transformers 4 replaces forwards while it records hidden states, and leaves them when it is stopped.
+        forwards = {module: vars(module).get("forward") for module in self.model.modules()}
         try:
             with evaluating(self.model), self._skipping(position):
                 self.forward(self.model, inputs)
@@ -119,7 +125,9 @@ class LayerRuns:
         finally:
             for handle in handles:
                 handle.remove()
-        return calls
+            for module, forward in forwards.items():
+                _set_forward(module, forward)
+        return calls if self.repeats else [_merged(own) for own in calls]
 
     @contextmanager
     def _skipping(self, position: int) -> Iterator[None]:
@@ -133,6 +141,19 @@ class LayerRuns:
             yield
         finally:
             for layer, forward in zip(skipped, own, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
+                _set_forward(layer, forward)
+
+
+def _set_forward(module: nn.Module, forward: Any) -> None:
+    """Gives a module its own forward back, or none."""
+    vars(module).pop("forward", None)
+    if forward is not None:
+        module.forward = forward
+
+
+def _merged(calls: list[Call]) -> list[Call]:
+    """One call with the tokens of all chunks."""
+    if len(calls) < 2:
+        return calls
+    parts = {name: [getattr(call, name) for call in calls] for name in vars(calls[0])}
+    return [Call(**{name: None if own[0] is None else torch.cat(own, 1) for name, own in parts.items()})]

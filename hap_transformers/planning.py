@@ -110,7 +110,7 @@ def plan_pruning(
     implants: dict[int, int] = {}
     for kind in kinds:
         share = sum(unit.saves for unit in kind) / most if most else 0.0
-        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, implant_ratio, neuron_multiple)
+        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, currency, implant_ratio, neuron_multiple)
         removed += own
         implants |= own_implants
     heads: dict[int, list[int]] = {}
@@ -210,41 +210,49 @@ def _units(
 
 
 def _cheapest(
-    units: list[_Unit], to_save: float, blocks: Sequence[Block], implant_ratio: float, multiple: int
+    units: list[_Unit], to_save: float, blocks: Sequence[Block], currency: Budget, implant_ratio: float, multiple: int
 ) -> tuple[list[_Unit], dict[int, int]]:
     """The units of the lowest scores that save enough, and the ranks that come in their place.
 
-    Where ranks come back, more units go; if all together do not suffice, a layer gets none.
+    Where ranks come back, more units go; if even all of them do not pay for the ranks, there are none.
     """
     ranking = sorted(units, key=lambda unit: (unit.score, unit.block, unit.place))
-    removed: list[_Unit] = []
-    saved = 0.0
-    while ranking and saved < to_save:
-        removed.append(ranking.pop(0))
-        saved += removed[-1].saves
+
+    def fewest(ranks: dict[int, int]) -> int | None:
+        """How many units must go to save enough beside some ranks."""
+        gone = dict.fromkeys(range(len(blocks)), 0)
+        saved = -math.inf if ranks else 0.0
+        for count in range(len(ranking) + 1):
+            if count:
+                gone[ranking[count - 1].block] += len(ranking[count - 1].components)
+                saved += ranking[count - 1].saves
+            if all(rank <= gone[number] for number, rank in ranks.items()):
+                if ranks:
+                    left = {number: blocks[number].num_components - gone[number] for number in gone}
+                    saved = sum(
+                        currency.costs[number](blocks[number].num_components)
+                        - currency.costs[number](left[number] + ranks.get(number, 0))
+                        for number in gone
+                        if gone[number]
+                    )
+                if saved >= to_save:
+                    return count
+        return None
+
+    removed = ranking[: fewest({})]
     neurons = [unit for unit in removed if not isinstance(blocks[unit.block], AttentionBlock)]
     total = sum(len(unit.components) for unit in neurons)
     implanted: dict[int, int] = {}
-    costs: dict[int, float] = {}
     for unit in reversed(neurons):  # The most sensitive first.
         if sum(implanted.values()) + len(unit.components) > implant_ratio * total:
             break
         implanted[unit.block] = implanted.get(unit.block, 0) + len(unit.components)
-        costs[unit.block] = unit.saves / len(unit.components)
     # Whole multiples, so that widths stay such.
-    ranks = {number: multiple * max(1, round(IMPLANT_RANK * n / multiple)) for number, n in implanted.items()}
-    for number, rank in sorted(ranks.items()):
-        price = rank * costs[number]
-        more: list[_Unit] = []
-        while ranking and saved - price < to_save:
-            more.append(ranking.pop(0))
-            saved += more[-1].saves
-        removed += more
-        if saved - price < to_save:
-            del ranks[number]
-        else:
-            saved -= price
-    return removed, {blocks[number].index: rank for number, rank in ranks.items()}
+    ranks = {number: min(n, multiple * max(1, round(IMPLANT_RANK * n / multiple))) for number, n in implanted.items()}
+    count = fewest(ranks) if ranks else None
+    if count is None:
+        return removed, {}
+    return ranking[:count], {blocks[number].index: rank for number, rank in ranks.items()}
 
 
 def _promise(

@@ -1,6 +1,6 @@
 """Closed-form refit of what pruning has left: no labels, no gradient descent."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .blocks import FeedForwardBlock
-from .implants import reduced_rank_regression, rows
+from .implants import reduced_rank_regression, set_input_map
 from .layer_runs import ForwardFunction, LayerRuns
 from .projections import Projection
+from .ridge import solve_ridge
 from .slicing import validate_sliceable
 from .tokens import products, valid_tokens
 
@@ -25,7 +26,7 @@ def reconstruct(
     batches: Iterable[Mapping[str, Any]],
     *,
     ridge: float = 0.01,
-    init_implants: bool = False,
+    init_implants: Collection[int] = (),
     forward: ForwardFunction | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
@@ -49,8 +50,8 @@ def reconstruct(
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
-        init_implants (`bool`, *optional*, defaults to `False`): Whether implants become the low-rank maps of their
-            block's input that explain most of what its kept neurons miss, whatever they were before.
+        init_implants (`Collection[int]`, *optional*): Layers whose implants become the low-rank maps of their block's
+            input that explain most of what its kept neurons miss, whatever they were before.
         forward (`Callable`, *optional*): Takes a model and a batch and runs the model on it, for batches that are not
             just the model's inputs. By default `model(**batch)`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -69,7 +70,11 @@ def reconstruct(
             f"{type(model).__name__} and {type(dense).__name__} have different layers; give the model that was pruned."
         )
     both = list(zip(pruned.blocks, original.blocks, strict=True))
-    changed = (i for i, (left, before) in enumerate(both) if left.num_components != before.num_components)
+    changed = (
+        i
+        for i, (left, before) in enumerate(both)
+        if left.num_components != before.num_components or (i % 2 and left.implant_rank != before.implant_rank)
+    )
     first = next(changed, len(both))
     validate_sliceable(model, pruned.blocks[first:])
 
@@ -90,7 +95,8 @@ def reconstruct(
             }
             for number in range(max(2 * layer, first), 2 * layer + 2):
                 block = pruned.blocks[number]
-                rank = block.implant_rank if init_implants and isinstance(block, FeedForwardBlock) else 0
+                has_new = isinstance(block, FeedForwardBlock) and layer in init_implants
+                rank = block.implant_rank if has_new else 0
                 neurons = block.num_components - rank
                 sums = _Sums.zeros(block.output, rank and neurons + block.inputs[-1].in_features)
                 for position, inputs in own_batches():
@@ -105,8 +111,7 @@ def reconstruct(
                 if rank:
                     centred = sums.products(block.output.module.bias is not None)
                     A = reduced_rank_regression(*centred, rank, neurons, ridge)
-                    with torch.no_grad():
-                        rows(block.inputs[-1], rank).copy_(A)
+                    set_input_map(block, A)
                     sums = sums.with_map(A)
                 sums.refit(block.output, ridge)
                 bar.update()
@@ -175,20 +180,9 @@ class _Sums:
         weight, bias = output.module.weight, output.module.bias
         xx, xy = self.products(centred=bias is not None)
         matrix = output.matrix(weight).double()
-        change = _solve(xx, xy - xx @ matrix.T, ridge)
+        change = solve_ridge(xx, xy - xx @ matrix.T, ridge)
         with torch.no_grad():
             matrix = matrix + change.T
             weight.copy_(matrix.T if isinstance(output.module, Conv1D) else matrix)
             if bias is not None:
                 bias.copy_((self.y - matrix @ self.x) / self.tokens)
-
-
-def _solve(xx: torch.Tensor, xr: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Solves (xx + lambda I) B = xr; of all solutions the smallest, where that is singular."""
-    if xx.numel() == 0:
-        return xr
-    regularized = xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-    factor, failed = torch.linalg.cholesky_ex(regularized)
-    if failed:  # Features that are constant or depend on others, without a ridge.
-        return torch.linalg.pinv(regularized, hermitian=True) @ xr
-    return torch.cholesky_solve(xr, factor)

@@ -83,7 +83,11 @@ def _remove(
         gone = sorted(neurons.get(block.index, ()))
         left = sorted(set(range(block.num_components)) - set(gone))
         kept.append((block, left + gone[: implants.get(block.index, 0)]))
-    kept = [(b, positions) for b, positions in kept if len(positions) < b.num_components or b.index in implants]
+    kept = [
+        (block, positions)
+        for block, positions in kept
+        if len(positions) < block.num_components or (isinstance(block, FeedForwardBlock) and block.index in implants)
+    ]
     changed = [block for block, _ in kept]
     validate_record(model, [*attention, *feed_forward])
     validate_sliceable(model, changed)

@@ -1,5 +1,8 @@
 """Tokens that count, all but padding, and sums over them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 
@@ -39,3 +42,15 @@ def products(tokens: torch.Tensor) -> torch.Tensor:
         result[start:stop, start:] = tokens[:, start:stop].T @ tokens[:, start:]
         result[stop:, start:stop] = result[start:stop, stop:].T
     return result
+
+
+def with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Text inputs of one example repeated or cut to a number of tokens; others as they are."""
+    if "input_ids" not in inputs:
+        return dict(inputs)
+    before = inputs["input_ids"].shape[1]
+    index = torch.arange(length, device=inputs["input_ids"].device) % before
+    return {
+        name: value[:, index] if isinstance(value, torch.Tensor) and value.shape[1:2] == (before,) else value
+        for name, value in inputs.items()
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer
@@ -15,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .blocks import attention_blocks
+from .budgets import all_blocks
 from .config import HapConfig
 from .distillation import distillation_loss, hidden_loss, hidden_states
 from .efficiency import count_parameters, measure_costs
@@ -27,8 +29,10 @@ from .reconstruction import reconstruct
 from .remote_code import export_remote_code
 from .sensitivity import Sensitivity, estimate_sensitivity
 from .sensitivity.batches import scored_batches
+from .slicing import validate_sliceable
 from .structure import recorded_structure
 from .surgery import apply_plan
+from .tokens import with_length
 
 
 logger = logging.get_logger(__name__)
@@ -126,7 +130,15 @@ class HapTrainer(Trainer):
         with torch.no_grad():
             targets = self.teacher(**inputs)
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-        distilled = distillation_loss(outputs["logits"], targets["logits"], config.distillation_temperature, labels)
+        own = self._unwrapped_model()
+        distilled = distillation_loss(
+            outputs,
+            targets,
+            config.distillation_temperature,
+            problem_type=own.config.problem_type,
+            labels=labels,
+            shifted=own.can_generate() and not own.config.is_encoder_decoder,
+        )
         loss = (1 - config.distillation) * loss + config.distillation * distilled
         if config.distillation_hidden:
             states = (hidden_states(outputs), hidden_states(targets))
@@ -176,11 +188,17 @@ class HapTrainer(Trainer):
         config, model = self._require_config(), self._unwrapped_model()
         inputs = None
         if config.sequence_length is not None:
-            inputs = {"input_ids": torch.ones(1, config.sequence_length, dtype=torch.long, device=model.device)}
+            inputs = self._prepare_inputs(next(iter(self._scoring_batches(1))))
+            inputs = with_length(inputs, config.sequence_length)
         elif config.budget in ("flops", "latency"):
             inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
         if config.budget == "latency" and self.latency_table is None:
-            self.latency_table = LatencyTable.measure(model, inputs, progress=not self.args.disable_tqdm)
+            table = [None]
+            if self.is_world_process_zero():
+                table = [LatencyTable.measure(model, inputs, progress=not self.args.disable_tqdm)]
+            if self.accelerator.num_processes > 1:  # All must plan alike.
+                broadcast_object_list(table)
+            self.latency_table = table[0]
         return plan_pruning(
             sensitivity,
             model,
@@ -217,6 +235,8 @@ class HapTrainer(Trainer):
             plan = self.plan(self.estimate_sensitivity())
         plan.validate(model)
         batches = self._refit_batches() if config.refit else None
+        if config.refit:
+            validate_sliceable(model, all_blocks(model))  # A refit reaches blocks that lose nothing, too.
         if not self._is_pruned():
             self._note_costs(model, "dense")
         dense = copy.deepcopy(model) if config.refit or config.distils else None
@@ -227,7 +247,7 @@ class HapTrainer(Trainer):
                 dense,
                 batches,
                 ridge=config.ridge,
-                init_implants=config.implant_init == "regression",
+                init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
                 forward=self._scoring_loss,
                 progress=not self.args.disable_tqdm,
                 accelerator=self.accelerator,

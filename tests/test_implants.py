@@ -9,7 +9,15 @@ from test_reconstruction import make_batches
 from transformers import AutoModelForSequenceClassification
 from zoo import NEURONS, ZOO
 
-from hap_transformers import HapConfig, PruningPlan, Sensitivity, apply_plan, plan_pruning, reconstruct
+from hap_transformers import (
+    HapConfig,
+    PruningPlan,
+    Sensitivity,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+    reconstruct,
+)
 from hap_transformers.blocks import attention_blocks, feed_forward_blocks
 from hap_transformers.implants import reduced_rank_regression
 from hap_transformers.sensitivity.scores import COMPARABLE_METHODS
@@ -141,7 +149,7 @@ def test_a_linear_loss_is_made_good(model_type):
     without = copy.deepcopy(smaller)
     reconstruct(without, dense, batches, ridge=1e-12, progress=False)
     assert (without(**batches[0]).logits - expected).abs().max() > 5e-6
-    reconstruct(smaller, dense, batches, ridge=1e-12, init_implants=True, progress=False)
+    reconstruct(smaller, dense, batches, ridge=1e-12, init_implants=[0], progress=False)
     torch.testing.assert_close(smaller(**batches[0]).logits, expected, rtol=0, atol=1e-7)
 
 
@@ -159,6 +167,45 @@ def test_plans_pay_for_implants():
     assert sum(map(len, plan.neurons.values())) == sum(map(len, plain.neurons.values())) + rank
     apply_plan(model, plan)
     assert sum(p.numel() for p in model.parameters()) == plan.promise["parameters"]
+
+
+def test_beside_a_layer_without_heads():
+    """An implant is the feed-forward block's alone; nothing is half done where attention has gone before."""
+    model = make_model()
+    apply_plan(model, PruningPlan.for_model(model, heads={1: [0, 1, 2, 3]}))
+    apply_plan(model, PruningPlan.for_model(model, heads={0: [0]}, neurons={1: range(16)}, implants={1: 8}))
+    assert [block.num_components for block in attention_blocks(model)] == [3, 0]
+    assert [block.implant_rank for block in feed_forward_blocks(model)] == [0, 8]
+
+
+def test_only_the_implants_asked_for_are_initialised_anew():
+    dense, batches = make_model(), make_batches(ZOO["bert"])
+    smaller = copy.deepcopy(dense)
+    plan = {"neurons": {0: range(8), 1: range(8)}, "implants": {0: 8, 1: 4}}  # As many ranks as neurons go, too.
+    apply_plan(smaller, PruningPlan.for_model(smaller, **plan))
+    before = [block.inputs[0].module.weight.clone() for block in feed_forward_blocks(smaller)]
+    smaller.bert.encoder.layer[0].intermediate.dense.bias.data[-8:] = 1
+    reconstruct(smaller, dense, batches, init_implants=[0], progress=False)
+    first, second = feed_forward_blocks(smaller)
+    assert not torch.equal(first.inputs[0].module.weight[-8:], before[0][-8:])
+    assert first.output.module.weight[:, -8:].abs().max() > 0 and not first.inputs[0].module.bias[-8:].any()
+    assert torch.equal(second.inputs[0].module.weight, before[1])
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.4, 0.8, 0.95])
+@pytest.mark.parametrize("multiple, neurons", [(8, 36), (1, 24)])
+def test_budgets_hold_with_implants(ratio, multiple, neurons):
+    model = make_model(intermediate_size=neurons)
+    batches = [ZOO["bert"].batch(8)]
+    batches[0]["labels"] = torch.arange(8) % 2
+    sensitivity = estimate_sensitivity(model, batches, progress=False)
+    before = sum(p.numel() for p in model.bert.encoder.parameters())
+    plan = plan_pruning(sensitivity, model, ratio=ratio, neuron_multiple=multiple, implant_ratio=0.3)
+    apply_plan(model, plan)
+    assert sum(p.numel() for p in model.parameters()) == plan.promise["parameters"]
+    left = sum(p.numel() for p in model.bert.encoder.parameters())
+    head = attention_blocks(make_model())[0].weights_per_component()
+    assert ratio <= 1 - left / before <= ratio + max(head, 8 * 33) / before
 
 
 @pytest.mark.parametrize("settings", [{"refit": False}, {"implant_init": "zero"}], ids=str)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_batch, make_model
+from transformers import BertModel
 from zoo import HEADS, LAYERS, NEURONS, ZOO
 
 from hap_transformers import (
@@ -104,6 +105,19 @@ def test_flops_are_those_promised(model_type):
     apply_plan(model, plan)
     assert count_flops(model, batch) == plan.promise["flops"] < before
     assert count_parameters(model) == plan.promise["parameters"]
+
+
+def test_a_model_that_its_config_does_not_tell_all_of_can_be_pruned_again():
+    """Without a pooler and with a head of one's own, by parameters and by FLOPs."""
+    batch = {name: tensor for name, tensor in make_batch().items() if name != "labels"}
+    for budget in ("params", "flops"):
+        model = BertModel(make_model().config, add_pooling_layer=False).double()
+        for ratio in (0.3, 0.6):
+            plan = plan_pruning(random_scores(model), model, budget=budget, ratio=ratio, inputs=batch)
+            assert plan.heads or plan.neurons
+            apply_plan(model, plan)
+            assert count_parameters(model) == plan.promise["parameters"]
+            assert count_flops(model, batch) == plan.promise["flops"]
 
 
 TABLE = LatencyTable("bert", [0, 2, 4], [0.0, 3.0, 4.0], [0, 24], [0.0, 12.0], 1.0, {"input_ids": [1, 8]})

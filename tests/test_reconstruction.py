@@ -158,3 +158,28 @@ def test_bad_input_changes_nothing(change, message):
     with pytest.raises(ValueError, match=message):
         reconstruct(**call)
     assert all(torch.equal(before[name], tensor) for name, tensor in smaller.state_dict().items())
+
+
+def test_chunks_change_nothing():
+    """Feed-forward blocks that Transformers runs on a few tokens at a time."""
+    # Chunks must divide the length.
+    batches = [{name: tensor[:, :6] for name, tensor in batch.items()} for batch in make_batches(ZOO["bert"])]
+    refitted = []
+    for size in (0, 3):
+        dense = make_model(chunk_size_feed_forward=size)
+        smaller = pruned(dense, heads={0: [1]}, neurons={0: [0, 1], 1: [2]})
+        reconstruct(smaller, dense, batches, progress=False)
+        refitted.append(smaller.state_dict())
+    for name, tensor in refitted[0].items():
+        torch.testing.assert_close(tensor, refitted[1][name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "vit"])
+def test_no_forward_is_left_replaced(model_type):
+    """Not even where Transformers replaces forwards itself to record hidden states."""
+    tiny = ZOO[model_type]
+    dense, batches = tiny.model(output_hidden_states=True), make_batches(tiny)
+    smaller = pruned(dense, neurons={0: [0, 1]})
+    reconstruct(smaller, dense, batches, progress=False)
+    for model in (dense, smaller):
+        assert not [name for name, module in model.named_modules() if "forward" in vars(module)]

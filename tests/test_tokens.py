@@ -17,3 +17,11 @@ def test_a_mask_of_another_shape_is_passed_over():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     assert tokens.valid_tokens(x, mask).tolist() == [[0, 1], [2, 3], [6, 7]]
     assert len(tokens.valid_tokens(x, mask[:, :2])) == len(tokens.valid_tokens(x, None)) == 6
+
+
+def test_inputs_of_another_length():
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3), "labels": torch.tensor([1])}
+    longer = tokens.with_length(inputs, 5)
+    assert longer["input_ids"].tolist() == [[5, 6, 7, 5, 6]] and longer["attention_mask"].shape == (1, 5)
+    assert longer["labels"] is inputs["labels"]
+    assert tokens.with_length(inputs, 2)["input_ids"].tolist() == [[5, 6]]

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..blocks import Block
 from ..tokens import products, valid_tokens
-from .backward_pass import BackwardPass
+from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch
 from .ghost_norms import squared_gradient_norms
 from .surgeon import removal_costs
@@ -24,12 +24,22 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
         A = mean_it (x_it - mean x)(x_it - mean x)^T,    C = mean_i sum_kt g_ikt g_ikt^T
 
     (Martens and Grosse, [arXiv 1503.05671](https://arxiv.org/abs/1503.05671); for weights that several tokens share,
-    "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred, as a
-    refit of the bias makes up for their means. [`surgeon_costs`] turns the factors into costs of removal.
+    "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred where
+    the projection has a bias, whose refit makes up for their means. [`surgeon_costs`] turns the factors into costs of
+    removal.
 
     The values of single examples, from which the reliability is told, are exact traces of the output projections'
     columns.
     """
+    try:
+        return _sums(task, batch)
+    except SharedByExamplesError:
+        parts = [_sums(task, part) for part in batch.split(1)]
+        values = torch.cat([part.values for part in parts])
+        return Samples(values, parts[0].num_probes, torch.stack([part.sums for part in parts]).sum(0))
+
+
+def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:
     factors = _FactorPass(task, batch)
     directions = factors.run()
     repeats, scale = max(directions.num_probes, 1), task.precision.scale
@@ -108,9 +118,10 @@ def _factors(
     """Every block's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
     parts = iter(sums.split([length for block in blocks for length in _lengths(block)]))
     for block in blocks:
-        count, total, products, cotangents = (next(parts) for _ in range(4))
-        mean = total / count
-        moment = products.view(2 * (block.output.in_features,)) / count - torch.outer(mean, mean)
+        count, total, squares, cotangents = (next(parts) for _ in range(4))
+        moment = squares.view(2 * (block.output.in_features,)) / count
+        if block.output.module.bias is not None:
+            moment = moment - torch.outer(total, total) / count**2
         yield moment, cotangents.view(2 * (block.output.out_features,)) / num_examples
 
 

@@ -46,7 +46,7 @@ def refitted(batches, accelerator=None):
     dense, smaller = make_model(), make_model()
     plan = PruningPlan.for_model(smaller, heads={0: [1, 2]}, neurons={0: range(6)}, implants={0: 2})
     apply_plan(smaller, plan)
-    reconstruct(smaller, dense, batches, init_implants=True, progress=False, accelerator=accelerator)
+    reconstruct(smaller, dense, batches, init_implants=[0], progress=False, accelerator=accelerator)
     return smaller
 
 

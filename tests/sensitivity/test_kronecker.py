@@ -33,7 +33,8 @@ def explicit_factors(model, batch, module):
         for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
             for g in torch.autograd.grad(own @ vector * value.sqrt(), [out for _, out in seen], retain_graph=True):
                 cotangents = cotangents + g[i].T @ g[i] / len(logits)
-    return torch.cov(tokens.T, correction=0), cotangents
+    centred = tokens - tokens.mean(0) if module.bias is not None else tokens
+    return centred.T @ centred / len(tokens), cotangents
 
 
 def test_costs_equal_those_of_explicit_factors(model_type):
@@ -97,3 +98,19 @@ def test_low_precision_orders_alike():
     exact, low = kronecker_scores(copy.deepcopy(model), batches), kronecker_scores(model, batches, precision="bf16")
     for first, second in zip(exact.neurons, low.neurons, strict=True):
         assert spearmanr(first, second).statistic > 0.95
+
+
+def test_a_constant_is_free_only_where_there_is_a_bias():
+    """A neuron that always gives the same: a bias takes its place, nothing else does."""
+    for model_type in ("bert", "llama"):
+        tiny = ZOO[model_type]
+        model, batch = tiny.model(), tiny.batch(16)
+        batch["labels"] = torch.arange(16) % 2
+        output = feed_forward_blocks(model)[0].output
+        handle = output.module.register_forward_pre_hook(
+            lambda module, args: (torch.cat([torch.full_like(args[0][..., :1], 5.0), args[0][..., 1:]], -1),),
+            prepend=True,
+        )
+        order = kronecker_scores(model, [batch]).neuron_order[0]
+        handle.remove()
+        assert (order[0] == 0) == (output.module.bias is not None)

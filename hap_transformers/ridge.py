@@ -1,0 +1,20 @@
+"""Solves ridge regressions from sums of products."""
+
+import torch
+
+
+def solve_ridge(xx: torch.Tensor, xy: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Solves (xx + lambda I) B = xy with lambda = ridge * mean diag(xx); of all solutions the smallest.
+
+    Args:
+        xx (`torch.Tensor`): Products of inputs, symmetric and not negative, shape `(inputs, inputs)`.
+        xy (`torch.Tensor`): Products of inputs and targets, shape `(inputs, outputs)`.
+        ridge (`float`): Strength of the regularization.
+    """
+    if xx.numel() == 0:
+        return xy
+    regularized = xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    factor, failed = torch.linalg.cholesky_ex(regularized)
+    if failed:  # Features that are constant or depend on others, without a ridge.
+        return torch.linalg.pinv(regularized, hermitian=True) @ xy
+    return torch.cholesky_solve(xy, factor)

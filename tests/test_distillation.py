@@ -1,0 +1,77 @@
+"""Distances of logits, against what they are by definition."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from hap_transformers.distillation import distillation_loss, hidden_loss
+
+
+T = 2.0
+
+
+def random_logits(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return [{"logits": torch.randn(*shape, generator=generator)} for _ in range(2)]
+
+
+def test_classes():
+    own, target = random_logits(4, 3)
+    expected = kl_divergence(Categorical(logits=target["logits"] / T), Categorical(logits=own["logits"] / T)).mean()
+    torch.testing.assert_close(distillation_loss(own, target, T), T**2 * expected)
+    assert distillation_loss(own, own, T).abs() < 1e-6
+
+
+def test_several_labels_at_once():
+    """A shift of all logits is no change of classes, but one of independent labels."""
+    own, target = random_logits(4, 3)
+    loss = distillation_loss(own, target, T, problem_type="multi_label_classification")
+    expected = kl_divergence(Bernoulli(logits=target["logits"] / T), Bernoulli(logits=own["logits"] / T)).mean()
+    torch.testing.assert_close(loss, T**2 * expected)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_regression(outputs):
+    own, target = random_logits(4, outputs)
+    loss = distillation_loss(own, target, T, problem_type="regression")
+    torch.testing.assert_close(loss, (own["logits"] - target["logits"]).square().mean() / 2)
+
+
+def test_several_outputs():
+    """Question answering: the mean over starts and ends."""
+    (own, target), both = random_logits(4, 7), []
+    for name in ("start_logits", "end_logits"):
+        both.append({name: own["logits"]})
+    targets = {name: target["logits"] for name in ("start_logits", "end_logits")}
+    students = {**both[0], **both[1]}
+    torch.testing.assert_close(distillation_loss(students, targets, T), distillation_loss(own, target, T))
+    with pytest.raises(ValueError, match="Nothing to distil"):
+        distillation_loss({"hidden": own["logits"]}, targets, T)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_positions_without_labels_do_not_count(shifted):
+    own, target = random_logits(2, 4, 3)
+    labels = torch.tensor([[-100, 0, 1, -100], [-100, -100, 2, 1]])
+    picked = torch.tensor([[0, 1], [0, 2], [1, 2], [1, 3]])
+    if shifted:  # The position before predicts the label.
+        picked[:, 1] -= 1
+    parts = [{"logits": outputs["logits"][picked[:, 0], picked[:, 1]]} for outputs in (own, target)]
+    loss = distillation_loss(own, target, T, labels=labels, shifted=shifted)
+    torch.testing.assert_close(loss, distillation_loss(*parts, T))
+
+
+def test_nothing_to_count_is_nothing_to_learn():
+    own, target = random_logits(2, 4, 3)
+    own["logits"].requires_grad_()
+    loss = distillation_loss(own, target, T, labels=torch.full((2, 4), -100))
+    loss.backward()
+    assert loss == 0 and not own["logits"].grad.any()
+
+
+def test_hidden_states_without_padding():
+    own, target = (torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    a, b = own[mask.bool()], target[mask.bool()]
+    expected = (a - b).square().sum() / b.square().sum()
+    torch.testing.assert_close(hidden_loss([own], [target], mask), expected)
