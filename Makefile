@@ -11,7 +11,7 @@ help:
 	@echo "make test         run the tests with Transformers 5"
 	@echo "make test-compat  run the tests with Transformers 4.57"
 	@echo "make quality      check style"
-	@echo "make benchmark    measure what scoring costs and pruning saves (30 minutes, on GLUE's MRPC)"
+	@echo "make benchmark    measure what scoring costs and pruning saves (40 minutes, on GLUE's MRPC)"
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python glue_scripts/run_glue_hap.py

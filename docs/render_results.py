@@ -1,8 +1,7 @@
 """Draws the README's picture and writes its tables from the runs in `docs/results/` and the benchmark's.
 
 Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed; the
-benchmarks' are `benchmarks/{sensitivity,latency,prune}.json`, and `docs/results/compare.jsonl` has the cells of
-`glue_scripts/compare_glue.py`:
+benchmarks' are `benchmarks/{sensitivity,latency,prune}.json`:
 
     python docs/render_results.py
 """
@@ -23,10 +22,6 @@ BENCHMARKS = HERE.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
-
-
-sys.path.insert(0, str(HERE.parent / "glue_scripts"))
-from comparison_table import table as comparison_table  # noqa: E402
 
 
 PHASES = {"dense": "#4c566a", "pruned": "#d08770", "recovered": "#2a7f62"}
@@ -175,5 +170,3 @@ if __name__ == "__main__":
     write_into_readme("latency", "\n\n".join(parts))
     pruning = json.loads((BENCHMARKS / "prune.json").read_text(encoding="utf-8"))
     write_into_readme("pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
-    cells = (HERE / "results" / "compare.jsonl").read_text(encoding="utf-8").splitlines()
-    write_into_readme("comparison", comparison_table([json.loads(cell) for cell in cells]))
