@@ -97,6 +97,8 @@ def reduced_rank_regression(xx: torch.Tensor, xy: torch.Tensor, rank: int, given
     whitened = vectors.T @ zy / roots
     _, _, right = torch.linalg.svd(whitened, full_matrices=False)
     A = (vectors @ (whitened @ right[:rank].T / roots)).T
+    # Singular vectors have no sign of their own: the largest entry is positive.
+    A = A * A.gather(1, A.abs().argmax(1, keepdim=True)).sign()
     if len(A) < rank:  # More ranks than outputs: the rest would be of no use.
         A = nn.functional.pad(A, (0, 0, 0, rank - len(A)))
     variances = ((A @ xx[given:, given:]) * A).sum(1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from .batches import ScoredBatch, scored_batches
 from .state_file import Progress
@@ -54,12 +55,13 @@ def accumulate(
         if world == 1:
             return Progress(own, num_probes, batches_done)
         part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
-        parts = accelerator.gather(part[None].to(accelerator.device)).cpu()
-        # Added up in the processes' order, to the same bits in each of them.
-        moments = SampleMoments.zeros(len(own.mean), len(own.sums))
-        for part in parts:
-            moments.add(own.unpacked(part[:-1]))
-        return Progress(moments, int(parts[:, -1].max()), batches_done)
+        # Added up in the processes' order, to the same bits in each of them; one at a time, as they can be large.
+        moments, probes = SampleMoments.zeros(len(own.mean), len(own.sums)), 0
+        for source in range(world):
+            sent = broadcast(part.to(accelerator.device, copy=True), from_process=source).cpu()
+            moments.add(own.unpacked(sent[:-1]))
+            probes = max(probes, int(sent[-1]))
+        return Progress(moments, probes, batches_done)
 
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
     for batch in scored_batches(batches, max_examples):
