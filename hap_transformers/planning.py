@@ -220,23 +220,18 @@ def _cheapest(
 
     def fewest(ranks: dict[int, int]) -> int | None:
         """How many units must go to save enough beside some ranks."""
-        gone = dict.fromkeys(range(len(blocks)), 0)
-        saved = -math.inf if ranks else 0.0
+        gone = [0] * len(blocks)
+
+        def saved(number: int) -> float:
+            count, cost = blocks[number].num_components, currency.costs[number]
+            return cost(count) - cost(count - gone[number] + ranks.get(number, 0))
+
         for count in range(len(ranking) + 1):
             if count:
                 gone[ranking[count - 1].block] += len(ranking[count - 1].components)
-                saved += ranking[count - 1].saves
-            if all(rank <= gone[number] for number, rank in ranks.items()):
-                if ranks:
-                    left = {number: blocks[number].num_components - gone[number] for number in gone}
-                    saved = sum(
-                        currency.costs[number](blocks[number].num_components)
-                        - currency.costs[number](left[number] + ranks.get(number, 0))
-                        for number in gone
-                        if gone[number]
-                    )
-                if saved >= to_save:
-                    return count
+            fits = all(rank <= gone[number] for number, rank in ranks.items())
+            if fits and sum(map(saved, range(len(blocks)))) >= to_save:
+                return count
         return None
 
     removed = ranking[: fewest({})]
