@@ -38,6 +38,8 @@ for method in METHODS:
         result.save(f"{sys.argv[1]}/{method}-{name}-{accelerator.process_index}")
 smaller = refitted(batches, accelerator)
 save_file(smaller.state_dict(), f"{sys.argv[1]}/refitted-{accelerator.process_index}")
+accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()  # Or its threads may still run when the interpreter is torn down.
 """
 
 
