@@ -55,6 +55,12 @@ class Block:
         rows = sum(weights_by_rows(projection) for projection in self.inputs)
         return (rows + self.output.module.weight.numel()) // max(self.num_components, 1)
 
+    def parameters_per_component(self) -> int:
+        """Number of parameters that go with one component, scored or not; 0 where no component is left."""
+        unscored = [projection for projection in self.sliced[:-1] if projection not in self.inputs]
+        positions = sum(weights_by_rows(projection) for projection in unscored)
+        return self.weights_per_component() + positions // max(self.num_components, 1)
+
 
 @dataclass
 class AttentionBlock(Block):

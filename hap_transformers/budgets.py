@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers, weights_by_rows
+from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
 from .efficiency import count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
 from .structure import recorded_structure
@@ -64,7 +64,7 @@ def make_budget(
         dense = sum(cost * block.num_components for cost, block in zip(own, blocks, strict=True))
         whole = float(sum(block.num_components for block in attention_blocks(model)))
     elif name == "params":
-        own = [float(_parameters(block)) for block in blocks]
+        own = [float(block.parameters_per_component()) for block in blocks]
         unique = {parameter for layer in layers(original) for parameter in layer.parameters()}
         dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(model)
     else:
@@ -100,12 +100,6 @@ def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     shipped = (base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
     with device:
         return next(shipped, type(model))(config)
-
-
-def _parameters(block: Block) -> int:
-    """Parameters of one component."""
-    positions = block.position_inputs if isinstance(block, AttentionBlock) else []
-    return block.weights_per_component() + sum(weights_by_rows(p) for p in positions) // block.num_components
 
 
 def _flops(block: Block, flops: Mapping[torch.nn.Module, int]) -> int:

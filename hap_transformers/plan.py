@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks, weights_by_rows
+from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks
 from .efficiency import count_parameters
 
 
@@ -107,11 +107,10 @@ class PruningPlan:
         removed = 0
         for block in attention_blocks(model):
             heads = len(set(self.heads.get(block.index, ())) & set(block.kept_heads))
-            positions = sum(weights_by_rows(p) for p in block.position_inputs) // max(block.num_components, 1)
-            removed += heads * (block.weights_per_component() + positions)
+            removed += heads * block.parameters_per_component()
         for block in feed_forward_blocks(model):
             fewer = len(self.neurons.get(block.index, ())) - self.implants.get(block.index, 0)
-            removed += fewer * block.weights_per_component()
+            removed += fewer * block.parameters_per_component()
         return removed
 
     def validate(self, model: PreTrainedModel) -> None:
