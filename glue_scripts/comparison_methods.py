@@ -1,0 +1,74 @@
+"""The ways to prune that are compared: what each sets in `HapConfig`, and how it plans."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hap_transformers import HapConfig, HapTrainer, PruningPlan, Sensitivity, plan_pruning
+
+
+def configured(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """What the trainer's configuration says."""
+    return trainer.plan(sensitivity)
+
+
+def same_share(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """No floors, and the same share of heads and of neurons, for scores of the two that cannot be compared."""
+    config = trainer.hap_config
+    return plan_pruning(
+        sensitivity, trainer.model, budget=config.budget, ratio=config.ratio, min_heads=0, min_neurons=0
+    )
+
+
+def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """Drops layers from the top, the last one partly: those heads and neurons that score lowest."""
+    layers = trainer.model.config.num_hidden_layers
+
+    def from_the_top(scores: list[torch.Tensor]) -> list[torch.Tensor]:
+        # Ranks within a layer are far smaller than the step from layer to layer.
+        return [layers - i + own.argsort().argsort() / (2 * len(own)) for i, own in enumerate(scores)]
+
+    scores = Sensitivity("kronecker", from_the_top(sensitivity.heads), from_the_top(sensitivity.neurons))
+    return plan_pruning(scores, trainer.model, ratio=trainer.hap_config.ratio, weigh_costs=False)
+
+
+def nothing(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """Removes nothing: what the recovery alone does to the dense model."""
+    return PruningPlan.for_model(trainer.model)
+
+
+@dataclass
+class Method:
+    """A way to prune.
+
+    Args:
+        config (`dict[str, Any]`): What `HapConfig` says beside the ratio.
+        plan (`Callable`): Plans from a trainer and the scores of its model by `config`'s method.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    plan: Callable[[HapTrainer, Sensitivity], PruningPlan] = configured
+
+    @property
+    def score(self) -> str:
+        """The scoring method."""
+        return HapConfig(**self.config).method
+
+
+ONE_SHOT = {"min_heads": 0, "min_neurons": 0.0, "neuron_multiple": 1, "weigh_costs": False, "refit": False}
+
+CONTROL = "nothing removed"
+METHODS = {
+    "hap": Method(),
+    "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
+    "gradient, floor and refit": Method({"method": "gradient"}),
+    "top layers dropped": Method({"method": "gradient", "refit": False}, top_layers),
+    "random": Method({"method": "random", "refit": False}, same_share),
+    "hap without refit": Method({"refit": False}),
+    "hap with implants": Method({"implant_ratio": 0.1}),
+    "relative trace, floor and refit": Method({"method": "gauss_newton_trace"}),
+    "relative trace, one shot": Method({"method": "gauss_newton_trace", **ONE_SHOT}),
+    CONTROL: Method({"method": "random", "refit": False, "distillation": 0.0}, nothing),
+}
