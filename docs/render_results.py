@@ -1,103 +1,25 @@
-"""Draws the README's picture and writes its tables from the runs in `docs/results/` and the benchmark's.
+"""Draws the README's picture and writes its tables from `docs/results/compare.jsonl` and the benchmarks' results.
 
-Each file there is the `results.json` of one run of `glue_scripts/run_glue_hap.py`, named after its task and seed; the
-benchmarks' are `benchmarks/{sensitivity,latency,prune}.json`:
+The cells there are those of `glue_scripts/compare_glue.py`, the benchmarks' are
+`benchmarks/{sensitivity,latency,prune}.json`:
 
     python docs/render_results.py
 """
 
 import json
-import statistics
 import sys
 import textwrap
-from collections import defaultdict
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
+from comparison_plots import plot_gains  # noqa: E402
+from comparison_table import differences_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
-
-
-PHASES = {"dense": "#4c566a", "pruned": "#d08770", "recovered": "#2a7f62"}
-
-
-def load_runs() -> dict[str, list[dict]]:
-    """The runs of each task, the demo first."""
-    runs = defaultdict(list)
-    for file in sorted(HERE.glob("results/*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        runs[result["task"]].append(result)
-    return dict(sorted(runs.items(), key=lambda item: (item[0] != "demo", item[0])))
-
-
-def main_metric(run: dict) -> str:
-    """The first metric that is not the loss."""
-    return next(name for name in run["metrics"]["dense"] if name != "loss")
-
-
-def mean_and_spread(values: list[float], digits: int) -> str:
-    """Mean, with the standard deviation over seeds where there are several."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def table(runs: dict[str, list[dict]]) -> str:
-    """A Markdown table, a row a task."""
-    lines = [
-        "| task | examples | seeds | metric | dense | pruned | recovered | heads | parameters | FLOPs | reliability |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for task, group in runs.items():
-        metric = main_metric(group[0])
-        phases = [mean_and_spread([run["metrics"][phase][metric] for run in group], 3) for phase in PHASES]
-        heads = group[0]["heads"]
-        shares = [
-            mean_and_spread([100 * (run[cost]["pruned"] / run[cost]["dense"] - 1) for run in group], 0) + " %"
-            for cost in ("parameters", "flops")
-        ]
-        examples = f"{group[0]['num_examples']['validation']:,}"
-        reliability = mean_and_spread([run["reliability"] for run in group], 2)
-        kept = f"{heads['dense']} → {heads['pruned']}"
-        cells = [task, examples, str(len(group)), metric, *phases, kept, *shares, reliability]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def draw(runs: dict[str, list[dict]], path: Path) -> None:
-    """Bars of each task's metric by phase, and of the pruned model's cost as a share of the dense one's.
-
-    The cost is that of the first task, the demo: latency is worth showing only where the machine was idle.
-    """
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    quality, cost = figure.subplots(1, 2, width_ratios=[3, 2])
-    for offset, (phase, colour) in enumerate(PHASES.items()):
-        values = [[run["metrics"][phase][main_metric(run)] for run in group] for group in runs.values()]
-        positions = [i + (offset - 1) * 0.27 for i in range(len(runs))]
-        bars = quality.bar(positions, [statistics.mean(v) for v in values], 0.25, color=colour, label=phase)
-        quality.bar_label(bars, fmt="%.3f", fontsize=7)
-    labels = [f"{task}\n{main_metric(group[0]).replace('_', ' ')}" for task, group in runs.items()]
-    quality.set_xticks(range(len(runs)), labels, fontsize=8)
-    first = next(iter(runs.values()))[0]
-    share = 1 - first["heads"]["pruned"] / first["heads"]["dense"]
-    quality.set_title(f"Quality on validation, {share:.0%} of attention heads removed", fontsize=10)
-    quality.set_ylim(0, 1.15)
-    quality.legend(fontsize=7, loc="upper right", ncols=3)
-    names = {"heads": "heads", "parameters": "parameters", "flops": "FLOPs", "latency_ms": "latency"}
-    task, group = next(iter(runs.items()))
-    shares = [statistics.mean(run[key]["pruned"] / run[key]["dense"] for run in group) for key in names]
-    bars = cost.barh(list(names.values())[::-1], shares[::-1], color=PHASES["recovered"])
-    cost.bar_label(bars, labels=[f"{value:.0%}" for value in shares[::-1]], fontsize=8, label_type="center", color="w")
-    cost.set_xlim(0, 1)
-    cost.set_title(f"What is left, as a share of dense ({task})", fontsize=10)
-    for axes in (quality, cost):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
 
 
 def describe(benchmark: dict) -> str:
@@ -160,10 +82,11 @@ def write_into_readme(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    loaded = load_runs()
-    draw(loaded, HERE / "images" / "results.png")
+    lines = (HERE / "results" / "compare.jsonl").read_text(encoding="utf-8").splitlines()
+    cells = [json.loads(line) for line in lines]
+    plot_gains(cells, HERE / "images" / "comparison.png")
+    write_into_readme("comparison", table(cells) + "\n\n" + differences_table(cells, "hap"))
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
-    write_into_readme("results", table(loaded))
     write_into_readme("benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
@@ -90,7 +91,18 @@ def _pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
         return nullcontext()
     threads = max(1, (os.cpu_count() or 1) // workers)
     spawn = multiprocessing.get_context("spawn")  # A forked process cannot use the threads of its parent.
-    return ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+    return ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(threads,))
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # When the main process is killed, the results would have nobody to write them down.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _each(

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from comparison_methods import METHODS
 from datasets import Dataset
 from demo_data import demo_model_path
+from remembered_teacher import RememberedTeacher
 from tasks import load_task
 from transformers import (
     AutoModelForSequenceClassification,
@@ -102,6 +104,11 @@ class Job:
             unfinished.rename(folder)
         return AutoModelForSequenceClassification.from_pretrained(folder)
 
+    @cached_property
+    def teacher(self) -> RememberedTeacher:
+        """The dense model, to distil from in all cells."""
+        return RememberedTeacher(self.dense())
+
     def scores(self, method: str) -> Sensitivity:
         """Scores of the dense model by a method."""
         file = self.output_dir / "scores" / self.folder / f"{method}.safetensors"
@@ -130,7 +137,7 @@ class Job:
         cell["pruned"] = self._measure(trainer)
         if recover:
             seconds.append(time.perf_counter())
-            trainer.train_dataset = self.recovery
+            trainer.train_dataset, trainer.teacher = self.recovery, self.teacher
             trainer.train()
             seconds.append(time.perf_counter())
             cell["recovered"] = self._measure(trainer)

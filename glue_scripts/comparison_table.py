@@ -1,32 +1,126 @@
-"""The cells of a comparison as Markdown."""
+"""The cells of a comparison as tables: Markdown, CSV, and differences between methods with confidence intervals."""
 
+import csv
+from collections.abc import Iterable
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+from scipy.stats import bootstrap
 
-def table(cells: list[dict[str, Any]]) -> str:
-    """Points below dense by task and ratio, mean over seeds and their standard deviation, as Markdown."""
-    ratios, tasks = sorted({cell["ratio"] for cell in cells}), sorted({cell["task"] for cell in cells})
+
+Cell = dict[str, Any]
+PHASES = ("pruned", "recovered")
+
+
+def main_metric(cell: Cell) -> str:
+    """The first metric of a cell's task that is not the loss."""
+    return next(name for name in cell["dense"] if name != "loss")
+
+
+def gain(cell: Cell, phase: str) -> float:
+    """Points of the task's main metric over the dense model."""
+    metric = main_metric(cell)
+    return 100 * (cell[phase][metric] - cell["dense"][metric])
+
+
+def gains(cells: Iterable[Cell], phase: str, method: str, task: str, ratio: float) -> dict[int, float]:
+    """Gains of a method by seed. What nothing was removed from (ratio 0) counts for every ratio."""
+    return {
+        cell["seed"]: gain(cell, phase)
+        for cell in cells
+        if (cell["method"], cell["task"]) == (method, task) and cell["ratio"] in (ratio, 0)
+    }
+
+
+def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
+    """Methods and tasks in the order of their cells, and ratios in rising order, without 0."""
+    cells = list(cells)
+    methods, tasks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("method", "task"))
+    return methods, tasks, sorted({cell["ratio"] for cell in cells} - {0})
+
+
+def table(cells: list[Cell]) -> str:
+    """Points over dense by task and ratio, mean over seeds and their standard deviation, as Markdown."""
+    methods, tasks, ratios = axes_of(cells)
     lines = []
-    for phase in ("pruned", "recovered"):
+    for phase in PHASES:
         if not all(phase in cell for cell in cells):
             continue
-        header = [f"{phase}: points of accuracy over dense", *(f"{t} {r:.0%}" for t in tasks for r in ratios)]
+        header = [f"{phase}: points over dense", *(f"{t} {r:.0%}" for t in tasks for r in ratios)]
         header += [f"mean {r:.0%}" for r in ratios]
         lines += ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
-        for method in dict.fromkeys(cell["method"] for cell in cells):
+        for method in methods:
             row, means = [method], {ratio: [] for ratio in ratios}
             for task in tasks:
                 for ratio in ratios:
-                    gains = [
-                        100 * (cell[phase]["accuracy"] - cell["dense"]["accuracy"])
-                        for cell in cells
-                        if (cell["task"], cell["method"], cell["ratio"]) == (task, method, ratio)
-                    ]
-                    spread = f" ± {stdev(gains):.1f}" if len(gains) > 1 else ""
-                    row.append(f"{mean(gains):+.1f}{spread}" if gains else "")
-                    means[ratio] += [mean(gains)] if gains else []
+                    values = list(gains(cells, phase, method, task, ratio).values())
+                    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+                    row.append(f"{mean(values):+.1f}{spread}" if values else "")
+                    means[ratio] += [mean(values)] if values else []
             row += [f"{mean(values):+.1f}" if len(values) == len(tasks) else "" for values in means.values()]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def differences(cells: list[Cell], method: str, phase: str = "recovered") -> list[dict[str, Any]]:
+    """By how many points a method is ahead of every other at each ratio, over all pairs of task and seed.
+
+    Methods of one task and seed start from the same dense model, so their differences are paired. The intervals are
+    95 % percentile bootstraps over the pairs.
+
+    Returns:
+        `list[dict]`: With `other`, `ratio`, `pairs`, `mean`, and `low` and `high` where there are several pairs.
+    """
+    methods, tasks, ratios = axes_of(cells)
+    rows = []
+    for other in methods:
+        for ratio in ratios:
+            if other == method:
+                continue
+            pairs = []
+            for task in tasks:
+                own, others = (gains(cells, phase, name, task, ratio) for name in (method, other))
+                pairs += [own[seed] - others[seed] for seed in sorted(own.keys() & others.keys())]
+            if not pairs:
+                continue
+            row = {"other": other, "ratio": ratio, "pairs": len(pairs), "mean": mean(pairs)}
+            if len(set(pairs)) > 1:
+                found = bootstrap((pairs,), np.mean, method="percentile", rng=np.random.default_rng(0))
+                row |= {"low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
+            rows.append(row)
+    return rows
+
+
+def differences_table(cells: list[Cell], method: str, phase: str = "recovered") -> str:
+    """[`differences`] as Markdown, a row a rival."""
+    rows = differences(cells, method, phase)
+    ratios = sorted({row["ratio"] for row in rows})
+    lines = [f"| {phase}: points of {method} over | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
+    lines.append("| --- " * (1 + len(ratios)) + "|")
+    for other in dict.fromkeys(row["other"] for row in rows):
+        texts = {}
+        for row in rows:
+            if row["other"] == other:
+                interval = f" ({row['low']:+.1f} to {row['high']:+.1f})" if "low" in row else ""
+                texts[row["ratio"]] = f"{row['mean']:+.1f}{interval}"
+        lines.append(f"| {other} | " + " | ".join(texts.get(ratio, "") for ratio in ratios) + " |")
+    return "\n".join(lines)
+
+
+def write_csv(cells: list[Cell], path: Path) -> None:
+    """Writes a row a cell: what it is, its metrics by phase, and what is left."""
+    rows = []
+    for cell in cells:
+        row = {name: cell[name] for name in ("task", "method", "budget", "ratio", "seed")}
+        for phase in ("dense", *PHASES):
+            row |= {f"{phase}_{name}": value for name, value in cell.get(phase, {}).items()}
+        row |= {"parameters": cell["parameters"]["pruned"], "heads": sum(cell["heads"])}
+        row |= {"neurons": sum(cell["neurons"]), **{f"{p}_seconds": value for p, value in cell["seconds"].items()}}
+        rows.append(row)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)

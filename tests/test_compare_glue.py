@@ -1,16 +1,30 @@
 """The comparison on a tiny task: cells, their resumption and the table."""
 
+import csv
 import json
 import operator
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import comparison_job
+import matplotlib.image
+import psutil
 import pytest
+import torch
 from compare_glue import _each, _pool, main
 from comparison_job import Job, Setting
 from comparison_methods import CONTROL, METHODS
-from comparison_table import table
+from comparison_plots import plot_gains, plot_kept, plot_rank_correlations
+from comparison_table import differences, differences_table, table, write_csv
+from conftest import make_batch, make_model
 from datasets import ClassLabel, Dataset, load_dataset
+from remembered_teacher import RememberedTeacher
 from test_scripts import ROWS, model_dir  # noqa: F401
+
+from hap_transformers import Sensitivity
 
 
 @pytest.fixture
@@ -87,17 +101,102 @@ def test_unknown_names_are_refused(tiny):
         main([*tiny, "--methods", "magic"])
 
 
-def test_table():
+def test_workers_end_with_the_process_that_started_them():
+    code = """
+import os, sys, time
+import compare_glue
+if __name__ == "__main__":
+    with compare_glue._pool(2) as pool:
+        futures = [pool.submit(os.getpid), pool.submit(time.sleep, 600), pool.submit(time.sleep, 600)]
+        print(futures[0].result(), flush=True)
+        time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as main:
+        worker = int(main.stdout.readline())
+        assert _is_running(worker)
+        main.kill()
+    for _ in range(100):
+        if not _is_running(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived the process that started it")
+
+
+def _is_running(process: int) -> bool:
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+
+
+def make_cell(method="hap", task="mrpc", ratio=0.6, seed=0, dense=0.8, pruned=0.7, recovered=0.75):
+    cell = {"task": task, "method": method, "budget": "params", "ratio": ratio, "seed": seed, "fold": False}
+    for phase, value in (("dense", dense), ("pruned", pruned), ("recovered", recovered)):
+        cell[phase] = {"loss": 1.0, "accuracy": value}
+    kept = {"heads": [2, 1], "neurons": [16, 8], "parameters": {"dense": 100, "pruned": 40}}
+    return {**cell, "seconds": {"score": 3.0, "prune": 2.0, "recover": 1.0}, **kept}
+
+
+def test_table_of_means_over_seeds_and_tasks():
     cells = [
-        {
-            "task": task,
-            "method": "hap",
-            "ratio": 0.6,
-            "seed": seed,
-            "dense": {"accuracy": 0.8},
-            "pruned": {"accuracy": accuracy},
-        }
+        make_cell(task=task, seed=seed, recovered=accuracy)
         for task, values in (("mrpc", (0.79, 0.77)), ("sst2", (0.81, 0.81)))
         for seed, accuracy in enumerate(values)
     ]
-    assert table(cells).splitlines()[-1] == "| hap | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
+    control = [make_cell(CONTROL, task=task, ratio=0, recovered=0.82) for task in ("mrpc", "sst2")]
+    *_, own, nothing = table(cells + control).splitlines()
+    assert own == "| hap | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
+    assert nothing == f"| {CONTROL} | +2.0 | +2.0 | +2.0 |"
+
+
+def test_differences_are_paired():
+    dense = (0.8, 0.9, 0.7)  # Seeds differ far more than methods.
+    cells = [make_cell(seed=seed, dense=d, recovered=d - 0.01) for seed, d in enumerate(dense)]
+    behind = (0.02, 0.03, 0.04)
+    cells += [
+        make_cell("gradient", seed=seed, dense=d, recovered=d - lost)
+        for seed, (d, lost) in enumerate(zip(dense, behind, strict=True))
+    ]
+    (row,) = differences(cells, "hap")
+    assert (row["other"], row["pairs"]) == ("gradient", 3) and row["mean"] == pytest.approx(2.0)
+    # Of 27 equally likely resamples one is all 1 and one all 3: more than the 2.5 % left out at either end.
+    assert row["low"] == pytest.approx(1.0) and row["high"] == pytest.approx(3.0)
+    assert differences_table(cells, "hap").splitlines()[-1] == "| gradient | +2.0 (+1.0 to +3.0) |"
+
+
+def test_csv_has_a_row_a_cell(tmp_path):
+    write_csv([make_cell(), make_cell("gradient", recovered=0.5)], tmp_path / "cells.csv")
+    rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
+    assert [(row["method"], row["recovered_accuracy"], row["heads"]) for row in rows] == [
+        ("hap", "0.75", "3"),
+        ("gradient", "0.5", "3"),
+    ]
+
+
+def test_pictures(tmp_path):
+    cells = [make_cell(name, ratio=r, seed=s) for name in ("hap", "gradient") for r in (0.4, 0.8) for s in (0, 1)]
+    cells.append(make_cell(CONTROL, ratio=0))
+    scores = Sensitivity("random", [torch.rand(4)] * 2, [torch.rand(8)] * 2)
+    plot_gains(cells, tmp_path / "gains.png")
+    plot_kept(cells, tmp_path / "kept.png")
+    plot_rank_correlations({"one": [scores], "other": [scores]}, tmp_path / "ranks.png")
+    for name in ("gains", "kept", "ranks"):
+        image = matplotlib.image.imread(tmp_path / f"{name}.png")
+        assert min(image.shape[:2]) > 150 and image[..., :3].std() > 0.01  # Something is drawn.
+
+
+def test_a_remembered_teacher_gives_the_models_logits_and_runs_once():
+    model = make_model().eval()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    teacher = RememberedTeacher(model)
+    inputs = make_batch()
+    with torch.no_grad():
+        first = teacher(**inputs).logits
+        torch.testing.assert_close(first, model(**inputs).logits.float())
+        assert len(calls) == 2
+        flipped = {name: value.flip(0) for name, value in inputs.items()}
+        padded = {name: torch.nn.functional.pad(flipped[name], (0, 2)) for name in ("input_ids", "attention_mask")}
+        assert torch.equal(teacher(**{**flipped, **padded}).logits, first.flip(0))
+        assert len(calls) == 2
+        teacher(**make_batch(seed=1))
+    assert len(calls) == 3

@@ -1,0 +1,97 @@
+"""The cells of a comparison as pictures."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from comparison_table import Cell, axes_of, gains
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from hap_transformers import Sensitivity
+
+
+COLOURS = ["#2a7f62", "#bf616a", "#d08770", "#5e81ac", "#b48ead", "#a3be8c", "#ebcb8b", "#4c566a", "#88c0d0"]
+
+
+def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("pruned", "recovered")) -> None:
+    """Draws points over dense against the share removed, a panel a task and phase, with the spread over seeds.
+
+    Args:
+        cells (`list[dict]`): The cells.
+        path (`str` or `Path`): Where to write the picture; the ending says the format.
+        phases (`tuple[str, ...]`, *optional*): The rows of panels.
+    """
+    methods, tasks, ratios = axes_of(cells)
+    figure = Figure(figsize=(1.5 + 2.9 * len(tasks), 0.6 + 2.6 * len(phases)), layout="constrained")
+    panels = figure.subplots(len(phases), len(tasks), sharex=True, sharey="row", squeeze=False)
+    for row, phase in zip(panels, phases, strict=True):
+        for axes, task in zip(row, tasks, strict=True):
+            axes.axhline(0, color="#4c566a", linewidth=0.8)
+            for i, method in enumerate(methods):
+                values = [list(gains(cells, phase, method, task, ratio).values()) for ratio in ratios]
+                shown = [(ratio, own) for ratio, own in zip(ratios, values, strict=True) if own]
+                positions = [100 * ratio + 0.6 * (i - len(methods) / 2) for ratio, _ in shown]  # Bars side by side.
+                spread = [stdev(own) if len(own) > 1 else 0.0 for _, own in shown]
+                style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 2.2 if i == 0 else 1.2, "label": method}
+                axes.errorbar(positions, [mean(own) for _, own in shown], spread, marker="o", markersize=3, **style)
+            axes.set_title(f"{task}, {phase}", fontsize=9)
+            axes.set_xticks([100 * ratio for ratio in ratios], [f"{ratio:.0%}" for ratio in ratios])
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("points over dense")
+    budget = {"params": "encoder parameters", "heads": "heads"}[cells[0]["budget"]]
+    figure.supxlabel(f"share of {budget} removed", fontsize=9)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_kept(cells: list[Cell], path: str | Path) -> None:
+    """Draws how many heads and neurons each layer keeps, by method and ratio, the mean over tasks and seeds.
+
+    Args:
+        cells (`list[dict]`): The cells.
+        path (`str` or `Path`): Where to write the picture; the ending says the format.
+    """
+    methods, _, ratios = axes_of(cells)
+    methods = [name for name in methods if any(cell["method"] == name and cell["ratio"] for cell in cells)]
+    figure = Figure(figsize=(2.5 + 2.6 * len(ratios), 1.0 + 0.7 * len(methods)), layout="constrained")
+    panels = figure.subplots(2, len(ratios), squeeze=False, sharex=True, sharey=True)
+    for row, kind in zip(panels, ("heads", "neurons"), strict=True):
+        for axes, ratio in zip(row, ratios, strict=True):
+            chosen = [[c[kind] for c in cells if (c["method"], c["ratio"]) == (name, ratio)] for name in methods]
+            width = len(cells[0][kind])
+            kept = np.array([np.mean(own, axis=0) if own else np.full(width, np.nan) for own in chosen])
+            axes.imshow(kept, cmap="YlGn", aspect="auto", vmin=0)
+            for (i, j), value in np.ndenumerate(kept):
+                if not np.isnan(value):
+                    axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6)
+            axes.set_title(f"{kind} kept, {ratio:.0%} removed", fontsize=9)
+            axes.set_xticks(range(width))
+            axes.set_yticks(range(len(methods)), methods, fontsize=7)
+    figure.supxlabel("layer", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_rank_correlations(scores: dict[str, list[Sensitivity]], path: str | Path) -> None:
+    """Draws Spearman's correlation between methods' rankings of heads and of neurons.
+
+    Args:
+        scores (`dict[str, list[Sensitivity]]`): By method, scores of the same models in the same order; the mean over
+            models is drawn.
+        path (`str` or `Path`): Where to write the picture; the ending says the format.
+    """
+    figure = Figure(figsize=(3 + 1.1 * len(scores), 1.2 + 0.5 * len(scores)), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("heads", "neurons"), strict=True):
+        flat = [
+            [np.concatenate([layer.numpy() for layer in getattr(s, kind)]) for s in own] for own in scores.values()
+        ]
+        values = np.array(
+            [[np.mean([spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]) for y in flat] for x in flat]
+        )
+        axes.imshow(values, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
+        axes.set_xticks(range(len(scores)), list(scores), rotation=30, ha="right", fontsize=7)
+        axes.set_yticks(range(len(scores)), list(scores), fontsize=7)
+        axes.set_title(f"rank correlation, {kind}", fontsize=9)
+    figure.savefig(path, dpi=150)
