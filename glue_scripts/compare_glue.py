@@ -1,12 +1,12 @@
 """Compares ways to prune on GLUE: every method from the same dense models, with the same recovery.
 
-    python compare_glue.py --data_dir PARQUET_FOLDER --output_dir outputs/compare --workers 2
+    python compare_glue.py --data_dir PARQUET_FOLDER --preset quick --workers 2
     python compare_glue.py --data_dir PARQUET_FOLDER --tasks mrpc --methods hap gradient --ratios 0.8 --seeds 0
 
 Every cell (task, method, budget, ratio, seed) is a line of `cells.jsonl`; those that are there are not run again.
-Dense models and their scores are kept beside it. Workers share the cores: two with a thread each do nearly twice as
-much as one with two. With `--fold`, a part of the training split that no model is trained on takes the place of the
-validation split: settings are chosen there.
+Dense models and their scores are kept beside it. Tables (Markdown and CSV) and pictures of each grid follow. Workers
+share the cores: two with a thread each do nearly twice as much as one with two. With `--fold`, a part of the training
+split that no model is trained on takes the place of the validation split: settings are chosen there.
 """
 
 import json
@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid
 from comparison_job import SETTINGS, Job
-from comparison_methods import CONTROL, METHODS
-from comparison_table import table
+from comparison_methods import METHODS
+from comparison_report import write_report
+from comparison_table import Cell
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
-
-
-COMPARED = ("hap", "gradient", "gradient, floor and refit", "top layers dropped", CONTROL)
 
 
 @dataclass
@@ -38,52 +37,49 @@ class Arguments:
     """What to compare."""
 
     data_dir: str = field(metadata={"help": "Folder with TASK/{train,validation}.parquet."})
-    output_dir: str = field(default="outputs/compare", metadata={"help": "Where cells and dense models are kept."})
+    output_dir: str = field(default="outputs/compare", metadata={"help": "Where everything is kept."})
+    preset: str | None = field(default=None, metadata={"help": "quick or full, in place of the next five."})
     tasks: list[str] = field(default_factory=lambda: list(SETTINGS))
-    methods: list[str] = field(default_factory=lambda: list(COMPARED))
+    methods: list[str] = field(default_factory=lambda: list(RIVALS))
     budget: str = field(default="params", metadata={"help": "What ratios are a share of: params or heads."})
-    ratios: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    ratios: list[float] = field(default_factory=lambda: list(ALL_RATIOS))
+    seeds: list[int] = field(default_factory=lambda: list(ALL_SEEDS))
     fold: bool = field(default=False, metadata={"help": "Evaluate on a held-out part of the training split."})
     recover: bool = field(default=True, metadata={"help": "Train after pruning, too."})
     workers: int = field(default=1, metadata={"help": "Processes, which share the cores."})
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Runs the cells that are missing, prints the table and returns all cells asked for."""
+def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
+    """Runs the cells that are missing, writes and prints the tables, and returns the cells asked for, by grid."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
-    unknown = [name for name in args.methods if name not in METHODS]
-    unknown += [name for name in args.tasks if name not in SETTINGS]
-    if unknown:
-        raise ValueError(f"Unknown {unknown}; methods are {', '.join(METHODS)}, tasks {', '.join(SETTINGS)}.")
+    if args.preset not in (None, *PRESETS):
+        raise ValueError(f"Unknown preset '{args.preset}'; choose one of {', '.join(PRESETS)}.")
+    own = {"grid": Grid(args.tasks, args.methods, args.ratios, args.seeds, args.budget)}
+    grids = PRESETS.get(args.preset, own)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    cells_file = output / "cells.jsonl"
-    lines = cells_file.read_text(encoding="utf-8").splitlines() if cells_file.exists() else []
-    cells = {_key(cell): cell for cell in map(json.loads, lines)}
-    wanted = [
-        (task, method, args.budget, ratio, seed, args.fold)
-        for seed in args.seeds
-        for task in args.tasks
-        for method in args.methods
-        for ratio in ([0.0] if method == CONTROL else args.ratios)
-    ]
-    missing = [key for key in wanted if key not in cells]
+    cells = _run(args, list(dict.fromkeys(key for grid in grids.values() for key in grid.keys(args.fold))))
+    found = {name: [cells[key] for key in grid.keys(args.fold)] for name, grid in grids.items()}
+    for name, own_cells in found.items():
+        print(write_report(name, own_cells, output))
+    return found
+
+
+def _run(args: Arguments, keys: list[tuple]) -> dict[tuple, Cell]:
+    file = Path(args.output_dir) / "cells.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
+    missing = [key for key in keys if key not in cells]
     jobs = dict.fromkeys((task, seed) for task, _, _, _, seed, _ in missing)
     scores = dict.fromkeys((task, seed, METHODS[method].score) for task, method, _, _, seed, _ in missing)
     with _pool(args.workers) as pool:
-        for function, what, keys in ((_dense, "Dense models", jobs), (_score, "Scores", scores)):
-            list(_each(pool, function, what, args, list(keys)))
+        for function, what, wanted in ((_dense, "Dense models", jobs), (_score, "Scores", scores)):
+            list(_each(pool, function, what, args, list(wanted)))
         for cell in _each(pool, _cell, "Cells", args, [key[:-1] for key in missing]):
-            cells[_key(cell)] = cell
-            with cells_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cell) + "\n")
-    print(table([cells[key] for key in wanted]))
-    return [cells[key] for key in wanted]
-
-
-def _key(cell: dict[str, Any]) -> tuple:
-    return tuple(cell[name] for name in ("task", "method", "budget", "ratio", "seed", "fold"))
+            cells[tuple(cell[name] for name in KEY_NAMES)] = cell
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(cell) + "\n")
+    return cells
 
 
 def _pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
@@ -135,7 +131,7 @@ def _score(args: Arguments, task: str, seed: int, method: str) -> None:
     _job(task, seed, args.data_dir, args.output_dir, args.fold).scores(method)
 
 
-def _cell(args: Arguments, task: str, method: str, budget: str, ratio: float, seed: int) -> dict[str, Any]:
+def _cell(args: Arguments, task: str, method: str, budget: str, ratio: float, seed: int) -> Cell:
     return _job(task, seed, args.data_dir, args.output_dir, args.fold).run(method, budget, ratio, args.recover)
 
 

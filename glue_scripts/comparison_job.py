@@ -56,6 +56,8 @@ class Setting:
 SETTINGS = {
     "mrpc": Setting(None, 4, None, 2),
     "sst2": Setting(20_000, 2, 10_000, 1, held_out=3_000, fold_words=12),
+    "cola": Setting(None, 3, None, 1),
+    "stsb": Setting(None, 3, None, 1),
 }
 LEARNING_RATE, RECOVERY_LEARNING_RATE = 1e-4, 5e-5
 MAX_LENGTH = 128

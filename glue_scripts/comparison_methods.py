@@ -1,10 +1,12 @@
 """The ways to prune that are compared: what each sets in `HapConfig`, and how it plans."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
+from torch_pruning_plan import torch_pruning_plan
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, Sensitivity, plan_pruning
 
@@ -34,6 +36,13 @@ def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
     return plan_pruning(scores, trainer.model, ratio=trainer.hap_config.ratio, weigh_costs=False)
 
 
+def torch_pruning(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """What Torch-Pruning chooses on as many training examples as are scored otherwise."""
+    config = trainer.hap_config
+    batches = islice(trainer.get_train_dataloader(), config.max_examples // trainer.args.train_batch_size)
+    return torch_pruning_plan(trainer.model, batches, config.ratio)
+
+
 def nothing(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
     """Removes nothing: what the recovery alone does to the dense model."""
     return PruningPlan.for_model(trainer.model)
@@ -59,6 +68,8 @@ class Method:
 
 ONE_SHOT = {"min_heads": 0, "min_neurons": 0.0, "neuron_multiple": 1, "weigh_costs": False, "refit": False}
 
+PAPER = {name: value for name, value in asdict(HapConfig.paper()).items() if value != getattr(HapConfig(), name)}
+
 CONTROL = "nothing removed"
 METHODS = {
     "hap": Method(),
@@ -67,8 +78,13 @@ METHODS = {
     "top layers dropped": Method({"method": "gradient", "refit": False}, top_layers),
     "random": Method({"method": "random", "refit": False}, same_share),
     "hap without refit": Method({"refit": False}),
+    "hap without distillation": Method({"distillation": 0.0}),
     "hap with implants": Method({"implant_ratio": 0.1}),
+    "paper": Method(PAPER),
     "relative trace, floor and refit": Method({"method": "gauss_newton_trace"}),
     "relative trace, one shot": Method({"method": "gauss_newton_trace", **ONE_SHOT}),
+    "fisher, floor and refit": Method({"method": "fisher"}),
+    "magnitude, floor and refit": Method({"method": "magnitude"}),
+    "Torch-Pruning, Taylor": Method({"method": "random", "refit": False}, torch_pruning),
     CONTROL: Method({"method": "random", "refit": False, "distillation": 0.0}, nothing),
 }

@@ -4,7 +4,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from comparison_table import Cell, axes_of, gains
+from comparison_latency import structure
+from comparison_table import Cell, axes_of, gain, gains
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -42,6 +43,33 @@ def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("
     budget = {"params": "encoder parameters", "heads": "heads"}[cells[0]["budget"]]
     figure.supxlabel(f"share of {budget} removed", fontsize=9)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_latency(cells: list[Cell], latencies: dict[str, float], path: str | Path, phase: str = "recovered") -> None:
+    """Draws points over dense against the measured time of a forward pass, means over tasks and seeds.
+
+    Args:
+        cells (`list[dict]`): The cells.
+        latencies (`dict[str, float]`): Time over the dense model's, by [`structure`].
+        path (`str` or `Path`): Where to write the picture; the ending says the format.
+        phase (`str`, *optional*, defaults to `"recovered"`): `"pruned"` or `"recovered"`.
+    """
+    methods, _, ratios = axes_of(cells)
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#4c566a", linewidth=0.8)
+    for i, method in enumerate(methods):
+        groups = [[c for c in cells if (c["method"], c["ratio"]) == (method, ratio)] for ratio in ratios]
+        times = [100 * mean(latencies[structure(cell)] for cell in group) for group in groups if group]
+        points = [mean(gain(cell, phase) for cell in group) for group in groups if group]
+        if times:
+            width = 2.2 if i == 0 else 1.2
+            axes.plot(times, points, "o-", color=COLOURS[i % len(COLOURS)], linewidth=width, label=method)
+    axes.set_xlabel("time of a forward pass, % of dense")
+    axes.set_ylabel("points over dense")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 

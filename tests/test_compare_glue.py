@@ -10,21 +10,22 @@ import sys
 import time
 
 import comparison_job
+import comparison_latency
 import matplotlib.image
 import psutil
 import pytest
 import torch
 from compare_glue import _each, _pool, main
+from comparison_grids import KEY_NAMES, PRESETS
 from comparison_job import Job, Setting
+from comparison_latency import structure
 from comparison_methods import CONTROL, METHODS
-from comparison_plots import plot_gains, plot_kept, plot_rank_correlations
 from comparison_table import differences, differences_table, table, write_csv
 from conftest import make_batch, make_model
 from datasets import ClassLabel, Dataset, load_dataset
 from remembered_teacher import RememberedTeacher
 from test_scripts import ROWS, model_dir  # noqa: F401
-
-from hap_transformers import Sensitivity
+from torch_pruning_plan import torch_pruning_plan
 
 
 @pytest.fixture
@@ -36,14 +37,15 @@ def tiny(tmp_path, model_dir, monkeypatch):  # noqa: F811
     features["label"] = ClassLabel(names=["negative", "positive"])
     for split in ("train", "validation"):
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
-    monkeypatch.setattr(comparison_job, "demo_model_path", lambda: str(model_dir))
+    for module in (comparison_job, comparison_latency):
+        monkeypatch.setattr(module, "demo_model_path", lambda: str(model_dir))
     monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(16, 1, 8, 1, held_out=8))
     own = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--tasks", "sst2", "--seeds", "0"]
     return [*own, "--ratios", "0.5"]
 
 
 def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
-    cells = main([*tiny, "--methods", *METHODS])
+    cells = main([*tiny, "--methods", *METHODS])["grid"]
     assert [cell["method"] for cell in cells] == list(METHODS)
     by_method = {cell["method"]: cell for cell in cells}
     for cell in cells:
@@ -56,15 +58,20 @@ def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
     assert dropped["heads"][1] == dropped["neurons"][1] == 0  # Half the encoder is a bit more than a layer's blocks.
     assert dropped["heads"][0] >= 3 and dropped["neurons"][0] >= 16
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("the cell was run again"))
-    assert main([*tiny, "--methods", *METHODS]) == cells
+    assert main([*tiny, "--methods", *METHODS])["grid"] == cells
     lines = (tmp_path / "out" / "cells.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == cells
-    assert "| hap | " in capsys.readouterr().out
+    assert (tmp_path / "out" / "grid.md").read_text() in capsys.readouterr().out
+    assert len((tmp_path / "out" / "grid.csv").read_text().splitlines()) == 1 + len(cells)
+    latencies = json.loads((tmp_path / "out" / "latencies.json").read_text())
+    assert {structure(cell) for cell in cells} == set(latencies) and min(latencies.values()) > 0
+    for kind in ("gains", "kept", "latency", "ranks"):
+        assert is_drawn(tmp_path / "out" / f"grid-{kind}.png")
 
 
 def test_heads_alone(tiny):
-    cells = main([*tiny, "--methods", "hap", "gradient", "random", "--budget", "heads", "--recover", "False"])
-    for cell in cells:
+    grids = main([*tiny, "--methods", "hap", "gradient", "random", "--budget", "heads", "--recover", "False"])
+    for cell in grids["grid"]:
         assert sum(cell["heads"]) == 4 and set(cell["neurons"]) == {24} and "recovered" not in cell
 
 
@@ -72,7 +79,7 @@ def test_a_fold_is_not_trained_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1, None, 1))
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out", fold=True)
     assert len(job.train) == 26 and len(job.evaluated) == 6
-    (cell,) = main([*tiny, "--methods", "hap", "--fold", "--recover", "False"])
+    (cell,) = main([*tiny, "--methods", "hap", "--fold", "--recover", "False"])["grid"]
     assert cell["fold"] and "recovered" not in cell
 
 
@@ -172,16 +179,24 @@ def test_csv_has_a_row_a_cell(tmp_path):
     ]
 
 
-def test_pictures(tmp_path):
-    cells = [make_cell(name, ratio=r, seed=s) for name in ("hap", "gradient") for r in (0.4, 0.8) for s in (0, 1)]
-    cells.append(make_cell(CONTROL, ratio=0))
-    scores = Sensitivity("random", [torch.rand(4)] * 2, [torch.rand(8)] * 2)
-    plot_gains(cells, tmp_path / "gains.png")
-    plot_kept(cells, tmp_path / "kept.png")
-    plot_rank_correlations({"one": [scores], "other": [scores]}, tmp_path / "ranks.png")
-    for name in ("gains", "kept", "ranks"):
-        image = matplotlib.image.imread(tmp_path / f"{name}.png")
-        assert min(image.shape[:2]) > 150 and image[..., :3].std() > 0.01  # Something is drawn.
+def is_drawn(path):
+    image = matplotlib.image.imread(path)
+    return min(image.shape[:2]) > 150 and image[..., :3].std() > 0.01
+
+
+def test_presets_ask_for_known_cells():
+    keys = {name: [key for grid in grids.values() for key in grid.keys()] for name, grids in PRESETS.items()}
+    # Main: 4 tasks x 3 seeds x (5 methods x 3 ratios + what recovery alone does); heads: 3 methods; parts: 9 methods.
+    assert len(keys["full"]) == 4 * 3 * (5 * 3 + 1) + 4 * 3 * 3 * 3 + 2 * 2 * 9 * 2
+    assert all(len(own) == len(KEY_NAMES) for own in keys["quick"])
+
+
+def test_torch_pruning_removes_the_share_asked_for():
+    model = make_model().float()
+    plan = torch_pruning_plan(model, [make_batch(), make_batch(seed=1)], 0.5)
+    plan.validate(model)
+    assert plan.num_heads == 4 and sum(len(own) for own in plan.neurons.values()) == 24
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_remembered_teacher_gives_the_models_logits_and_runs_once():

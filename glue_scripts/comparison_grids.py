@@ -1,0 +1,65 @@
+"""Which cells a comparison has."""
+
+from dataclasses import dataclass
+from itertools import product
+
+from comparison_job import SETTINGS
+from comparison_methods import CONTROL, METHODS
+
+
+Key = tuple[str, str, str, float, int, bool]
+KEY_NAMES = ("task", "method", "budget", "ratio", "seed", "fold")
+
+
+@dataclass
+class Grid:
+    """Every combination of tasks, methods, ratios and seeds.
+
+    Args:
+        tasks (`list[str]`): Of `SETTINGS`.
+        methods (`list[str]`): Of `METHODS`.
+        ratios (`list[float]`): Shares of the budget to remove.
+        seeds (`list[int]`): Seeds; every method starts from the same dense model of a seed.
+        budget (`str`, *optional*, defaults to `"params"`): `"params"` of the encoder, or `"heads"`.
+
+    Raises:
+        ValueError: If a task or method is unknown.
+    """
+
+    tasks: list[str]
+    methods: list[str]
+    ratios: list[float]
+    seeds: list[int]
+    budget: str = "params"
+
+    def __post_init__(self):
+        unknown = [name for name in self.methods if name not in METHODS]
+        unknown += [name for name in self.tasks if name not in SETTINGS]
+        if unknown:
+            raise ValueError(f"Unknown {unknown}; methods are {', '.join(METHODS)}, tasks {', '.join(SETTINGS)}.")
+
+    def keys(self, fold: bool = False) -> list[Key]:
+        """What tells the cells apart, seed by seed, so that a run that is cut short has whole seeds."""
+        return [
+            (task, method, self.budget, ratio, seed, fold)
+            for seed, task, method in product(self.seeds, self.tasks, self.methods)
+            for ratio in ([0.0] if method == CONTROL else self.ratios)
+        ]
+
+
+ALL_RATIOS, ALL_SEEDS = [0.4, 0.6, 0.8], [0, 1, 2]
+RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers dropped"]
+PARTS = [
+    *("hap", "hap without refit", "hap without distillation", "hap with implants"),
+    *("paper", "relative trace, floor and refit", "fisher, floor and refit", "magnitude, floor and refit"),
+    "Torch-Pruning, Taylor",
+]
+
+PRESETS = {
+    "quick": {"quick": Grid(["mrpc", "cola"], RIVALS, [0.6, 0.8], [0])},
+    "full": {
+        "main": Grid(["mrpc", "sst2", "cola", "stsb"], [*RIVALS, "random", CONTROL], ALL_RATIOS, ALL_SEEDS),
+        "heads": Grid(["mrpc", "sst2", "cola", "stsb"], ["hap", "gradient", "random"], ALL_RATIOS, ALL_SEEDS, "heads"),
+        "parts": Grid(["mrpc", "sst2"], PARTS, [0.6, 0.8], [0, 1]),
+    },
+}
