@@ -77,7 +77,10 @@ def describe_pruning(pruning: dict) -> str:
 def write_into_readme(name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = README.read_text(encoding="utf-8").partition(start)
+    readme = README.read_text(encoding="utf-8")
+    if start not in readme or end not in readme:
+        raise ValueError(f"README.md has no place for '{name}': it needs {start} and {end}.")
+    before, _, rest = readme.partition(start)
     README.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
