@@ -3,10 +3,11 @@
     python compare_glue.py --data_dir PARQUET_FOLDER --preset quick --workers 2
     python compare_glue.py --data_dir PARQUET_FOLDER --tasks mrpc --methods hap gradient --ratios 0.8 --seeds 0
 
-Every cell (task, method, budget, ratio, seed) is a line of `cells.jsonl`; those that are there are not run again.
-Dense models and their scores are kept beside it. Tables (Markdown and CSV) and pictures of each grid follow. Workers
-share the cores: two with a thread each do nearly twice as much as one with two. With `--fold`, a part of the training
-split that no model is trained on takes the place of the validation split: settings are chosen there.
+Every cell (task, method, budget, ratio, seed, fold) is a line of `cells.jsonl`; those that are there are not run
+again. Dense models and their scores are kept beside it: after a change of settings or code, start in another folder.
+Tables (Markdown and CSV) and pictures of each grid follow. Workers share the cores: two with a thread each do nearly
+twice as much as one with two. With `--fold`, a part of the training split that no model is trained on takes the place
+of the validation split: settings are chosen there.
 """
 
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid
+from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid, Key
 from comparison_job import SETTINGS, Job
 from comparison_methods import METHODS
 from comparison_report import write_report
@@ -58,18 +59,18 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
     grids = PRESETS.get(args.preset, own)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    cells = _run(args, list(dict.fromkeys(key for grid in grids.values() for key in grid.keys(args.fold))))
-    found = {name: [cells[key] for key in grid.keys(args.fold)] for name, grid in grids.items()}
-    for name, own_cells in found.items():
-        print(write_report(name, own_cells, output))
+    found = {}
+    for name, grid in grids.items():
+        found[name] = _run(args, grid.keys(args.fold))
+        print(write_report(f"{name}-fold" if args.fold else name, found[name], output))
     return found
 
 
-def _run(args: Arguments, keys: list[tuple]) -> dict[tuple, Cell]:
+def _run(args: Arguments, keys: list[Key]) -> list[Cell]:
     file = Path(args.output_dir) / "cells.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
-    missing = [key for key in keys if key not in cells]
+    missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
     jobs = dict.fromkeys((task, seed) for task, _, _, _, seed, _ in missing)
     scores = dict.fromkeys((task, seed, METHODS[method].score) for task, method, _, _, seed, _ in missing)
     with _pool(args.workers) as pool:
@@ -79,7 +80,7 @@ def _run(args: Arguments, keys: list[tuple]) -> dict[tuple, Cell]:
             cells[tuple(cell[name] for name in KEY_NAMES)] = cell
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(cell) + "\n")
-    return cells
+    return [cells[key] for key in keys]
 
 
 def _pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:

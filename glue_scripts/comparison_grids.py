@@ -23,7 +23,7 @@ class Grid:
         budget (`str`, *optional*, defaults to `"params"`): `"params"` of the encoder, or `"heads"`.
 
     Raises:
-        ValueError: If a task or method is unknown.
+        ValueError: If a task, method or budget is unknown, or a ratio is not a share.
     """
 
     tasks: list[str]
@@ -37,6 +37,10 @@ class Grid:
         unknown += [name for name in self.tasks if name not in SETTINGS]
         if unknown:
             raise ValueError(f"Unknown {unknown}; methods are {', '.join(METHODS)}, tasks {', '.join(SETTINGS)}.")
+        if self.budget not in ("params", "heads"):
+            raise ValueError(f"Methods are compared by 'params' or 'heads', not by budget '{self.budget}'.")
+        if not all(0 < ratio < 1 for ratio in self.ratios):
+            raise ValueError(f"Ratios are shares between 0 and 1, got {self.ratios}.")
 
     def keys(self, fold: bool = False) -> list[Key]:
         """What tells the cells apart, seed by seed, so that a run that is cut short has whole seeds."""

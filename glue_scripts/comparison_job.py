@@ -138,8 +138,9 @@ class Job:
         seconds.append(time.perf_counter())
         cell["pruned"] = self._measure(trainer)
         if recover:
-            seconds.append(time.perf_counter())
             trainer.train_dataset, trainer.teacher = self.recovery, self.teacher
+            set_seed(self.seed)  # Whatever pruning drew, the recovery's order of examples is the same.
+            seconds.append(time.perf_counter())
             trainer.train()
             seconds.append(time.perf_counter())
             cell["recovered"] = self._measure(trainer)
@@ -147,7 +148,8 @@ class Job:
         cell["seconds"] = {**phases, "recover": seconds[-1] - seconds[-2]} if recover else phases
         cell["seconds"] = {phase: round(value, 1) for phase, value in cell["seconds"].items()}
         cell["heads"] = [block.num_components for block in attention_blocks(trainer.model)]
-        cell["neurons"] = [block.num_components for block in feed_forward_blocks(trainer.model)]
+        cell["neurons"] = [block.num_components - block.implant_rank for block in feed_forward_blocks(trainer.model)]
+        cell["implants"] = [block.implant_rank for block in feed_forward_blocks(trainer.model)]
         cell["parameters"] = trainer.results["parameters"]
         return cell
 

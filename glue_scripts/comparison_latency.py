@@ -19,8 +19,8 @@ EXAMPLES, TOKENS = 8, 64
 
 
 def structure(cell: Cell) -> str:
-    """What a cell's speed depends on: the heads and neurons of every layer."""
-    return json.dumps([cell["heads"], cell["neurons"]])
+    """What a cell's speed depends on: the heads, neurons and implants' ranks of every layer."""
+    return json.dumps([cell["heads"], cell["neurons"], cell["implants"]])
 
 
 def measure_latencies(cells: Iterable[Cell], file: Path) -> dict[str, float]:
@@ -31,7 +31,8 @@ def measure_latencies(cells: Iterable[Cell], file: Path) -> dict[str, float]:
         file (`Path`): Where latencies are kept; those that are there are not measured again.
 
     Returns:
-        `dict[str, float]`: By [`structure`], seconds over seconds, for 8 examples of 64 tokens in float32.
+        `dict[str, float]`: By [`structure`], seconds over seconds, for 8 examples of 64 tokens in float32, on the
+            machine and threads that run this.
     """
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     missing = [own for own in dict.fromkeys(structure(cell) for cell in cells) if own not in known]
@@ -41,14 +42,16 @@ def measure_latencies(cells: Iterable[Cell], file: Path) -> dict[str, float]:
         ids = torch.randint(5, dense.config.vocab_size, (EXAMPLES, tokens))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for own in tqdm(missing, "Latencies", disable=None if missing else True):
-        kept, pruned = json.loads(own), copy.deepcopy(dense)
+        *kept, ranks = json.loads(own)
+        pruned = copy.deepcopy(dense)
         totals = dense.config.num_attention_heads, dense.config.intermediate_size
         # Which of them are removed makes no difference to the speed.
         heads, neurons = (
             {layer: range(left, total) for layer, left in enumerate(layers) if left < total}
             for layers, total in zip(kept, totals, strict=True)
         )
-        apply_plan(pruned, PruningPlan.for_model(dense, heads=heads, neurons=neurons))
+        implants = {layer: rank for layer, rank in enumerate(ranks) if rank}
+        apply_plan(pruned, PruningPlan.for_model(dense, heads=heads, neurons=neurons, implants=implants))
         seconds = compare_latency({"dense": dense, "pruned": pruned}, inputs)
         known[own] = seconds["pruned"] / seconds["dense"]
         file.write_text(json.dumps(known, indent=0) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -36,14 +35,16 @@ def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
         return [layers - i + own.argsort().argsort() / (2 * len(own)) for i, own in enumerate(scores)]
 
     scores = Sensitivity("kronecker", from_the_top(sensitivity.heads), from_the_top(sensitivity.neurons))
-    return plan_pruning(scores, trainer.model, ratio=trainer.hap_config.ratio, weigh_costs=False)
+    config = trainer.hap_config
+    return plan_pruning(scores, trainer.model, budget=config.budget, ratio=config.ratio, weigh_costs=False)
 
 
 def torch_pruning(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
-    """What Torch-Pruning chooses on as many training examples as are scored otherwise."""
-    config = trainer.hap_config
-    batches = islice(trainer.get_train_dataloader(), config.max_examples // trainer.args.train_batch_size)
-    return torch_pruning_plan(trainer.model, batches, config.ratio)
+    """What Torch-Pruning chooses, on the examples that other methods score."""
+    if trainer.hap_config.budget != "params":
+        raise ValueError("Torch-Pruning is compared at budget='params' only: it removes heads and neurons.")
+    batches = [trainer._prepare_inputs(batch) for batch in trainer._refit_batches()]
+    return torch_pruning_plan(trainer.model, batches, trainer.hap_config.ratio)
 
 
 def nothing(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:

@@ -1,17 +1,19 @@
 """The cells of a comparison as tables: Markdown, CSV, and differences between methods with confidence intervals."""
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from comparison_methods import CONTROL
 from scipy.stats import bootstrap
 
 
 Cell = dict[str, Any]
 PHASES = ("pruned", "recovered")
+FEWEST_PAIRS = 6
 
 
 def main_metric(cell: Cell) -> str:
@@ -26,17 +28,24 @@ def gain(cell: Cell, phase: str) -> float:
 
 
 def gains(cells: Iterable[Cell], phase: str, method: str, task: str, ratio: float) -> dict[int, float]:
-    """Gains of a method by seed. What nothing was removed from (ratio 0) counts for every ratio."""
+    """Gains of a method by seed. What nothing was removed from counts for every ratio."""
     return {
         cell["seed"]: gain(cell, phase)
         for cell in cells
-        if (cell["method"], cell["task"]) == (method, task) and cell["ratio"] in (ratio, 0)
+        if (cell["method"], cell["task"]) == (method, task) and (cell["ratio"] == ratio or method == CONTROL)
     }
 
 
 def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
-    """Methods and tasks in the order of their cells, and ratios in rising order, without 0."""
+    """Methods and tasks in the order of their cells, and ratios in rising order, without 0.
+
+    Raises:
+        ValueError: If the cells are of several budgets, or of a fold and of the validation split.
+    """
     cells = list(cells)
+    kinds = {(cell["budget"], cell["fold"]) for cell in cells}
+    if len(kinds) > 1:
+        raise ValueError(f"Cells of several budgets or folds, {sorted(kinds)}, cannot share a table; pick one kind.")
     methods, tasks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("method", "task"))
     return methods, tasks, sorted({cell["ratio"] for cell in cells} - {0})
 
@@ -69,10 +78,11 @@ def differences(cells: list[Cell], method: str, phase: str = "recovered") -> lis
     """By how many points a method is ahead of every other at each ratio, over all pairs of task and seed.
 
     Methods of one task and seed start from the same dense model, so their differences are paired. The intervals are
-    95 % percentile bootstraps over the pairs.
+    95 % percentile bootstraps over the pairs. They say nothing of other validation examples, which all pairs of a
+    task share, and are too narrow where pairs are few; below `FEWEST_PAIRS` there is none.
 
     Returns:
-        `list[dict]`: With `other`, `ratio`, `pairs`, `mean`, and `low` and `high` where there are several pairs.
+        `list[dict]`: With `other`, `ratio`, `pairs`, `mean`, and `low` and `high` where there are enough pairs.
     """
     methods, tasks, ratios = axes_of(cells)
     rows = []
@@ -87,7 +97,7 @@ def differences(cells: list[Cell], method: str, phase: str = "recovered") -> lis
             if not pairs:
                 continue
             row = {"other": other, "ratio": ratio, "pairs": len(pairs), "mean": mean(pairs)}
-            if len(set(pairs)) > 1:
+            if len(pairs) >= FEWEST_PAIRS and len(set(pairs)) > 1:
                 found = bootstrap((pairs,), np.mean, method="percentile", rng=np.random.default_rng(0))
                 row |= {"low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
             rows.append(row)
@@ -111,16 +121,5 @@ def differences_table(cells: list[Cell], method: str, phase: str = "recovered") 
 
 
 def write_csv(cells: list[Cell], path: Path) -> None:
-    """Writes a row a cell: what it is, its metrics by phase, and what is left."""
-    rows = []
-    for cell in cells:
-        row = {name: cell[name] for name in ("task", "method", "budget", "ratio", "seed")}
-        for phase in ("dense", *PHASES):
-            row |= {f"{phase}_{name}": value for name, value in cell.get(phase, {}).items()}
-        row |= {"parameters": cell["parameters"]["pruned"], "heads": sum(cell["heads"])}
-        row |= {"neurons": sum(cell["neurons"]), **{f"{p}_seconds": value for p, value in cell["seconds"].items()}}
-        rows.append(row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Writes a row a cell, nested names joined by dots."""
+    pd.json_normalize(cells).to_csv(path, index=False)

@@ -1,4 +1,4 @@
-"""A teacher that runs once an example, however many models learn from it for however many epochs."""
+"""A teacher that is not run again on what it has seen, however many models learn from it for however many epochs."""
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ class RememberedTeacher(nn.Module):
         keys = [ids[mask].numpy().tobytes() for ids, mask in examples]
         if any(key not in self.logits for key in keys):
             logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
-            self.logits.update(zip(keys, logits.float().cpu(), strict=True))
+            for key, own in zip(keys, logits.float().cpu(), strict=True):
+                self.logits.setdefault(key, own)
         known = torch.stack([self.logits[key] for key in keys])
         return SequenceClassifierOutput(logits=known.to(input_ids.device))

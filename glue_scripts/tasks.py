@@ -65,7 +65,11 @@ class Task:
             "qqp": {"accuracy": accuracy_score, "f1": f1_score},
         }.get(self.name, {"accuracy": accuracy_score})
         if self.labels is None:
-            functions = {"pearson": lambda y, z: pearsonr(y, z)[0], "spearmanr": lambda y, z: spearmanr(y, z)[0]}
+            # What is predicted alike for all correlates with nothing, where scipy has no number.
+            functions = {
+                "pearson": lambda y, z: np.nan_to_num(pearsonr(y, z)[0]),
+                "spearmanr": lambda y, z: np.nan_to_num(spearmanr(y, z)[0]),
+            }
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             outputs = (
