@@ -52,7 +52,7 @@ class Grid:
 
 
 ALL_RATIOS, ALL_SEEDS = [0.4, 0.6, 0.8], [0, 1, 2]
-RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers dropped"]
+RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers, floor and refit"]
 PARTS = [
     *("hap", "hap without refit", "hap without distillation", "hap with implants"),
     *("paper", "relative trace, floor and refit", "fisher, floor and refit", "magnitude, floor and refit"),

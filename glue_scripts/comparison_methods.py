@@ -24,10 +24,7 @@ def same_share(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
 
 
 def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
-    """Drops layers from the top, the last one partly: those heads and neurons that score lowest.
-
-    The refit gives emptied layers the biases that make up for them on average; without, accuracy falls to chance.
-    """
+    """Empties layers from the top, down to the floors; the last one partly, of what scores lowest."""
     layers = trainer.model.config.num_hidden_layers
 
     def from_the_top(scores: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -36,7 +33,8 @@ def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
 
     scores = Sensitivity("kronecker", from_the_top(sensitivity.heads), from_the_top(sensitivity.neurons))
     config = trainer.hap_config
-    return plan_pruning(scores, trainer.model, budget=config.budget, ratio=config.ratio, weigh_costs=False)
+    floors = {"min_heads": config.min_heads, "min_neurons": config.min_neurons}
+    return plan_pruning(scores, trainer.model, budget=config.budget, ratio=config.ratio, weigh_costs=False, **floors)
 
 
 def torch_pruning(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
@@ -80,6 +78,7 @@ METHODS = {
     "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
     "gradient, floor and refit": Method({"method": "gradient"}),
     "top layers dropped": Method({"method": "gradient"}, top_layers),
+    "top layers, floor and refit": Method({"method": "gradient", "min_heads": 1, "min_neurons": 0.05}, top_layers),
     "random": Method({"method": "random", "refit": False}, same_share),
     "hap without refit": Method({"refit": False}),
     "hap without distillation": Method({"distillation": 0.0}),

@@ -63,6 +63,8 @@ def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
     dropped = by_method["top layers dropped"]
     assert dropped["heads"][1] == dropped["neurons"][1] == 0  # Half the encoder is a bit more than a layer's blocks.
     assert dropped["heads"][0] >= 3 and dropped["neurons"][0] >= 16
+    floored = by_method["top layers, floor and refit"]
+    assert floored["heads"][1] == 1 and 0 < floored["neurons"][1] <= 8
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("the cell was run again"))
     assert main([*tiny, "--methods", *METHODS])["grid"] == cells
     lines = (tmp_path / "out" / "cells.jsonl").read_text().splitlines()
