@@ -51,8 +51,12 @@ def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
 
 
 def table(cells: list[Cell]) -> str:
-    """Points over dense by task and ratio, mean over seeds and their standard deviation, as Markdown."""
+    """Points over dense by task and ratio, mean over seeds and their standard deviation, as Markdown.
+
+    Where there are fewer seeds than elsewhere, their number follows in brackets.
+    """
     methods, tasks, ratios = axes_of(cells)
+    seeds = len({cell["seed"] for cell in cells})
     lines = []
     for phase in PHASES:
         if not all(phase in cell for cell in cells):
@@ -66,7 +70,8 @@ def table(cells: list[Cell]) -> str:
                 for ratio in ratios:
                     values = list(gains(cells, phase, method, task, ratio).values())
                     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-                    row.append(f"{mean(values):+.1f}{spread}" if values else "")
+                    count = f" [{len(values)}]" if len(values) < seeds else ""
+                    row.append(f"{mean(values):+.1f}{spread}{count}" if values else "")
                     means[ratio] += [mean(values)] if values else []
             row += [f"{mean(values):+.1f}" if len(values) == len(tasks) else "" for values in means.values()]
             lines.append("| " + " | ".join(row) + " |")

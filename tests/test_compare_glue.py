@@ -170,7 +170,7 @@ def test_table_of_means_over_seeds_and_tasks():
     control = [make_cell(CONTROL, task=task, ratio=0, recovered=0.82) for task in ("mrpc", "sst2")]
     *_, own, nothing = table(cells + control).splitlines()
     assert own == "| hap | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
-    assert nothing == f"| {CONTROL} | +2.0 | +2.0 | +2.0 |"
+    assert nothing == f"| {CONTROL} | +2.0 [1] | +2.0 [1] | +2.0 |"
 
 
 def test_differences_are_paired():
