@@ -68,8 +68,6 @@ class Method:
         return HapConfig(**self.config).method
 
 
-ONE_SHOT = {"min_heads": 0, "min_neurons": 0.0, "neuron_multiple": 1, "weigh_costs": False, "refit": False}
-
 PAPER = {name: value for name, value in asdict(HapConfig.paper()).items() if value != getattr(HapConfig(), name)}
 
 CONTROL = "nothing removed"
@@ -85,7 +83,7 @@ METHODS = {
     "hap with implants": Method({"implant_ratio": 0.1}),
     "paper": Method(PAPER),
     "relative trace, floor and refit": Method({"method": "gauss_newton_trace"}),
-    "relative trace, one shot": Method({"method": "gauss_newton_trace", **ONE_SHOT}),
+    "paper, exact trace": Method({**PAPER, "method": "gauss_newton_trace"}),
     "fisher, floor and refit": Method({"method": "fisher"}),
     "magnitude, floor and refit": Method({"method": "magnitude"}),
     "Torch-Pruning, Taylor": Method({"method": "random", "refit": False}, torch_pruning),
