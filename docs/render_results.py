@@ -1,6 +1,6 @@
-"""Draws the README's picture and writes its tables from `docs/results/compare.jsonl` and the benchmarks' results.
+"""Draws the README's picture and writes its tables and those of `docs/study.md` from committed results.
 
-The cells there are those of `glue_scripts/compare_glue.py`, the benchmarks' are
+These are `docs/results/cells.jsonl`, made by `glue_scripts/compare_glue.py --preset full`, and the benchmarks'
 `benchmarks/{sensitivity,latency,prune}.json`:
 
     python docs/render_results.py
@@ -13,11 +13,12 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README, STUDY = HERE.parent / "README.md", HERE / "study.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
+from comparison_grids import KEY_NAMES, PRESETS  # noqa: E402
 from comparison_plots import plot_gains  # noqa: E402
-from comparison_table import differences_table, table  # noqa: E402
+from comparison_table import Cell, differences_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
 
@@ -74,26 +75,32 @@ def describe_pruning(pruning: dict) -> str:
     return textwrap.fill(text, 119)
 
 
-def write_into_readme(name: str, text: str) -> None:
+def cells_of(grid: str) -> list[Cell]:
+    """The committed cells of a grid of the full preset, in its order."""
+    lines = (HERE / "results" / "cells.jsonl").read_text(encoding="utf-8").splitlines()
+    cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
+    return [cells[key] for key in PRESETS["full"][grid].keys() if key in cells]
+
+
+def write_into(file: Path, name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    readme = README.read_text(encoding="utf-8")
-    if start not in readme or end not in readme:
-        raise ValueError(f"README.md has no place for '{name}': it needs {start} and {end}.")
-    before, _, rest = readme.partition(start)
-    README.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    old = file.read_text(encoding="utf-8")
+    if start not in old or end not in old:
+        raise ValueError(f"{file.name} has no place for '{name}': it needs {start} and {end}.")
+    before, _, rest = old.partition(start)
+    file.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    lines = (HERE / "results" / "compare.jsonl").read_text(encoding="utf-8").splitlines()
-    cells = [json.loads(line) for line in lines]
-    # The method left out falls so far that the others could not be told apart; the table has it.
-    plot_gains([cell for cell in cells if cell["method"] != "top layers dropped"], HERE / "images" / "comparison.png")
-    write_into_readme("comparison", table(cells) + "\n\n" + differences_table(cells, "hap"))
+    for file, grid in ((README, "main"), (STUDY, "heads"), (STUDY, "parts")):
+        cells = cells_of(grid)
+        write_into(file, grid, table(cells) + "\n\n" + differences_table(cells, "hap"))
+    plot_gains(cells_of("main"), HERE / "images" / "comparison.png")
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
-    write_into_readme("benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
+    write_into(README, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
-    write_into_readme("latency", "\n\n".join(parts))
+    write_into(README, "latency", "\n\n".join(parts))
     pruning = json.loads((BENCHMARKS / "prune.json").read_text(encoding="utf-8"))
-    write_into_readme("pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
+    write_into(README, "pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))

@@ -48,6 +48,7 @@ class Arguments:
     fold: bool = field(default=False, metadata={"help": "Evaluate on a held-out part of the training split."})
     recover: bool = field(default=True, metadata={"help": "Train after pruning, too."})
     workers: int = field(default=1, metadata={"help": "Processes, which share the cores."})
+    report_only: bool = field(default=False, metadata={"help": "Run nothing; write what the cells there are show."})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
     found = {}
     for name, grid in grids.items():
         found[name] = _run(args, grid.keys(args.fold))
+        if not found[name]:
+            continue
         print(write_report(f"{name}-fold" if args.fold else name, found[name], output))
     return found
 
@@ -70,6 +73,8 @@ def _run(args: Arguments, keys: list[Key]) -> list[Cell]:
     file = Path(args.output_dir) / "cells.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
+    if args.report_only:
+        return [cells[key] for key in keys if key in cells]
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
     jobs = dict.fromkeys((task, seed) for task, _, _, _, seed, _ in missing)
     scores = dict.fromkeys((task, seed, METHODS[method].score) for task, method, _, _, seed, _ in missing)

@@ -56,7 +56,7 @@ RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers, floor and
 PARTS = [
     *("hap", "hap without refit", "hap without distillation", "hap with implants"),
     *("paper", "relative trace, floor and refit", "fisher, floor and refit", "magnitude, floor and refit"),
-    "Torch-Pruning, Taylor",
+    *("top layers dropped", "Torch-Pruning, Taylor"),
 ]
 
 PRESETS = {

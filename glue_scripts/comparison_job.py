@@ -111,6 +111,11 @@ class Job:
         """The dense model, to distil from in all cells."""
         return RememberedTeacher(self.dense())
 
+    @cached_property
+    def dense_metrics(self) -> dict[str, float]:
+        """Those of the dense model, which all cells start from."""
+        return self._measure(self._trainer(self.dense(), 1, HapConfig()))
+
     def scores(self, method: str) -> Sensitivity:
         """Scores of the dense model by a method."""
         file = self.output_dir / "scores" / self.folder / f"{method}.safetensors"
@@ -130,7 +135,7 @@ class Job:
             copy.deepcopy(dense), self.setting.recovery_epochs, HapConfig(**{**changes, **method.config})
         )
         cell = {"task": self.name, "method": name, "budget": budget, "ratio": ratio, "seed": self.seed}
-        cell |= {"fold": self.fold, "dense": self._measure(trainer)}
+        cell |= {"fold": self.fold, "dense": self.dense_metrics}
         sensitivity = self.scores(method.score)
         set_seed(self.seed)
         seconds = [time.perf_counter()]

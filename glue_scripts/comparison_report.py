@@ -32,10 +32,10 @@ def write_report(name: str, cells: list[Cell], folder: Path) -> str:
     folders = [f"{task}-{seed}" for task in tasks for seed in sorted({cell["seed"] for cell in cells})]
     if any(cell["fold"] for cell in cells):
         folders = [f"{own}-fold" for own in folders]
-    files = {
-        score: [folder / "scores" / own / f"{score}.safetensors" for own in folders]
-        for score in dict.fromkeys(METHODS[method].score for method in methods)
-    }
-    scores = {score: [Sensitivity.load(file) for file in own] for score, own in files.items()}
-    plot_rank_correlations(scores, folder / f"{name}-ranks.png")
+    names = list(dict.fromkeys(METHODS[method].score for method in methods))
+    files = {own: [folder / "scores" / own / f"{score}.safetensors" for score in names] for own in folders}
+    scored = [own for own in folders if all(file.exists() for file in files[own])]  # Of a grid cut short, not all.
+    if scored:
+        scores = {score: [Sensitivity.load(files[own][i]) for own in scored] for i, score in enumerate(names)}
+        plot_rank_correlations(scores, folder / f"{name}-ranks.png")
     return text

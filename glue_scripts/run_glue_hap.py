@@ -1,6 +1,6 @@
 """Fine-tunes, scores, prunes and recovers a text classifier, and saves the smaller model.
 
-With no arguments it runs the embedded demo. Some others:
+With no arguments it runs the embedded demo. The same command goes on where it was killed. Some others:
 
     python run_glue_hap.py --model_name_or_path google-bert/bert-base-uncased --task_name mrpc --output_dir out
     python run_glue_hap.py --model_name_or_path FOLDER --task_name sst2 --data_dir PARQUET_FOLDER --output_dir out
@@ -22,6 +22,7 @@ import torch
 import transformers
 from datasets import DatasetDict
 from demo_data import DEMO_MODEL, demo_model_path
+from stages import Stages
 from tasks import Task, load_task
 from transformers import (
     AutoConfig,
@@ -36,8 +37,10 @@ from transformers import (
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
+from hap_transformers.files import write_text
 from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.resuming import RECOVERY
 
 
 PICTURE = "head_sensitivity.png"
@@ -89,6 +92,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     task = load_task(script.task_name, script.data_dir, script.train_file, script.validation_file, script.demo_file)
     _limit_samples(task, script, args.seed)
     model_path = script.model_name_or_path or demo_model_path()
+    with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
+        stages = Stages(output, sys.argv[1:] if arguments is None else arguments)
     config = AutoConfig.from_pretrained(model_path, num_labels=task.num_labels, finetuning_task=task.name)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
@@ -96,9 +101,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     else:
         config.problem_type = "regression"
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    model = AutoModelForSequenceClassification.from_pretrained(model_path, config=config)
+    fine_tuned = stages.dense.exists()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        stages.dense if fine_tuned else model_path, config=config
+    )
     data = task.tokenize(tokenizer, script.max_seq_length)
-    output.mkdir(parents=True, exist_ok=True)
     trainer = HapTrainer(
         model=model,
         args=args,
@@ -111,17 +118,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
 
     seconds: dict[str, float] = {}
-    with _phase("fine-tune", seconds):
-        trainer.train()
-    trainer.evaluate()
+    if not fine_tuned:
+        with _phase("fine-tune", seconds, args):
+            trainer.train(resume_from_checkpoint=stages.checkpoint())
+        trainer.evaluate()
+        stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds)
+    trainer.results["metrics"], seconds = (stages.figures()[name] for name in ("metrics", "seconds"))
     dense = copy.deepcopy(trainer.model)
-    with _phase("score", seconds):
-        sensitivity = trainer.estimate_sensitivity()
-    with _phase("prune", seconds):
+    with _phase("score", seconds, args):
+        sensitivity = stages.scores(trainer)
+    with _phase("prune", seconds, args):
         plan = trainer.prune(trainer.plan(sensitivity))
     trainer.evaluate()
-    with _phase("recover", seconds):
-        trainer.train()
+    with _phase("recover", seconds, args):
+        trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
     trainer.evaluate()
 
     inputs = _one_batch(trainer, data)
@@ -152,15 +162,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         },
     }
     trainer.save_model()
-    sensitivity.save(output / "sensitivity.safetensors")
-    plan.save(output / "pruning_plan.json")
-    plot_head_sensitivity(sensitivity, output / PICTURE, plan)
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     trainer.results.update({name: results[name] for name in ("parameters", "flops", "latency_ms")})
     about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL, "dataset": task.name}
+    if trainer.is_world_process_zero():
+        sensitivity.save(output / "sensitivity.safetensors")
+        plan.save(output / "pruning_plan.json")
+        plot_head_sensitivity(sensitivity, output / PICTURE, plan)
+        write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     trainer.create_model_card(**about)
     if args.push_to_hub:
         trainer.push_to_hub(**about)
+    if not trainer.is_world_process_zero():
+        return results
+    stages.finish()
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results
@@ -184,7 +198,9 @@ def _limit_samples(task: Task, script: ScriptArguments, seed: int) -> None:
 
 
 @contextmanager
-def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def _phase(name: str, seconds: dict[str, float], args: TrainingArguments) -> Iterator[None]:
+    """Keeps the seconds, and sets the seed: what a phase draws must not depend on whether those before it ran."""
+    set_seed(args.seed)
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from .files import whole_file
 from .model_card import TAGS, base_model_of, make_model_card
 from .plots import plot_structure
 from .remote_code import export_remote_code
@@ -21,7 +22,8 @@ MARK = "<!-- Written by hap_transformers"
 def write_card(model: PreTrainedModel, folder: str | Path, **about: Any) -> None:
     """Writes a pruned model's card and its picture into a folder; `about` goes to [`make_model_card`]."""
     plot_structure(model, Path(folder) / PICTURE)
-    make_model_card(model, pictures={CAPTION: PICTURE}, **about).save(Path(folder) / "README.md")
+    with whole_file(Path(folder) / "README.md") as unfinished:
+        make_model_card(model, pictures={CAPTION: PICTURE}, **about).save(unfinished)
 
 
 def push_to_hub(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .blocks import attention_blocks, feed_forward_blocks
 from .efficiency import compare_latency
+from .files import write_text
 from .plan import PruningPlan
 from .surgery import apply_plan
 
@@ -113,7 +114,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks
 from .efficiency import count_parameters
+from .files import write_text
 
 
 @dataclass
@@ -157,7 +158,7 @@ class PruningPlan:
         """Writes the plan as JSON, the heads and the neurons of a layer on a line each."""
         text = json.dumps(asdict(self), indent=2)
         text = re.sub(r"\[[\d\s,]*\]", lambda numbers: " ".join(numbers[0].split()), text)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":

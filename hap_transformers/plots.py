@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from .blocks import attention_blocks, feed_forward_blocks
+from .files import whole_file
 from .plan import PruningPlan
 from .sensitivity import Sensitivity
 
@@ -52,7 +53,8 @@ def plot_head_sensitivity(
     _label(axes, layers, heads)
     note = "" if sensitivity.reliability is None else f", reliability {sensitivity.reliability:.2f}"
     axes.set_title(title or f"Head sensitivity ({sensitivity.method}, {sensitivity.num_examples} examples{note})")
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
@@ -76,7 +78,8 @@ def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
     upper.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
     lower.set_xticks(layers)
     lower.set_xlabel("layer")
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def _label(axes: Axes, layers: int, heads: int) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 from .architectures import ARCHITECTURES
+from .files import write_text
 from .structure import recorded_structure
 
 
@@ -97,15 +98,15 @@ def export_remote_code(folder: str | Path) -> None:
     for name in sorted(set(classes.values())):
         source += f"\nclass Pruned{name}(PrunedModel, transformers.{name}):\n    pass\n\n"
     folder = path.parent
-    (folder / "modeling_hap.py").write_text(source.rstrip() + "\n", encoding="utf-8")
+    write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
     for module in MODULES:
         text = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
         renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
-        (folder / f"hap_{module}.py").write_text(renamed, encoding="utf-8")
+        write_text(folder / f"hap_{module}.py", renamed)
     auto_map = {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
     values = json.loads(path.read_text(encoding="utf-8"))
     values["auto_map"] = {**values.get("auto_map", {}), **auto_map}
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _classes_of(config: PretrainedConfig) -> dict[str, str]:

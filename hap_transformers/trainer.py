@@ -1,8 +1,7 @@
 """`HapTrainer`: `transformers.Trainer` that can also score, prune and recover."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,18 @@ from transformers.utils import logging
 from .blocks import attention_blocks
 from .budgets import all_blocks
 from .config import HapConfig
-from .distillation import distillation_loss, hidden_loss, hidden_states
 from .efficiency import count_parameters, measure_costs
+from .files import whole_files
 from .hub import write_card
 from .latency_table import LatencyTable
 from .model_card import TAGS, base_model_of
 from .plan import PruningPlan
 from .planning import plan_pruning
+from .processes import validate_same_plan
 from .reconstruction import reconstruct
+from .recovery import recovery_arguments, with_distillation
 from .remote_code import export_remote_code
+from .resuming import last_whole_checkpoint, validate_same_structure
 from .sensitivity import Sensitivity, estimate_sensitivity
 from .sensitivity.batches import scored_batches
 from .slicing import validate_sliceable
@@ -87,8 +89,19 @@ class HapTrainer(Trainer):
         self._phase = "pruned" if self._is_pruned() else "dense"
         self._exports_remote_code = False
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        """Trains as `Trainer.train` does; after `prune()`, with the recovery settings of `hap_config`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Trains as `Trainer.train` does; a pruned model with the recovery settings of `hap_config`.
+
+        Checkpoints of a pruned model go into the folder `_recovery` of the output folder.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint to go on from. `True` is the newest one
+                that was written to the end.
+            args, kwargs: Those of `Trainer.train`.
+
+        Raises:
+            ValueError: If there is no such checkpoint, or it is of a model pruned otherwise.
+        """
         if self._phase == "pruned":
             self._phase = "recovered"
         if self._distils():
@@ -98,8 +111,15 @@ class HapTrainer(Trainer):
                 "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it "
                 "trains on the labels alone. Pass teacher=... to distil, or set distillation=0."
             )
-        with self._recovery_arguments():
-            return super().train(*args, **kwargs)
+        recovers = self._phase == "recovered" and self.hap_config is not None
+        with recovery_arguments(self.args, self.hap_config) if recovers else nullcontext():
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+                if resume_from_checkpoint is None:
+                    raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
+            if resume_from_checkpoint:
+                resume_from_checkpoint = str(resume_from_checkpoint)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluates as `Trainer.evaluate` does, and keeps the metrics for the model card."""
@@ -123,26 +143,13 @@ class HapTrainer(Trainer):
         """Computes the loss as `Trainer.compute_loss` does, and that of distillation while a pruned model trains."""
         if not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        config = self.hap_config
-        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-        if config.distillation_hidden:
+        batch = dict(inputs)  # The loss may take things out of it.
+        if self.hap_config.distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         with torch.no_grad():
             targets = self.teacher(**inputs)
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-        own = self._unwrapped_model()
-        distilled = distillation_loss(
-            outputs,
-            targets,
-            config.distillation_temperature,
-            problem_type=own.config.problem_type,
-            labels=labels,
-            shifted=own.can_generate() and not own.config.is_encoder_decoder,
-        )
-        loss = (1 - config.distillation) * loss + config.distillation * distilled
-        if config.distillation_hidden:
-            states = (hidden_states(outputs), hidden_states(targets))
-            loss = loss + config.distillation_hidden * hidden_loss(*states, mask)
+        loss = with_distillation(loss, outputs, targets, batch, self._unwrapped_model(), self.hap_config)
         # Where losses are sums over the items of several batches, Trainer does not average over these batches itself.
         averaged = self.compute_loss_func is None
         averaged = averaged and (num_items_in_batch is None or not self.model_accepts_loss_kwargs)
@@ -226,13 +233,15 @@ class HapTrainer(Trainer):
             `PruningPlan`: What was removed.
 
         Raises:
-            ValueError: If there is no `hap_config` or no training data to refit on, or the plan does not fit the
-                model, which is then untouched.
+            ValueError: If there is no `hap_config` or no training data to refit on, the plan does not fit the model,
+                or processes have different plans; the model is then untouched.
         """
         config = self._require_config()
         model = self._unwrapped_model()
+        validate_same_plan(plan, self.accelerator)
         if plan is None:
             plan = self.plan(self.estimate_sensitivity())
+            validate_same_plan(plan, self.accelerator)
         plan.validate(model)
         batches = self._refit_batches() if config.refit else None
         if config.refit:
@@ -330,6 +339,20 @@ class HapTrainer(Trainer):
             export_remote_code(folder)  # The model has been saved there just before.
         return None
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        with whole_files(output_dir or self.args.output_dir) as unfinished:
+            return super()._save(str(unfinished), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        validate_same_structure(resume_from_checkpoint, self._unwrapped_model())
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        validate_same_structure(self.state.best_model_checkpoint, self._unwrapped_model())
+        super()._load_best_model()
+
     def _distils(self) -> bool:
         wanted = self.hap_config is not None and self.hap_config.distils
         return wanted and self._phase == "recovered" and self.teacher is not None
@@ -375,22 +398,3 @@ class HapTrainer(Trainer):
 
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         return self.compute_loss(model, self._prepare_inputs(inputs))
-
-    @contextmanager
-    def _recovery_arguments(self) -> Iterator[None]:
-        """Puts the recovery settings in place of the training arguments' while a pruned model trains."""
-        recovery = {}
-        if self.pruning_plan is not None:
-            recovery = {
-                "num_train_epochs": self.hap_config.recovery_epochs,
-                "learning_rate": self.hap_config.recovery_learning_rate,
-            }
-        recovery = {name: value for name, value in recovery.items() if value is not None}
-        original = {name: getattr(self.args, name) for name in recovery}
-        for name, value in recovery.items():
-            setattr(self.args, name, value)
-        try:
-            yield
-        finally:
-            for name, value in original.items():
-                setattr(self.args, name, value)

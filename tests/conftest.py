@@ -19,6 +19,8 @@ needs_glue = pytest.mark.skipif(
     not GLUE.is_dir() and not os.environ.get("HAP_REQUIRE_GLUE"), reason="GLUE parquet files are not in ../shared/glue"
 )
 sys.path.insert(0, str(ROOT / "glue_scripts"))
+# `make test-reliability` sets it: tests that repeat something repeat it more often.
+LONG = bool(os.environ.get("HAP_LONG"))
 
 # Models whose scores are held against explicit derivatives.
 SCORED_MODELS = ["bert", "distilbert", "electra", "gpt2", "roberta"]

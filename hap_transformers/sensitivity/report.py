@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import whole_file
+
 
 _LIST_FIELDS = (
     *("heads", "neurons", "head_order", "neuron_order"),
@@ -77,7 +79,8 @@ class Sensitivity:
         if self.head_interactions is not None:
             tensors["head_interactions"] = self.head_interactions
         plain = {field: getattr(self, field) for field in _PLAIN_FIELDS}
-        save_file(tensors, str(path), metadata={"sensitivity": json.dumps(plain)})
+        with whole_file(path) as unfinished:
+            save_file(tensors, str(unfinished), metadata={"sensitivity": json.dumps(plain)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Sensitivity":

@@ -1,7 +1,6 @@
 """Keeps what a scoring run has done on disk, so that it can be interrupted."""
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import whole_file
 from .statistics import SampleMoments
 
 
@@ -55,9 +55,8 @@ class StateFile:
             return
         tensors = {field.name: getattr(progress.moments, field.name) for field in fields(SampleMoments)}
         plain = {"num_probes": progress.num_probes, "batches_done": progress.batches_done, "run": self.run}
-        unfinished = self.path.with_name(self.path.name + ".part")
-        save_file(tensors, str(unfinished), metadata={"scoring": json.dumps(plain)})
-        os.replace(unfinished, self.path)
+        with whole_file(self.path) as unfinished:
+            save_file(tensors, str(unfinished), metadata={"scoring": json.dumps(plain)})
 
     def load(self, fresh: Progress) -> Progress:
         """Reads what `save` wrote, or gives `fresh` where there is nothing; the same in every process.
