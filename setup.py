@@ -25,7 +25,7 @@ setup(
     package_data={"hap_transformers": ["py.typed", "*.md.jinja"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.5",
         "transformers>=4.57,<6",
         "datasets",
         "accelerate",

@@ -19,6 +19,7 @@ MODULES = {
     "architectures": "ARCHITECTURES, Architecture",
     "projections": "Projection",
     "blocks": "attention_blocks, feed_forward_blocks",
+    "sharded": "is_sharded",
     "pruned_modules": "freeze_idle_parameters, set_implant_rank",
     "slicing": "keep_components",
     "structure": "rebuild_structure, recorded_structure",

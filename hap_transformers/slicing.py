@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .pruned_modules import fit_modules, set_implant_rank
+from .sharded import is_sharded
 
 
 SLICEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -19,8 +20,8 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
     """Checks that the weights of some blocks can be sliced.
 
     Raises:
-        ValueError: If a projection is no plain Linear or Conv1D of floating point weights, or shares its weights with
-            another module.
+        ValueError: If a projection is no plain Linear or Conv1D of floating point weights, is sharded (FSDP), or
+            shares its weights with another module.
     """
     users: dict[nn.Parameter, set[str]] = defaultdict(set)
     for path, module in model.base_model.named_modules():
@@ -29,6 +30,11 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
     for block in blocks:
         for projection in block.sliced:
             module, own = projection.module, dict(projection.module.named_parameters(recurse=False))
+            if is_sharded(module):
+                raise ValueError(
+                    f"Cannot prune {type(model).__name__}: processes have a part of '{projection.name}' each (FSDP). "
+                    "Prune before the model is wrapped. Nothing was pruned."
+                )
             plain = isinstance(module, nn.Linear | Conv1D) and "weight" in own and own.keys() <= {"weight", "bias"}
             if not plain or any(type(p) is not nn.Parameter or p.dtype not in SLICEABLE for p in own.values()):
                 raise ValueError(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..blocks import AttentionBlock, attention_blocks, feed_forward_blocks
+from ..sharded import is_sharded
 from .accumulate import Progress, accumulate
 from .fisher import fisher
 from .gauss_newton import gauss_newton_trace
@@ -99,7 +100,8 @@ def estimate_sensitivity(
 
     Parameters that say where:
         accelerator (`Accelerator`, *optional*): Shares the batches out between its processes. Give every process the
-            *same* batches (a loader that was not prepared); all get the same result, that of a single process.
+            *same* batches (a loader that was not prepared); all get the same result, that of a single process. Where
+            the model's weights are sharded (FSDP), all processes go through all batches together.
         state_file (`str` or `Path`, *optional*): Where to keep what is done, so that an interrupted call can be
             repeated and goes on from there, with the result of an uninterrupted one. Deleted at the end.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -109,7 +111,8 @@ def estimate_sensitivity(
 
     Raises:
         ValueError: If the architecture, the method, a component or the precision is unknown, a number is out of range,
-            there are no examples or no labels, a loss is not finite or does not suit the method, or `state_file` is
+            there are no examples or no labels, the model is sharded
+            and the method `"hessian_trace"`, a loss is not finite or does not suit the method, or `state_file` is
             that of another call.
 
     Example:
@@ -131,6 +134,11 @@ def estimate_sensitivity(
                 "`batches` is a prepared loader, which gives every process batches of its own. Pass the loader as it "
                 "was before accelerator.prepare: estimate_sensitivity shares the batches out itself."
             )
+    if method == "hessian_trace" and is_sharded(model):
+        raise ValueError(
+            "'hessian_trace' cannot score a model whose weights are sharded (FSDP); every other method can, or score "
+            "before the model is wrapped."
+        )
     precision = None if precision == "no" else precision
     blocks = [block for name in COMPONENTS if name in components for block in COMPONENTS[name](model)]
     task = ScoringTask(
@@ -144,6 +152,8 @@ def estimate_sensitivity(
     if not task.blocks:
         raise ValueError(f"{type(model).__name__} has no {' or '.join(components)} left to score.")
     squared_norms = task.squared_norms().cpu().double()
+    # Processes that have a part of the weights each can only run the model together: every one on all batches.
+    sharing = None if is_sharded(model) else accelerator
 
     def scores(means: torch.Tensor) -> torch.Tensor:
         return component_scores(method, task.blocks, squared_norms, means)
@@ -173,7 +183,7 @@ def estimate_sensitivity(
             fresh if state is None else state.load(fresh),
             per_example=method != "hessian_trace",
             max_examples=max_examples,
-            accelerator=accelerator,
+            accelerator=sharing,
             reliable=None if tolerance is None else lambda moments: (reliability(moments) or 0.0) >= tolerance,
             save=None if state is None else state.save,
         )

@@ -7,6 +7,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..blocks import Block
+from ..sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch
@@ -102,7 +103,7 @@ def surgeon_costs(
     costs, places = [], []
     bars = tqdm(blocks, desc="Costs of removal", disable=None if progress else True, leave=False)
     for block, (moment, cotangents) in zip(bars, _factors(blocks, sums, num_examples), strict=True):
-        weight = block.output.matrix(block.output.module.weight.detach()).cpu().double()
+        weight = block.output.matrix(whole_values(block.output.module.weight)).cpu().double()
         size = block.output.in_features // block.num_components
         order, steps = removal_costs(moment, weight.T @ cotangents @ weight, size)
         place = torch.empty_like(order)

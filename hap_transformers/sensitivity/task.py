@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..blocks import Block
+from ..sharded import whole_values
 from .batches import ScoredBatch
 from .precision import Precision
 
@@ -79,7 +80,7 @@ class ScoringTask:
         """||w_c||^2 of each component, shape `(num_components,)`, summed in float32 or better."""
         norms = []
         for block in self.blocks:  # One block's squares at a time: all of them would be a second copy of the model.
-            weights = [(p, p.detach().to(torch.promote_types(p.dtype, torch.float32))) for p in block.parameters]
+            weights = [(p, whole_values(p).to(torch.promote_types(p.dtype, torch.float32))) for p in block.parameters]
             norms.append(block.sum_over_components({p: weight**2 for p, weight in weights}))
         return torch.cat(norms)
 

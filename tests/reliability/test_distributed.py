@@ -1,0 +1,91 @@
+"""Two processes find what one finds, agree, and do not wait for the dead."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
+
+from hap_transformers import METHODS
+
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def launch(mode, folder, processes=2):
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), mode, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def results(folder, processes=2):
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def tensors(file):
+    with safe_open(str(file), framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}
+
+
+def test_two_processes_score_like_one(tmp_path):
+    for processes in (1, 2):
+        done = launch("score", tmp_path / str(processes), processes)
+        assert done.returncode == 0, done.stderr
+    assert [result["processes"] for result in results(tmp_path / "2")] == [2, 2]
+    for method in METHODS:
+        alone, first, second = (
+            tensors(tmp_path / file)
+            for file in (f"1/{method}-0.safetensors", *(f"2/{method}-{i}.safetensors" for i in (0, 1)))
+        )
+        assert alone.keys() == first.keys()
+        for name, expected in alone.items():
+            assert torch.equal(first[name], second[name])
+            torch.testing.assert_close(first[name], expected, rtol=1e-6, atol=1e-12, msg=f"{method} {name}")
+
+
+def test_processes_prune_alike_and_one_writes(tmp_path):
+    done = launch("prune", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path / "run")
+    assert first["agreed"] == second["agreed"] and first["agreed"]["pruned"] != first["agreed"]["recovered"]
+    assert first["written"] and not second["written"]
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
+
+
+def test_different_plans_are_an_error_in_every_process(tmp_path):
+    done = launch("differ", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for result in results(tmp_path / "run"):
+        assert result["untouched"] and len(result["told"]) == 2
+        assert all("Processes [1] have another pruning plan than process 0" in told for told in result["told"])
+
+
+def test_sharded_models_are_scored_and_saved(tmp_path):
+    done = launch("shard", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for result in results(tmp_path / "run"):
+        assert result["differences"].keys() == set(METHODS) - {"hessian_trace"}
+        assert max(result["differences"].values()) < 1e-12
+        assert "'hessian_trace' cannot score a model whose weights are sharded" in result["told"][0]
+        assert "(FSDP). Prune before the model is wrapped. Nothing was pruned." in result["told"][1]
+    whole, sharded = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / name) for name in ("whole", "sharded")
+    )
+    assert sharded.config.pruned_heads == {0: [1]}
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), sharded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("mode, message", [("die", "SIGKILL"), ("fail", "Batch 3 has no tensors")])
+def test_the_others_end_when_a_process_does(tmp_path, mode, message):
+    began = time.monotonic()
+    done = launch(mode, tmp_path / "run")
+    assert done.returncode != 0 and message in done.stderr.replace("Signal 9", "SIGKILL")
+    assert time.monotonic() - began < 60
