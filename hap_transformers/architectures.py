@@ -243,7 +243,10 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
 
     Raises:
         ValueError: If the model's type is not in `ARCHITECTURES`, or the model is quantized.
+        TypeError: If it is no model of Transformers.
     """
+    if not hasattr(model, "config"):
+        raise TypeError(f"{type(model).__name__} has no config; give a model of Transformers, such as BertModel.")
     model_type = model.config.model_type
     quantized = getattr(model.config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)

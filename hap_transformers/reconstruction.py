@@ -1,6 +1,7 @@
 """Closed-form refit of what pruning has left: no labels, no gradient descent."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import FeedForwardBlock
+from .blocks import Block, FeedForwardBlock
 from .implants import reduced_rank_regression, set_input_map
 from .layer_runs import ForwardFunction, LayerRuns
 from .projections import Projection
@@ -59,8 +60,8 @@ def reconstruct(
             this with the same batches.
 
     Raises:
-        ValueError: If the models are of different architectures or depths, `ridge` is negative, or there is nothing to
-            fit on; the model is then untouched.
+        ValueError: If the models are of different architectures or depths, `ridge` is negative, there is nothing to
+            fit on, or something is not finite; the model is then as it was.
     """
     if ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
@@ -86,7 +87,8 @@ def reconstruct(
         for position, batch in enumerate(own):
             yield position, send_to_device(batch, model.device)
 
-    with tqdm(total=len(both) - first, desc="Refitting", disable=not progress) as bar:
+    bar = tqdm(total=len(both) - first, desc="Refitting", disable=not progress)
+    with _put_back_on_error(pruned.blocks[first:]), bar:
         for layer in range(first // 2, len(pruned.layers)):
             targets = {
                 position: [[call.stream + call.outputs for call in calls] for calls in seen]
@@ -115,6 +117,21 @@ def reconstruct(
                     sums = sums.with_map(A)
                 sums.refit(block.output, ridge)
                 bar.update()
+
+
+@contextmanager
+def _put_back_on_error(blocks: list[Block]) -> Iterator[None]:
+    """Gives blocks the weights back that a refit changes, if it fails or is interrupted."""
+    implanted = [block.inputs for block in blocks if isinstance(block, FeedForwardBlock) and block.implant_rank]
+    projections = [block.output for block in blocks] + [projection for inputs in implanted for projection in inputs]
+    before = [(p, p.detach().clone()) for projection in projections for p in projection.parameters]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, values in before:
+                parameter.copy_(values)
+        raise
 
 
 @dataclass
@@ -179,6 +196,11 @@ class _Sums:
         """Puts the ridge regression into the projection."""
         weight, bias = output.module.weight, output.module.bias
         xx, xy = self.products(centred=bias is not None)
+        if not (xx.isfinite().all() and xy.isfinite().all()):
+            raise ValueError(
+                f"What '{output.name}' reads, or should give, is not finite. Check the weights and the batches "
+                "for NaN or infinity. The model was not refitted."
+            )
         matrix = output.matrix(weight).double()
         change = solve_ridge(xx, xy - xx @ matrix.T, ridge)
         with torch.no_grad():

@@ -1,6 +1,8 @@
 """Removes heads and neurons from a model for real."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
 
 from transformers import PreTrainedModel
 
@@ -38,6 +40,32 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
     """
     plan.validate(model)
     _remove(model, plan.heads, plan.neurons, plan.implants)
+
+
+@contextmanager
+def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
+    """Puts a model's structure back, if pruning it or what follows fails or is interrupted.
+
+    Modules and parameters are the same objects again, so that an optimizer made before still has them. What was
+    written into the parameters themselves stays.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+    """
+    modules = {
+        module: {name: copy(v) if isinstance(v, dict) else v for name, v in vars(module).items()}
+        for module in model.modules()
+    }
+    config = deepcopy(vars(model.config))
+    try:
+        yield
+    except BaseException:
+        for module, attributes in modules.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+        vars(model.config).clear()
+        vars(model.config).update(config)
+        raise
 
 
 def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[int]]) -> None:

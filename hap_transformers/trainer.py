@@ -33,7 +33,7 @@ from .sensitivity import Sensitivity, estimate_sensitivity
 from .sensitivity.batches import scored_batches
 from .slicing import validate_sliceable
 from .structure import recorded_structure
-from .surgery import apply_plan
+from .surgery import apply_plan, undone_on_error
 from .tokens import with_length
 
 
@@ -234,7 +234,7 @@ class HapTrainer(Trainer):
 
         Raises:
             ValueError: If there is no `hap_config` or no training data to refit on, the plan does not fit the model,
-                or processes have different plans; the model is then untouched.
+                processes have different plans, or the refit fails; the model is then as it was.
         """
         config = self._require_config()
         model = self._unwrapped_model()
@@ -249,18 +249,19 @@ class HapTrainer(Trainer):
         if not self._is_pruned():
             self._note_costs(model, "dense")
         dense = copy.deepcopy(model) if config.refit or config.distils else None
-        apply_plan(model, plan)
-        if batches is not None:
-            reconstruct(
-                model,
-                dense,
-                batches,
-                ridge=config.ridge,
-                init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                forward=self._scoring_loss,
-                progress=not self.args.disable_tqdm,
-                accelerator=self.accelerator,
-            )
+        with undone_on_error(model):
+            apply_plan(model, plan)
+            if batches is not None:
+                reconstruct(
+                    model,
+                    dense,
+                    batches,
+                    ridge=config.ridge,
+                    init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
+                    forward=self._scoring_loss,
+                    progress=not self.args.disable_tqdm,
+                    accelerator=self.accelerator,
+                )
         if self.teacher is None and config.distils:
             self.teacher = dense
         model.add_model_tags(list(TAGS))
@@ -308,17 +309,8 @@ class HapTrainer(Trainer):
     ) -> None:
         """Writes the card of a pruned model into the output folder; of a dense one, that of `Trainer`."""
         if not self._is_pruned():
-            return super().create_model_card(
-                language=language,
-                license=license,
-                tags=tags,
-                model_name=model_name,
-                finetuned_from=finetuned_from,
-                tasks=tasks,
-                dataset_tags=dataset_tags,
-                dataset=dataset,
-                dataset_args=dataset_args,
-            )
+            given = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+            return super().create_model_card(*given)
         if not self.is_world_process_zero():
             return None
         model, folder = self._unwrapped_model(), Path(self.args.output_dir)

@@ -67,3 +67,10 @@ def untouched(model, before) -> bool:
     return all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()) and not getattr(
         model.config, "pruned_heads", None
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the promises in docs/reliability.md have a command of their own."""
+    for item in items:
+        if "reliability" in item.path.parts:
+            item.add_marker(pytest.mark.reliability)

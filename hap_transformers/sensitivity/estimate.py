@@ -114,6 +114,7 @@ def estimate_sensitivity(
             there are no examples or no labels, the model is sharded
             and the method `"hessian_trace"`, a loss is not finite or does not suit the method, or `state_file` is
             that of another call.
+        FileNotFoundError: If the folder of `state_file` does not exist.
 
     Example:
 
@@ -173,6 +174,8 @@ def estimate_sensitivity(
     main_process = accelerator is None or accelerator.is_main_process
     run = {"method": method, "components": sorted(components), "num_probes": num_probes, "seed": seed}
     run |= {"max_examples": max_examples, "precision": precision, "weights": f"{squared_norms.sum():.6e}"}
+    if state_file is not None and not Path(state_file).parent.is_dir():
+        raise FileNotFoundError(f"There is no folder '{Path(state_file).parent}' for the state file; make it first.")
     state = None if state_file is None else StateFile(Path(state_file), run, accelerator)
     bar = tqdm(batches, desc=f"Scoring ({method})", disable=None if progress and main_process else True, leave=False)
     with _scoring_mode(model), bar:

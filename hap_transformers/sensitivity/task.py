@@ -96,10 +96,30 @@ class ScoringTask:
         """The batch's mean loss.
 
         Raises:
-            ValueError: If the loss is not one finite number.
+            ValueError: If the model cannot work on the batch, or the loss is not one finite number.
         """
-        with self.precision.autocast():
-            loss = self.loss_fn(self.model, dict(batch.inputs))
+        try:
+            with self.precision.autocast():
+                loss = self.loss_fn(self.model, dict(batch.inputs))
+        except ValueError as error:
+            raise ValueError(f"Batch {batch.number}: {error}") from error
+        except (IndexError, RuntimeError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            shapes = {name: tuple(v.shape) for name, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
+            raise ValueError(
+                f"The loss of batch {batch.number}, {shapes}, cannot be computed: {error}. Check that tokens are in "
+                "the vocabulary, labels in range, and inputs no longer than the model takes."
+            ) from error
+        if not isinstance(loss, torch.Tensor):
+            raise ValueError(
+                f"loss_fn returned a {type(loss).__name__}; it must return the batch's mean loss, a tensor."
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"The loss of batch {batch.number} does not depend on the model's weights or logits. Do not detach "
+                "it, nor compute it under no_grad."
+            )
         if loss.numel() != 1 or not torch.isfinite(loss):
             raise ValueError(
                 f"The loss of batch {batch.number} is {loss.detach().tolist()}; scoring needs one finite number. "
