@@ -129,7 +129,7 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
     head_size = (
         getattr(config, architecture.config_head_size, None) or config.hidden_size // config.num_attention_heads
     )
-    recorded = {int(i): set(heads) for i, heads in (getattr(config, "pruned_heads", None) or {}).items()}
+    recorded = {str(i): heads for i, heads in (getattr(config, "pruned_heads", None) or {}).items()}
     roles = (architecture.query, architecture.key, architecture.value)
     blocks = []
     for index, path in enumerate(_layer_paths(model, architecture)):
@@ -138,7 +138,7 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
         count = inputs[1].out_features // head_size
         kept = range(total)
         if count != total:
-            kept = [head for head in kept if head not in recorded.get(index, ())]
+            kept = [head for head in kept if head not in recorded.get(str(index), ())]
         if count != len(kept):
             raise ValueError(
                 f"Layer {index} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "

@@ -134,7 +134,7 @@ class LatencyTable:
                 if not rising or sorted(seconds) != seconds:
                     raise ValueError("counts and seconds must rise together from 0")
             return table
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a latency table: {error!r}") from error
 
 

@@ -51,7 +51,7 @@ class PruningPlan:
     def __post_init__(self):
         for kind in ("heads", "neurons"):
             removed = getattr(self, kind)
-            numbers = {int(layer): sorted(operator.index(number) for number in removed[layer]) for layer in removed}
+            numbers = {int(layer): sorted(operator.index(number) for number in own) for layer, own in removed.items()}
             setattr(self, kind, dict(sorted(numbers.items())))
         self.implants = dict(sorted((int(layer), operator.index(rank)) for layer, rank in self.implants.items()))
 
@@ -169,9 +169,15 @@ class PruningPlan:
             ValueError: If the file is not a plan.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            for name, kind in (("model_type", str), ("budget", str), ("method", str), ("promise", dict)):
+                if not isinstance(getattr(plan, name), kind):
+                    raise TypeError(f"{name} must be a {kind.__name__}")
+            for name in ("original_heads", "num_neurons"):
+                if not isinstance(getattr(plan, name), list) or any(type(n) is not int for n in getattr(plan, name)):
+                    raise TypeError(f"{name} must be a list of whole numbers")
+            return plan
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error
 
 

@@ -103,5 +103,5 @@ class Sensitivity:
                 for field in _LIST_FIELDS
             }
             return cls(**lists, head_interactions=interactions, **{field: plain[field] for field in _PLAIN_FIELDS})
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a file written by Sensitivity.save: {error}") from error

@@ -85,7 +85,7 @@ class StateFile:
                 plain = json.loads(file.metadata()["scoring"])
                 moments = SampleMoments(**{name: file.get_tensor(name) for name in file.keys()})
             run, counts = plain["run"], (plain["num_probes"], plain["batches_done"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             return ValueError(f"'{self.path}' is not a state file of estimate_sensitivity: {error!r}. Delete it.")
         different = sorted(name for name in self.run if run.get(name) != self.run[name])
         if different:
