@@ -44,7 +44,8 @@ def with_distillation(
     loss: torch.Tensor,
     outputs: Mapping[str, Any],
     targets: Mapping[str, Any],
-    inputs: Mapping[str, Any],
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
     model: PreTrainedModel,
     config: HapConfig,
 ) -> torch.Tensor:
@@ -54,7 +55,8 @@ def with_distillation(
         loss (`torch.Tensor`): The mean loss of the labels.
         outputs (`Mapping[str, Any]`): Those of the pruned model.
         targets (`Mapping[str, Any]`): Those of the dense model.
-        inputs (`Mapping[str, Any]`): The batch.
+        labels (`torch.Tensor`, *optional*): The batch's labels.
+        mask (`torch.Tensor`, *optional*): Its attention mask.
         model (`PreTrainedModel`): The pruned model, unwrapped.
         config (`HapConfig`): The weights.
     """
@@ -63,11 +65,11 @@ def with_distillation(
         targets,
         config.distillation_temperature,
         problem_type=model.config.problem_type,
-        labels=inputs.get("labels"),
+        labels=labels,
         shifted=model.can_generate() and not model.config.is_encoder_decoder,
     )
     loss = (1 - config.distillation) * loss + config.distillation * distilled
     if config.distillation_hidden:
         states = (hidden_states(outputs), hidden_states(targets))
-        loss = loss + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
+        loss = loss + config.distillation_hidden * hidden_loss(*states, mask)
     return loss

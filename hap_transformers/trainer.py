@@ -143,13 +143,15 @@ class HapTrainer(Trainer):
         """Computes the loss as `Trainer.compute_loss` does, and that of distillation while a pruned model trains."""
         if not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        batch = dict(inputs)  # The loss may take things out of it.
+        # The loss may take them out of the inputs.
+        labels = inputs.get(self.label_names[0]) if len(self.label_names) == 1 else None
+        mask = inputs.get("attention_mask")
         if self.hap_config.distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         with torch.no_grad():
             targets = self.teacher(**inputs)
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-        loss = with_distillation(loss, outputs, targets, batch, self._unwrapped_model(), self.hap_config)
+        loss = with_distillation(loss, outputs, targets, labels, mask, self._unwrapped_model(), self.hap_config)
         # Where losses are sums over the items of several batches, Trainer does not average over these batches itself.
         averaged = self.compute_loss_func is None
         averaged = averaged and (num_items_in_batch is None or not self.model_accepts_loss_kwargs)

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, RepoUrl
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     BloomConfig,
     BloomForSequenceClassification,
     Trainer,
@@ -303,6 +304,27 @@ def test_without_the_dense_model_there_is_no_distillation(tmp_path, monkeypatch)
     resumed = make_trainer(tmp_path / "third", model=trainer.model, hap_config=config, teacher=dense)
     resumed.train()
     assert seen and len(warnings) == 1
+
+
+def test_labels_of_another_name(tmp_path):
+    """The road is the same, to the last weight."""
+
+    class Named(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, targets=None, **kwargs):
+            return super().forward(input_ids, attention_mask=attention_mask, labels=targets, **kwargs)
+
+    plain, ends = make_model(dtype=torch.float32), []
+    for name, model in (("labels", plain), ("targets", Named(copy.deepcopy(plain.config)))):
+        model.load_state_dict(make_model(dtype=torch.float32).state_dict())
+        rows = Rows()
+        rows.rows = [{name if k == "labels" else k: v for k, v in row.items()} for row in rows.rows]
+        trainer = make_trainer(tmp_path / name, model=model, rows=rows, label_names=[name])
+        trainer.eval_dataset = rows
+        trainer.prune()
+        trainer.train()
+        ends.append((trainer.pruning_plan.heads, trainer.evaluate()["eval_accuracy"], model.state_dict()))
+    assert ends[0][:2] == ends[1][:2]
+    assert all(torch.equal(tensor, ends[1][2][name]) for name, tensor in ends[0][2].items())
 
 
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):

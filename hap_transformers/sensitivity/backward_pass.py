@@ -22,9 +22,9 @@ class SharedByExamplesError(Exception):
 class BackwardPass(ABC):
     """Sends output directions back, and hands on what projections read and the cotangents they receive.
 
-    Weights are frozen, so the graph starts at the first projections' outputs, which are made to require gradients;
-    nothing before them is differentiated. A module may be called several times a pass (layers that share weights, a
-    feed-forward block in chunks): its gradient is the sum over all calls' tokens.
+    Weights are frozen, so the graph starts at the first projections' outputs, which are made to require gradients, or
+    at their inputs, if these do already; nothing before them is differentiated. A module may be called several times a
+    pass (layers that share weights, a feed-forward block in chunks): its gradient is the sum over all calls' tokens.
 
     Args:
         task (`ScoringTask`): The model and its loss.
@@ -80,6 +80,8 @@ class BackwardPass(ABC):
         self.inputs[module].append(args[0].detach())
         if not output.requires_grad:
             self.leaves.append(output.requires_grad_())
+        elif not self.leaves:  # Gradient checkpointing lets embeddings require gradients, whatever is frozen.
+            self.leaves.append(args[0])
         output.register_hook(functools.partial(self._collect, module, call))
 
     def _collect(self, module: nn.Module, call: int, cotangent: torch.Tensor) -> None:

@@ -1,0 +1,57 @@
+"""Round after round, nothing is left behind."""
+
+import gc
+import os
+
+import psutil
+import torch
+from conftest import LONG, make_batch, make_model
+from transformers import AutoModelForSequenceClassification
+
+from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, reconstruct
+from hap_transformers.blocks import attention_blocks
+
+
+ROUNDS = 200 if LONG else 30
+# By then caches of torch and Transformers are filled.
+SETTLED = ROUNDS // 3
+HEADS = 16
+
+
+def test_score_prune_refit_save_reload_again_and_again(tmp_path):
+    """Memory, files, open files, hooks and modules stay what they are; each round takes one head."""
+    process, folder = psutil.Process(), tmp_path / "model"
+    memory, handles, hooks, objects, model = [], [], [], [], None
+    batch = make_batch(8)
+    for number in range(ROUNDS):
+        if number % HEADS == 0:  # All heads are gone but the last.
+            model = make_model(dtype=torch.float32, num_attention_heads=HEADS // 2)
+        found = estimate_sensitivity(model, [batch], components=["heads"], progress=False)
+        # The layer's order of removal starts at its lowest score.
+        layer = min((layer for layer in (0, 1) if len(found.heads[layer])), key=lambda i: float(found.heads[i].min()))
+        block = attention_blocks(model)[layer]
+        head = block.kept_heads[int(found.heads[layer].argmin())]
+        dense = AutoModelForSequenceClassification.from_pretrained(folder) if number % HEADS else model
+        if number % HEADS == 0:
+            model.save_pretrained(folder)
+            dense = AutoModelForSequenceClassification.from_pretrained(folder)
+        apply_plan(model, PruningPlan.for_model(model, heads={layer: [head]}))
+        reconstruct(model, dense, [batch], progress=False)
+        model.save_pretrained(folder)
+        reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), reloaded.parameters(), strict=True))
+        left = sum(block.num_components for block in attention_blocks(reloaded))
+        assert left == HEADS - 1 - number % HEADS
+        model = reloaded
+        del dense, reloaded, block
+        gc.collect()
+        memory.append(process.memory_info().rss)
+        handles.append(process.num_fds())
+        hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()))
+        objects.append(sum(isinstance(o, torch.Tensor | torch.nn.Module) for o in gc.get_objects()))
+        assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert set(hooks) == {0} and len(set(handles[SETTLED:])) == 1
+    same_round = range(SETTLED, ROUNDS - HEADS)
+    assert all(objects[i] == objects[i + HEADS] for i in same_round)
+    assert max(memory[SETTLED:]) - memory[SETTLED] < 8 * 2**20  # The model itself has 25 kB.
+    print({"rounds": ROUNDS, "MiB grown": (memory[-1] - memory[SETTLED]) / 2**20})
