@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors import safe_open
+from test_scripts import flags, model_dir, own_files  # noqa: F401
 from transformers import AutoModelForSequenceClassification
 
-from hap_transformers import METHODS
+from hap_transformers import METHODS, PruningPlan
 
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -20,9 +22,13 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 def launch(mode, folder, processes=2):
     folder.mkdir()
+    return start([str(SCRIPT), mode, str(folder)], processes)
+
+
+def start(script, processes=2):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), mode, str(folder)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *script]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -58,6 +64,18 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     assert first["agreed"] == second["agreed"] and first["agreed"]["pruned"] != first["agreed"]["recovered"]
     assert first["written"] and not second["written"]
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
+
+
+def test_the_main_job_in_two_processes(tmp_path, model_dir):  # noqa: F811
+    job = flags(tmp_path, model_dir, *own_files(tmp_path), "--max_examples", "8")
+    done = start([str(ROOT / "glue_scripts" / "run_glue_hap.py"), *job])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved to") == 1
+    out = tmp_path / "out"
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["metrics"]) == ["dense", "pruned", "recovered"] and not (out / "_unfinished_run").exists()
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.pruned_heads == PruningPlan.load(out / "pruning_plan.json").heads
 
 
 def test_different_plans_are_an_error_in_every_process(tmp_path):
