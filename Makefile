@@ -4,12 +4,13 @@ VENV ?= .venv
 COMPAT_VENV ?= .venv-transformers-4
 PIP_FLAGS = --quiet --disable-pip-version-check
 
-.PHONY: demo test test-compat notebooks quality benchmark help
+.PHONY: demo test test-compat test-reliability notebooks quality benchmark help
 
 help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
 	@echo "make test         run the tests with Transformers 5"
 	@echo "make test-compat  run the tests with Transformers 4.57"
+	@echo "make test-reliability  kill, launch, fuzz and repeat at length (15 minutes)"
 	@echo "make notebooks    run the notebooks on small settings"
 	@echo "make quality      check style"
 	@echo "make benchmark    measure what scoring costs and pruning saves (40 minutes, on GLUE's MRPC)"
@@ -22,6 +23,11 @@ test: $(VENV)/ready
 
 test-compat: $(COMPAT_VENV)/ready
 	$(COMPAT_VENV)/bin/python -m pytest
+
+# CI runs the same tests with fewer repetitions: LONG=
+test-reliability: LONG = 1
+test-reliability: $(VENV)/ready
+	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest -m reliability tests/reliability
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m notebook tests/test_notebooks.py

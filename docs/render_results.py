@@ -82,6 +82,22 @@ def cells_of(grid: str) -> list[Cell]:
     return [cells[key] for key in PRESETS["full"][grid].keys() if key in cells]
 
 
+def describe_reliability(figures: dict) -> str:
+    """What the long form of the reliability tests has tried."""
+    phases: dict[str, int] = {}
+    for killed in (figures["killed"], figures["killed_with_checkpoints"]):
+        for phase, count in killed.items():
+            phases[phase] = phases.get(phase, 0) + count
+    text = (
+        f"The last `make test-reliability` killed {sum(phases.values())} runs of the main job (found afterwards in "
+        f"{', '.join(f'{phase}: {count}' for phase, count in phases.items())}; without checkpoints, what is not saved "
+        f"counts as pruning), tried {figures['wrong_inputs']} wrong inputs beside the scripts' flags, loaded five "
+        f"kinds of mutated files {figures['fuzzed']:,} times each, and went {figures['rounds']} rounds of scoring, pruning "
+        f"and reloading, in the last two thirds of which memory grew by {figures['grown']} MiB. All passed."
+    )
+    return textwrap.fill(text, 119)
+
+
 def write_into(file: Path, name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -102,5 +118,7 @@ if __name__ == "__main__":
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     write_into(README, "latency", "\n\n".join(parts))
+    reliability = json.loads((HERE / "results" / "reliability.json").read_text(encoding="utf-8"))
+    write_into(HERE / "reliability.md", "figures", describe_reliability(reliability))
     pruning = json.loads((BENCHMARKS / "prune.json").read_text(encoding="utf-8"))
     write_into(README, "pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))

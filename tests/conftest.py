@@ -1,5 +1,6 @@
 """Tiny models and batches that tests share."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,19 @@ def model_type(request) -> str:
 @pytest.fixture(params=SCORED_MODELS)
 def scored_model_type(request) -> str:
     return request.param
+
+
+@pytest.fixture
+def tell():
+    """Keeps figures for docs/reliability.md; short forms have none worth telling."""
+
+    def keep(**figures):
+        file = ROOT / "docs" / "results" / "reliability.json"
+        if LONG:
+            known = json.loads(file.read_text()) if file.exists() else {}
+            file.write_text(json.dumps({**known, **figures}, indent=2) + "\n")
+
+    return keep
 
 
 def untouched(model, before) -> bool:

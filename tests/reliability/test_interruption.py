@@ -16,7 +16,7 @@ KILLS = 24 if LONG else 4
 
 
 @pytest.mark.parametrize("saving", [["--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "1"], []])
-def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving):  # noqa: F811
+def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving, tell):  # noqa: F811
     job = flags(tmp_path, model_dir, *own_files(tmp_path), "--max_examples", "8", "--num_train_epochs", "4", *saving)
     job += ["--per_device_train_batch_size", "4"]
     del job[job.index("--output_dir") : job.index("--output_dir") + 2]
@@ -27,7 +27,6 @@ def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving):  # noqa:
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= KILLS // 2
-    print(told)
     whole = tmp_path / "runs" / "whole"
     for run in range(told["runs"]):
         killed = tmp_path / "runs" / f"killed-{run}"
@@ -37,3 +36,4 @@ def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving):  # noqa:
         assert results[0]["metrics"] == results[1]["metrics"]
         weights = [load_file(folder / "model.safetensors") for folder in (killed, whole)]
         assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
+    tell(**{"killed_with_checkpoints" if saving else "killed": told["phases"]})

@@ -18,7 +18,7 @@ SETTLED = ROUNDS // 3
 HEADS = 16
 
 
-def test_score_prune_refit_save_reload_again_and_again(tmp_path):
+def test_score_prune_refit_save_reload_again_and_again(tmp_path, tell):
     """Memory, files, open files, hooks and modules stay what they are; each round takes one head."""
     process, folder = psutil.Process(), tmp_path / "model"
     memory, handles, hooks, objects, model = [], [], [], [], None
@@ -54,4 +54,4 @@ def test_score_prune_refit_save_reload_again_and_again(tmp_path):
     same_round = range(SETTLED, ROUNDS - HEADS)
     assert all(objects[i] == objects[i + HEADS] for i in same_round)
     assert max(memory[SETTLED:]) - memory[SETTLED] < 8 * 2**20  # The model itself has 25 kB.
-    print({"rounds": ROUNDS, "MiB grown": (memory[-1] - memory[SETTLED]) / 2**20})
+    tell(rounds=ROUNDS, grown=round((memory[-1] - memory[SETTLED]) / 2**20, 1))
