@@ -91,9 +91,10 @@ def describe_reliability(figures: dict) -> str:
     text = (
         f"The last `make test-reliability` killed {sum(phases.values())} runs of the main job (found afterwards in "
         f"{', '.join(f'{phase}: {count}' for phase, count in phases.items())}; without checkpoints, what is not saved "
-        f"counts as pruning), tried {figures['wrong_inputs']} wrong inputs beside the scripts' flags, loaded five "
-        f"kinds of mutated files {figures['fuzzed']:,} times each, and went {figures['rounds']} rounds of scoring, pruning "
-        f"and reloading, in the last two thirds of which memory grew by {figures['grown']} MiB. All passed."
+        f"counts as pruning), tried {figures['wrong_inputs']} wrong inputs beside the scripts' flags, "
+        f"loaded five kinds of mutated files {figures['fuzzed']:,} times each, and went {figures['rounds']} rounds "
+        f"of scoring, pruning and reloading, in the last two thirds of which memory grew by {figures['grown']} MiB. "
+        "All passed."
     )
     return textwrap.fill(text, 119)
 
