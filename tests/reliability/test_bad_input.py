@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -528,3 +529,19 @@ def test_wrong_flags_are_named(tmp_path, model_dir, script, more, message):  # n
         script([*own, *more])
     shutil.rmtree(tmp_path)
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("unwritable", ["output", "cache"])
+def test_folders_that_cannot_be_written_are_named_before_any_training(tmp_path, model_dir, monkeypatch, unwritable):  # noqa: F811
+    """Below a file nothing can be made, not even by root."""
+    (tmp_path / "in_the_way").write_text("")
+    below, trained = tmp_path / "in_the_way" / unwritable, []
+    monkeypatch.setattr(hap.HapTrainer, "train", lambda *args, **kwargs: trained.append(1))
+    own = flags(tmp_path, model_dir, *own_files(tmp_path))
+    if unwritable == "cache":
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(below))
+    else:
+        own += ["--output_dir", str(below)]
+    with pytest.raises(OSError, match=f"in_the_way/{unwritable}"):
+        run_glue_hap(own)
+    assert not trained
