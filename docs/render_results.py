@@ -16,9 +16,9 @@ HERE = Path(__file__).parent
 README, STUDY = HERE.parent / "README.md", HERE / "study.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
-from comparison_grids import KEY_NAMES, PRESETS  # noqa: E402
+from comparison_grids import PRESETS  # noqa: E402
 from comparison_plots import plot_gains  # noqa: E402
-from comparison_table import Cell, differences_table, table  # noqa: E402
+from comparison_table import differences_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
 
@@ -75,13 +75,6 @@ def describe_pruning(pruning: dict) -> str:
     return textwrap.fill(text, 119)
 
 
-def cells_of(grid: str) -> list[Cell]:
-    """The committed cells of a grid of the full preset, in its order."""
-    lines = (HERE / "results" / "cells.jsonl").read_text(encoding="utf-8").splitlines()
-    cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
-    return [cells[key] for key in PRESETS["full"][grid].keys() if key in cells]
-
-
 def describe_reliability(figures: dict) -> str:
     """What the long form of the reliability tests has tried."""
     phases: dict[str, int] = {}
@@ -110,10 +103,10 @@ def write_into(file: Path, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    for file, grid in ((README, "main"), (STUDY, "heads"), (STUDY, "parts")):
-        cells = cells_of(grid)
-        write_into(file, grid, table(cells) + "\n\n" + differences_table(cells, "hap"))
-    plot_gains(cells_of("main"), HERE / "images" / "comparison.png")
+    grids = {name: grid.cells_in(HERE / "results" / "cells.jsonl") for name, grid in PRESETS["full"].items()}
+    for file, name in ((README, "main"), (STUDY, "heads"), (STUDY, "parts")):
+        write_into(file, name, table(grids[name]) + "\n\n" + differences_table(grids[name], "hap"))
+    plot_gains(grids["main"], HERE / "images" / "comparison.png")
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
     write_into(README, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid, Key
+from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid, Key, read_cells
 from comparison_job import SETTINGS, Job
 from comparison_methods import METHODS
 from comparison_report import write_report
@@ -62,19 +62,16 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
     output.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, grid in grids.items():
-        found[name] = _run(args, grid.keys(args.fold))
+        cells = output / "cells.jsonl"
+        found[name] = grid.cells_in(cells, args.fold) if args.report_only else _run(args, grid.keys(args.fold), cells)
         if not found[name]:
             continue
         print(write_report(f"{name}-fold" if args.fold else name, found[name], output))
     return found
 
 
-def _run(args: Arguments, keys: list[Key]) -> list[Cell]:
-    file = Path(args.output_dir) / "cells.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    cells = {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
-    if args.report_only:
-        return [cells[key] for key in keys if key in cells]
+def _run(args: Arguments, keys: list[Key], file: Path) -> list[Cell]:
+    cells = read_cells(file)
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
     jobs = dict.fromkeys((task, seed) for task, _, _, _, seed, _ in missing)
     scores = dict.fromkeys((task, seed, METHODS[method].score) for task, method, _, _, seed, _ in missing)

@@ -1,7 +1,10 @@
 """Which cells a comparison has."""
 
+import json
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 from comparison_job import SETTINGS
 from comparison_methods import CONTROL, METHODS
@@ -50,6 +53,17 @@ class Grid:
             for ratio in ([0.0] if method == CONTROL else self.ratios)
         ]
 
+    def cells_in(self, file: Path, fold: bool = False) -> list[dict[str, Any]]:
+        """The cells that a file has, in the grid's order."""
+        cells = read_cells(file)
+        return [cells[key] for key in self.keys(fold) if key in cells]
+
+
+def read_cells(file: Path) -> dict[Key, dict[str, Any]]:
+    """The cells of a file, a JSON line each."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
+
 
 ALL_RATIOS, ALL_SEEDS = [0.4, 0.6, 0.8], [0, 1, 2]
 RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers, floor and refit"]
@@ -60,7 +74,7 @@ PARTS = [
 ]
 
 PRESETS = {
-    "quick": {"quick": Grid(["mrpc", "cola"], RIVALS, [0.6, 0.8], [0])},
+    "quick": {"quick": Grid(["mrpc", "cola"], ["hap", "gradient"], [0.6, 0.8], [0])},
     "full": {
         "main": Grid(["mrpc", "sst2", "cola", "stsb"], [*RIVALS, "random", CONTROL], ALL_RATIOS, ALL_SEEDS),
         "heads": Grid(["mrpc", "sst2", "cola", "stsb"], ["hap", "gradient", "random"], ALL_RATIOS, ALL_SEEDS, "heads"),

@@ -90,6 +90,14 @@ def test_a_cell_that_was_not_recovered_is_run_again(tiny, tmp_path):
     assert "recovered" in (tmp_path / "out" / "grid.md").read_text()
 
 
+def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
+    cells = main([*tiny, "--methods", "hap"])["grid"]
+    monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("a cell was run"))
+    assert main([*tiny, "--methods", "hap", "fisher, floor and refit", "--report_only"])["grid"] == cells
+    assert "| hap |" in (tmp_path / "out" / "grid.md").read_text()
+    assert main([*tiny, "--methods", "random", "--report_only"])["grid"] == []
+
+
 def test_a_fold_is_not_trained_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1, None, 1))
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out", fold=True)
