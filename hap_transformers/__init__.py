@@ -7,6 +7,7 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 from . import checkpoint as checkpoint
 from . import hub as hub
 from .architectures import ARCHITECTURES, Architecture
+from .callbacks import HapCallback
 from .config import HapConfig
 from .latency_table import LatencyTable
 from .plan import PruningPlan
@@ -23,6 +24,7 @@ __all__ = [
     "ARCHITECTURES",
     "METHODS",
     "Architecture",
+    "HapCallback",
     "HapConfig",
     "HapTrainer",
     "LatencyTable",

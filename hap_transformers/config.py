@@ -1,8 +1,11 @@
 """`HapConfig`: every knob of pruning, beside `TrainingArguments`."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from .files import write_text
 from .planning import validate_planning
 from .sensitivity import METHODS, validate_scoring
 
@@ -113,6 +116,23 @@ class HapConfig:
     def distils(self) -> bool:
         """Whether recovery looks at the dense model."""
         return self.distillation > 0 or self.distillation_hidden > 0
+
+    def save(self, path: str | Path) -> None:
+        """Writes the configuration as JSON. `HfArgumentParser` reads it, too."""
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HapConfig":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a configuration, or a value is out of range.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is not a HapConfig: {error}") from error
 
     @classmethod
     def paper(cls, **changes: Any) -> "HapConfig":

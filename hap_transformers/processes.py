@@ -2,12 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from .plan import PruningPlan
+
+
+def made_once(make: Callable[[], Any], accelerator: Accelerator) -> Any:
+    """What the main process makes, in every process, for measurements that differ from one to the next."""
+    made = [make() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(made)
+    return made[0]
 
 
 def validate_same_plan(plan: PruningPlan | None, accelerator: Accelerator) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .blocks import attention_blocks
 from .budgets import all_blocks
+from .calibration import calibration_batches
+from .callbacks import HapCallback
 from .config import HapConfig
 from .efficiency import count_parameters, measure_costs
 from .files import whole_files
@@ -24,7 +25,7 @@ from .latency_table import LatencyTable
 from .model_card import TAGS, base_model_of
 from .plan import PruningPlan
 from .planning import plan_pruning
-from .processes import validate_same_plan
+from .processes import made_once, validate_same_plan
 from .reconstruction import reconstruct
 from .recovery import recovery_arguments, with_distillation
 from .remote_code import export_remote_code
@@ -183,6 +184,8 @@ class HapTrainer(Trainer):
             progress=not self.args.disable_tqdm,
             accelerator=self.accelerator,
         )
+        figures = {"seconds": self.sensitivity.seconds, "reliability": self.sensitivity.reliability}
+        self.log({f"hap_score_{name}": value for name, value in figures.items() if value is not None})
         return self.sensitivity
 
     def plan(self, sensitivity: Sensitivity) -> PruningPlan:
@@ -202,12 +205,8 @@ class HapTrainer(Trainer):
         elif config.budget in ("flops", "latency"):
             inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
         if config.budget == "latency" and self.latency_table is None:
-            table = [None]
-            if self.is_world_process_zero():
-                table = [LatencyTable.measure(model, inputs, progress=not self.args.disable_tqdm)]
-            if self.accelerator.num_processes > 1:  # All must plan alike.
-                broadcast_object_list(table)
-            self.latency_table = table[0]
+            bar = not self.args.disable_tqdm
+            self.latency_table = made_once(lambda: LatencyTable.measure(model, inputs, progress=bar), self.accelerator)
         return plan_pruning(
             sensitivity,
             model,
@@ -250,6 +249,7 @@ class HapTrainer(Trainer):
             validate_sliceable(model, all_blocks(model))  # A refit reaches blocks that lose nothing, too.
         if not self._is_pruned():
             self._note_costs(model, "dense")
+        self._tell_callbacks("on_prune_begin", plan)
         dense = copy.deepcopy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
@@ -283,7 +283,9 @@ class HapTrainer(Trainer):
         self._note_costs(model, "pruned")
         model.pruning_results, model.pruning_plan = self.results, plan  # For `model.push_to_hub`.
         neurons = sum(len(removed) for removed in plan.neurons.values())
-        logger.info(f"Removed {plan.num_heads} of {sum(plan.original_heads)} attention heads and {neurons} neurons.")
+        costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
+        self.log({"hap_heads_removed": plan.num_heads, "hap_neurons_removed": neurons, **costs})
+        self._tell_callbacks("on_prune_end", plan)
         return plan
 
     def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:
@@ -333,11 +335,19 @@ class HapTrainer(Trainer):
             export_remote_code(folder)  # The model has been saved there just before.
         return None
 
+    def _tell_callbacks(self, event: str, plan: PruningPlan) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, HapCallback):
+                about = {"model": self._unwrapped_model(), "plan": plan}
+                getattr(callback, event)(self.args, self.state, self.control, **about)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save:
             return super()._save(output_dir, state_dict)
         with whole_files(output_dir or self.args.output_dir) as unfinished:
-            return super()._save(str(unfinished), state_dict)
+            super()._save(str(unfinished), state_dict)
+            if self.hap_config is not None:
+                self.hap_config.save(unfinished / "hap_config.json")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         validate_same_structure(resume_from_checkpoint, self._unwrapped_model())
@@ -376,14 +386,8 @@ class HapTrainer(Trainer):
         dataset = self.train_dataset
         if dataset is None:
             raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
-        if not isinstance(dataset, torch.utils.data.IterableDataset):
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.args.seed))
-            dataset = Subset(dataset, order[:max_examples].tolist())
-        return DataLoader(
-            dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="scoring"),
-        )
+        collate_fn = self._get_collator_with_removed_columns(self.data_collator, description="scoring")
+        return calibration_batches(dataset, max_examples, self.args.seed, self.args.train_batch_size, collate_fn)
 
     def _refit_batches(self) -> list[dict[str, Any]]:
         """The batches that are scored on, also of a data set whose length is not known."""

@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     BloomConfig,
     BloomForSequenceClassification,
+    HfArgumentParser,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -21,6 +22,7 @@ from transformers import (
 from zoo import HEADS
 
 from hap_transformers import (
+    HapCallback,
     HapConfig,
     HapTrainer,
     PruningPlan,
@@ -325,6 +327,45 @@ def test_labels_of_another_name(tmp_path):
         ends.append((trainer.pruning_plan.heads, trainer.evaluate()["eval_accuracy"], model.state_dict()))
     assert ends[0][:2] == ends[1][:2]
     assert all(torch.equal(tensor, ends[1][2][name]) for name, tensor in ends[0][2].items())
+
+
+def test_callbacks_and_trackers_hear_of_pruning(tmp_path):
+    heard = []
+
+    class Listening(HapCallback):
+        def on_prune_begin(self, args, state, control, model, plan, **kwargs):
+            heard.append(("begin", plan, sum(p.numel() for p in model.parameters())))
+
+        def on_prune_end(self, args, state, control, model, plan, **kwargs):
+            heard.append(("end", plan, sum(p.numel() for p in model.parameters())))
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            heard.append({name: value for name, value in logs.items() if name.startswith("hap_")})
+
+    trainer = make_trainer(tmp_path, callbacks=[Listening(), TrainerCallback()])
+    dense = sum(p.numel() for p in trainer.model.parameters())
+    plan = trainer.prune()
+    scored, begin, logged, end = heard
+    assert set(scored) == {"hap_score_seconds", "hap_score_reliability"}
+    pruned = sum(p.numel() for p in trainer.model.parameters())
+    assert begin == ("begin", plan, dense) and end == ("end", plan, pruned) and pruned < dense
+    assert logged["hap_heads_removed"] == HEADS and logged["hap_neurons_removed"] == 0
+    assert logged["hap_parameters"] == pruned and logged["hap_flops"] > 0
+    history = trainer.state.log_history  # With the step, and without what JSON cannot hold.
+    assert [own for own in history if logged.items() <= own.items()] and "hap_score_seconds" in history[0]
+
+
+def test_the_configuration_is_saved_with_the_model(tmp_path):
+    config = HapConfig(ratio=0.5, budget="heads", recovery_epochs=2)
+    trainer = make_trainer(tmp_path / "out", hap_config=config)
+    trainer.prune()
+    trainer.save_model()
+    assert HapConfig.load(tmp_path / "out" / "hap_config.json") == config
+    (read,) = HfArgumentParser(HapConfig).parse_json_file(str(tmp_path / "out" / "hap_config.json"))
+    assert read == config
+    (tmp_path / "wrong.json").write_text('{"ratio": 2}')
+    with pytest.raises(ValueError, match="wrong.json' is not a HapConfig: `ratio`"):
+        HapConfig.load(tmp_path / "wrong.json")
 
 
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):
