@@ -5,6 +5,7 @@ With no arguments it runs the embedded demo. The same command goes on where it w
     python run_glue_hap.py --model_name_or_path google-bert/bert-base-uncased --task_name mrpc --output_dir out
     python run_glue_hap.py --model_name_or_path FOLDER --task_name sst2 --data_dir PARQUET_FOLDER --output_dir out
     python run_glue_hap.py --train_file train.csv --validation_file validation.csv --ratio 0.5 --output_dir out
+    python run_glue_hap.py flags.yaml
 """
 
 import copy
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from datasets import DatasetDict
 from demo_data import DEMO_MODEL, demo_model_path
 from stages import Stages
@@ -84,16 +86,21 @@ class ScriptArguments:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the whole job and returns what `results.json` holds."""
+    command = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser((ScriptArguments, TrainingArguments, HapConfig), description=__doc__.splitlines()[0])
-    parser.set_defaults(**DEFAULTS)
-    script, args, hap_config = parser.parse_args_into_dataclasses(arguments)
+    if len(command) == 1 and Path(command[0]).suffix in (".json", ".yaml", ".yml"):
+        command = [Path(command[0]).read_text(encoding="utf-8")]
+        script, args, hap_config = parser.parse_dict({**DEFAULTS, **yaml.safe_load(command[0])})
+    else:
+        parser.set_defaults(**DEFAULTS)
+        script, args, hap_config = parser.parse_args_into_dataclasses(command)
     set_seed(args.seed)
     output = Path(args.output_dir)
     task = load_task(script.task_name, script.data_dir, script.train_file, script.validation_file, script.demo_file)
     _limit_samples(task, script, args.seed)
     model_path = script.model_name_or_path or demo_model_path()
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
-        stages = Stages(output, sys.argv[1:] if arguments is None else arguments)
+        stages = Stages(output, command)
     config = AutoConfig.from_pretrained(model_path, num_labels=task.num_labels, finetuning_task=task.name)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))

@@ -69,6 +69,20 @@ def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
     assert "recovered" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_flags_in_a_file(tmp_path, model_dir, ending):
+    files = own_files(tmp_path)
+    values = {"model_name_or_path": str(model_dir), "output_dir": str(tmp_path / "out"), "use_cpu": True}
+    values |= {"train_file": files[1], "validation_file": files[3], "num_train_epochs": 1, "disable_tqdm": True}
+    file = tmp_path / f"flags.{ending}"
+    file.write_text(json.dumps({**values, "ratio": 0.5, "budget": "heads"}))
+    results = main([str(file)])
+    assert results["heads"] == {"dense": 8, "pruned": 4} and results["training"]["per_device_train_batch_size"] == 32
+    file.write_text(json.dumps({**values, "ratios": 0.5}))
+    with pytest.raises(ValueError, match="ratios"):
+        main([str(file)])
+
+
 def test_regression_from_json(tmp_path, model_dir):
     lines = [json.dumps({"text": text, "label": float(len(text))}) for text, _ in ROWS]
     for split in ("train", "validation"):
