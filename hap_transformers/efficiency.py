@@ -18,6 +18,33 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) -> dict[str, torch.Tensor]:
+    """Inputs of the shape that a model takes, to count and to time it with.
+
+    Args:
+        model (`PreTrainedModel`): A model of texts or images.
+        batch (`int`, *optional*, defaults to 1): Number of texts or images.
+        length (`int`, *optional*, defaults to 128): Tokens of a text.
+
+    Raises:
+        ValueError: If the model takes something else, or shorter texts.
+    """
+    config, name = model.config, model.main_input_name
+    if name == "pixel_values":
+        size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        return {name: torch.zeros(batch, config.num_channels, *size, dtype=model.dtype, device=model.device)}
+    if name != "input_ids":
+        raise ValueError(f"{type(model).__name__} takes '{name}'; only models of texts and images can be measured.")
+    if length > getattr(config, "max_position_embeddings", length):
+        raise ValueError(
+            f"{type(model).__name__} takes at most {config.max_position_embeddings} tokens, not {length}."
+        )
+    # Tokens that are not padding, the last of them the end of the sentence, where there is one.
+    ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
+    ids[:, -1] = getattr(config, "eos_token_id", None) or ids[0, 0]
+    return {name: ids, "attention_mask": torch.ones_like(ids)}
+
+
 def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
     """Floating point operations of one forward pass over `inputs`, by `torch.utils.flop_counter`.
 

@@ -74,7 +74,7 @@ class LatencyTable:
             )
         grids = [sorted({round(n * i / (points - 1)) for i in range(points)}) for n in (heads[0], neurons[0])]
         seconds = []
-        with tqdm(total=sum(map(len, grids)), desc="Measuring latency", disable=not progress) as bar:
+        with tqdm(total=sum(map(len, grids)), desc="Measuring latency", disable=None if progress else True) as bar:
             for kind, grid in zip(("heads", "neurons"), grids, strict=True):
                 smaller, times = deepcopy(model), []
                 for count in reversed(grid):

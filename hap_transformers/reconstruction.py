@@ -87,7 +87,7 @@ def reconstruct(
         for position, batch in enumerate(own):
             yield position, send_to_device(batch, model.device)
 
-    bar = tqdm(total=len(both) - first, desc="Refitting", disable=not progress)
+    bar = tqdm(total=len(both) - first, desc="Refitting", disable=None if progress else True)
     with _put_back_on_error(pruned.blocks[first:]), bar:
         for layer in range(first // 2, len(pruned.layers)):
             targets = {

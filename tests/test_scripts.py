@@ -5,14 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import tasks
 from conftest import GLUE, make_model, needs_glue
 from datasets import load_dataset
 from demo_data import load_demo_dataset
 from run_glue_hap import main
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EvalPrediction
 
-from hap_transformers import PruningPlan, Sensitivity
+from hap_transformers import PruningPlan, Sensitivity, tasks
 
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "good", "bad", "film", "plot"]

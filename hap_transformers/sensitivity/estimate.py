@@ -161,6 +161,7 @@ def estimate_sensitivity(
 
     if method in WITHOUT_DATA:
         result = make_sensitivity(method, blocks, scores(WITHOUT_DATA[method](task).cpu().double()))
+        result.model = model.config.name_or_path
         result.seconds = time.perf_counter() - start
         return result
 
@@ -201,6 +202,7 @@ def estimate_sensitivity(
         result = make_sensitivity(method, blocks, scores(done.moments.mean), done.moments)
     result.num_examples, result.num_probes = done.moments.num_examples, done.num_probes
     result.converged, result.reliability = done.converged, reliability(done.moments)
+    result.model = model.config.name_or_path
     result.seconds = time.perf_counter() - start
     if main_process:
         _tell(result, tolerance)

@@ -15,7 +15,7 @@ _LIST_FIELDS = (
     *("heads", "neurons", "head_order", "neuron_order"),
     *("head_traces", "neuron_traces", "head_stderr", "neuron_stderr"),
 )
-_PLAIN_FIELDS = ("method", "num_examples", "num_probes", "reliability", "converged", "seconds")
+_PLAIN_FIELDS = ("method", "model", "num_examples", "num_probes", "reliability", "converged", "seconds")
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Sensitivity:
         converged (`bool`, *optional*): Whether `reliability` reached the `tolerance` asked for (`True`) or examples
             and probes were spent before (`False`); `None` if none was asked for.
         seconds (`float`): Time it took.
+        model (`str`): Name or folder of the model, as it was loaded.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Sensitivity:
     reliability: float | None = None
     converged: bool | None = None
     seconds: float = 0.0
+    model: str = ""
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the plain fields as JSON metadata."""
@@ -102,6 +104,10 @@ class Sensitivity:
                 field: [tensors[name] for name in layers if name.rpartition(".")[0] == field] or None
                 for field in _LIST_FIELDS
             }
-            return cls(**lists, head_interactions=interactions, **{field: plain[field] for field in _PLAIN_FIELDS})
+            return cls(
+                **lists,
+                head_interactions=interactions,
+                **{field: plain[field] for field in _PLAIN_FIELDS if field in plain},
+            )
         except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a file written by Sensitivity.save: {error}") from error

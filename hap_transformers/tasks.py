@@ -1,4 +1,4 @@
-"""The GLUE tasks, the user's own files and the demo: how each is loaded, tokenized and measured."""
+"""The GLUE tasks and the user's own files: how each is loaded, tokenized and measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, DatasetDict, Features, load_dataset
-from demo_data import load_demo_dataset
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -85,9 +84,8 @@ def load_task(
     data_dir: str | None = None,
     train_file: str | None = None,
     validation_file: str | None = None,
-    demo_file: str | None = None,
 ) -> Task:
-    """Loads a GLUE task from the Hub or from parquet files, the user's own CSV or JSON files, or the demo.
+    """Loads a GLUE task from the Hub or from parquet files, or the user's own CSV or JSON files.
 
     Args:
         task_name (`str`, *optional*): One of `GLUE_TEXTS`.
@@ -95,7 +93,6 @@ def load_task(
             of the Hub.
         train_file, validation_file (`str`, *optional*): The user's own files, with a `label` column and one or two
             text columns. Labels that are fractions make it a regression.
-        demo_file (`str`, *optional*): The demo's source distribution, already downloaded.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -109,10 +106,8 @@ def load_task(
         raise ValueError("--data_dir needs --task_name.")
     if train_file:
         return _own_task({"train": train_file, "validation": validation_file})
-    if task_name is None:
-        return Task("demo", load_demo_dataset(demo_file), ("sentence",), ["negative", "positive"])
     if task_name not in GLUE_TEXTS:
-        raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}.")
+        raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}, or pass your own files.")
     validation = "validation_matched" if task_name == "mnli" else "validation"
     if data_dir is None:
         data = load_dataset("nyu-mll/glue", task_name)

@@ -1,0 +1,304 @@
+"""The `hap` command: scores, plans, prunes and measures models from the shell."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+# The libraries are imported by the commands that need them: help and completion should not wait for them.
+app = typer.Typer(
+    help="Prunes Transformers by second-order sensitivity.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(help="Hub name or folder of a model.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Task = Annotated[str | None, typer.Option(help="A GLUE task.", show_default=False)]
+DataDir = Annotated[str | None, typer.Option(help="Folder with TASK/{train,validation}.parquet, instead of the Hub.")]
+TrainFile = Annotated[str | None, typer.Option(help="Your own CSV or JSON file, with a 'label' column.")]
+Batch = Annotated[int, typer.Option(help="Texts or images at once.", min=1)]
+Length = Annotated[int, typer.Option(help="Tokens of a text.", min=1)]
+MaxExamples = Annotated[int, typer.Option(help="Training examples to look at.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of the draw of examples, and of probes.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error comes from.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = False) -> None:
+    """Tell a model's heads and neurons a layer, parameters and FLOPs."""
+    from .blocks import attention_blocks, feed_forward_blocks
+    from .efficiency import count_flops, count_parameters, example_inputs
+
+    loaded = _load(model)
+    heads, neurons = attention_blocks(loaded), feed_forward_blocks(loaded)
+    figures = {
+        "model": model,
+        "class": type(loaded).__name__,
+        "heads": [block.num_components for block in heads],
+        "dense_heads": [block.num_original_heads for block in heads],
+        "neurons": [block.num_components for block in neurons],
+        "implants": [block.implant_rank for block in neurons],
+        "parameters": count_parameters(loaded),
+        "flops": count_flops(loaded, example_inputs(loaded, batch, length)),
+    }
+    rows = [
+        ["layer", "heads", "neurons", "implant"],
+        *(
+            [str(i), f"{h} of {d}", str(n), str(r) if r else ""]
+            for i, (h, d, n, r) in enumerate(
+                zip(*(figures[name] for name in ("heads", "dense_heads", "neurons", "implants")), strict=True)
+            )
+        ),
+    ]
+    title = f"{figures['class']}: {figures['parameters']:,} parameters, {figures['flops'] / 1e9:.2f} GFLOPs"
+    _print(figures, rows, f"{title} for {batch} x {length} tokens", json_)
+
+
+@app.command()
+def score(
+    model: Model,
+    task: Task = None,
+    data_dir: DataDir = None,
+    train_file: TrainFile = None,
+    method: Annotated[str, typer.Option(help="How to score.")] = "kronecker",
+    max_examples: MaxExamples = 1024,
+    num_probes: Annotated[int, typer.Option(help="Random probes a batch, for methods that draw any.", min=1)] = 4,
+    tolerance: Annotated[float | None, typer.Option(help="Stop as soon as the reliability reaches this.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None,
+    batch: Batch = 16,
+    length: Length = 128,
+    seed: Seed = 0,
+    output: Annotated[Path, typer.Option(help="File for the scores.")] = Path("sensitivity.safetensors"),
+    state_file: Annotated[Path | None, typer.Option(help="File to go on from after an interruption.")] = None,
+    json_: Json = False,
+) -> None:
+    """Score every attention head and FFN neuron of a fine-tuned model."""
+    from .sensitivity import estimate_sensitivity
+
+    _require_folder(output)
+    loaded = _load(model)
+    batches = _batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed)
+    found = estimate_sensitivity(
+        loaded,
+        batches,
+        method,
+        num_probes=num_probes,
+        tolerance=tolerance,
+        precision=precision,
+        seed=seed,
+        state_file=state_file,
+    )
+    found.save(output)
+    figures = {"method": method, "examples": found.num_examples, "reliability": found.reliability}
+    rows = [["layer", "heads: lowest to highest score", "neurons: lowest to highest score"]]
+    for layer, (heads, neurons) in enumerate(zip(found.heads, found.neurons, strict=True)):
+        spans = [f"{own.min():.2e} to {own.max():.2e}" if len(own) else "" for own in (heads, neurons)]
+        rows.append([str(layer), *spans])
+    told = "" if found.reliability is None else f", reliability {found.reliability:.2f}"
+    _print({**figures, "file": str(output)}, rows, f"{method} on {found.num_examples} examples{told}: {output}", json_)
+
+
+@app.command()
+def plan(
+    sensitivity: Annotated[Path, typer.Argument(help="File written by `hap score`.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="The model; by default the one that was scored.")] = None,
+    budget: Annotated[
+        str, typer.Option(help="What the ratio is a share of: params, flops, latency or heads.")
+    ] = "params",
+    ratio: Annotated[float, typer.Option(help="Share to remove, in [0, 1).")] = 0.6,
+    min_heads: Annotated[int | None, typer.Option(help="Heads every layer keeps at least.")] = None,
+    min_neurons: Annotated[float | None, typer.Option(help="Share of neurons every layer keeps at least.")] = None,
+    implant_ratio: Annotated[float, typer.Option(help="Share of removed neurons that linear maps replace.")] = 0.0,
+    batch: Batch = 1,
+    length: Length = 128,
+    output: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    json_: Json = False,
+) -> None:
+    """Choose which heads and neurons go, to meet a budget."""
+    from .efficiency import example_inputs
+    from .latency_table import LatencyTable
+    from .planning import plan_pruning
+    from .sensitivity import Sensitivity
+
+    _require_folder(output)
+    scores = Sensitivity.load(sensitivity)
+    if not (model or scores.model):
+        raise ValueError(f"'{sensitivity}' does not say which model was scored; pass --model.")
+    loaded = _load(model or scores.model)
+    inputs = example_inputs(loaded, batch, length) if budget in ("flops", "latency") else None
+    made = plan_pruning(
+        scores,
+        loaded,
+        budget=budget,
+        ratio=ratio,
+        min_heads=min_heads,
+        min_neurons=min_neurons,
+        implant_ratio=implant_ratio,
+        inputs=inputs,
+        latency_table=LatencyTable.measure(loaded, inputs) if budget == "latency" else None,
+    )
+    made.save(output)
+    gone = {"heads": made.num_heads, "neurons": sum(len(removed) for removed in made.neurons.values())}
+    rows = [["layer", "heads removed", "neurons removed", "implant"]]
+    for layer in range(len(made.original_heads)):
+        counts = [len(made.heads.get(layer, ())), len(made.neurons.get(layer, ())), made.implants.get(layer, 0)]
+        rows.append([str(count) if count else "" for count in (layer or "0", *counts)])
+    title = f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}"
+    _print({"removed": gone, "promise": made.promise, "file": str(output)}, rows, title, json_)
+
+
+@app.command()
+def prune(
+    model: Model,
+    plan: Annotated[Path, typer.Option(help="File written by `hap plan`.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder for the pruned model.", show_default=False)],
+    task: Task = None,
+    data_dir: DataDir = None,
+    train_file: TrainFile = None,
+    max_examples: MaxExamples = 1024,
+    batch: Batch = 16,
+    length: Length = 128,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Remove what a plan names, for real; with a task or file, refit what is left on its examples."""
+    from transformers import AutoTokenizer
+
+    from .efficiency import count_parameters
+    from .plan import PruningPlan
+    from .reconstruction import reconstruct
+    from .surgery import apply_plan
+
+    loaded, chosen = _load(model), PruningPlan.load(plan)
+    chosen.validate(loaded)
+    refits = task is not None or train_file is not None
+    batches = (
+        _batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed) if refits else None
+    )
+    dense = copy.deepcopy(loaded)
+    apply_plan(loaded, chosen)
+    if batches is not None:
+        reconstruct(loaded, dense, list(batches), init_implants=tuple(chosen.implants))
+    loaded.save_pretrained(output)
+    if loaded.main_input_name == "input_ids":
+        AutoTokenizer.from_pretrained(model).save_pretrained(output)
+    chosen.save(output / "pruning_plan.json")
+    parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
+    refitted = "refitted" if refits else "not refitted (no --task or --train-file)"
+    title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {refitted}: {output}"
+    _print({"parameters": parameters, "refitted": refits, "folder": str(output)}, [], title, json_)
+
+
+@app.command()
+def bench(
+    model: Model,
+    pruned: Annotated[str, typer.Argument(help="The model to compare it with.", show_default=False)],
+    batch: Batch = 8,
+    length: Length = 128,
+    repeats: Annotated[int, typer.Option(help="Timed forward passes of each.", min=1)] = 15,
+    json_: Json = False,
+) -> None:
+    """Time two models against each other, and count their parameters and FLOPs."""
+    from .efficiency import compare_latency, count_flops, count_parameters, example_inputs
+
+    models = {"dense": _load(model), "pruned": _load(pruned)}
+    inputs = example_inputs(models["dense"], batch, length)
+    seconds = compare_latency(models, inputs, repeats)
+    figures = {
+        "parameters": {name: count_parameters(own) for name, own in models.items()},
+        "flops": {name: count_flops(own, inputs) for name, own in models.items()},
+        "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},
+    }
+    rows = [["", "dense", "pruned", "left"]]
+    for name, own in figures.items():
+        rows.append([name, *(f"{own[key]:,}" for key in ("dense", "pruned")), f"{own['pruned'] / own['dense']:.1%}"])
+    _print(figures, rows, f"{batch} x {length} tokens, medians of {repeats} passes", json_)
+
+
+def _load(name: str) -> "PreTrainedModel":
+    """The model of the class that its config names."""
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(name)
+    known = [own for own in config.architectures or () if hasattr(transformers, own)]
+    model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
+    return model_class.from_pretrained(name).eval()
+
+
+def _batches(
+    name: str,
+    model: "PreTrainedModel",
+    task_name: str | None,
+    data_dir: str | None,
+    train_file: str | None,
+    max_examples: int,
+    batch: int,
+    length: int,
+    seed: int,
+) -> "DataLoader":
+    """Training examples of a task that a model was fine-tuned for."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    from .calibration import calibration_batches
+    from .tasks import load_task
+
+    if not (task_name or train_file):
+        raise ValueError("Say which data: --task with a GLUE task, or --train-file with your own.")
+    task = load_task(task_name, data_dir, train_file, train_file)
+    if model.config.num_labels != task.num_labels:
+        raise ValueError(
+            f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
+            "model that was fine-tuned for the task."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    rows = task.tokenize(tokenizer, length)["train"]
+    return calibration_batches(rows, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
+
+
+def _require_folder(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder '{file.parent}' for '{file.name}'; make it first.")
+
+
+def _print(figures: dict[str, Any], rows: list[list[str]], title: str, as_json: bool) -> None:
+    """Prints JSON for machines, or for people a line and a table."""
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    typer.echo(title)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def main() -> None:
+    """Runs the command; what goes wrong is told in a line, with exit code 1."""
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"hap: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The `hap` command, from scores to a pruned model that loads."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from test_scripts import ROWS, model_dir, write_csv  # noqa: F401
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from hap_transformers import PruningPlan, Sensitivity, apply_plan
+from hap_transformers.cli import app
+from hap_transformers.efficiency import count_flops, example_inputs
+from hap_transformers.tasks import load_task
+
+
+@pytest.fixture
+def fine_tuned(tmp_path, model_dir):  # noqa: F811
+    """A classifier with its tokenizer, and a file to score it on."""
+    folder = tmp_path / "classifier"
+    make_model(vocab_size=40, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    return folder, write_csv(tmp_path / "train.csv", ROWS)
+
+
+def hap(*arguments):
+    """What a command prints as JSON."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_from_scores_to_a_pruned_model(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    scores, plan, out = tmp_path / "scores", tmp_path / "plan.json", tmp_path / "out"
+    told = hap("score", model, "--train-file", train, "--max-examples", 12, "--length", 8, "--output", scores)
+    found = Sensitivity.load(scores)
+    assert told == {"method": "kronecker", "examples": 12, "reliability": found.reliability, "file": str(scores)}
+    told = hap("plan", scores, "--ratio", "0.5", "--output", plan)  # The file knows the model.
+    made = PruningPlan.load(plan)
+    assert told["promise"] == made.promise and told["removed"]["heads"] == made.num_heads
+    told = hap("prune", model, "--plan", plan, "--output", out, "--train-file", train, "--length", 8)
+    pruned = AutoModelForSequenceClassification.from_pretrained(out)
+    assert told["refitted"] and told["parameters"]["pruned"] == sum(p.numel() for p in pruned.parameters())
+    assert told["parameters"]["pruned"] == made.promise["parameters"]
+    assert AutoTokenizer.from_pretrained(out)("good film")["input_ids"]
+    info = hap("info", out, "--length", 8)
+    assert sum(info["heads"]) == 8 - made.num_heads and info["dense_heads"] == [4, 4]
+    assert info["flops"] == count_flops(pruned, example_inputs(pruned, 1, 8))
+    bench = hap("bench", model, out, "--batch", 2, "--length", 8, "--repeats", 2)
+    assert bench["parameters"] == told["parameters"] and bench["flops"]["pruned"] < bench["flops"]["dense"]
+    assert min(bench["milliseconds"].values()) > 0
+
+
+def test_without_data_nothing_is_refitted(tmp_path, fine_tuned):
+    model, _ = fine_tuned
+    own = AutoModelForSequenceClassification.from_pretrained(model)
+    PruningPlan.for_model(own, heads={0: [1]}).save(tmp_path / "plan.json")
+    assert not hap("prune", model, "--plan", tmp_path / "plan.json", "--output", tmp_path / "out")["refitted"]
+    apply_plan(own, PruningPlan.load(tmp_path / "plan.json"))
+    pruned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(p, q) for p, q in zip(own.parameters(), pruned.parameters(), strict=True))
+
+
+def test_tables_for_people(fine_tuned):
+    model, _ = fine_tuned
+    result = CliRunner().invoke(app, ["info", str(model), "--length", "8"])
+    assert result.exit_code == 0 and "BertForSequenceClassification: " in result.stdout
+    assert [line.split()[:4] for line in result.stdout.splitlines()[-2:]] == [
+        ["0", "4", "of", "4"],
+        ["1", "4", "of", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["info", "./nowhere"], 1, "hap: .*nowhere"),
+        (["score", "MODEL"], 1, "hap: Say which data: --task"),
+        (["score", "MODEL", "--task", "squad"], 1, "hap: Unknown task 'squad'"),
+        (["plan", "nothing"], 1, "hap: No sensitivity file at 'nothing'"),
+        (["prune", "MODEL", "--plan", "no.json", "--output", "out"], 1, "hap: .*no.json"),
+        (["info"], 2, "Missing argument"),
+    ],
+)
+def test_errors_in_one_line(fine_tuned, monkeypatch, capsys, arguments, code, message):
+    from hap_transformers import cli
+
+    model, _ = fine_tuned
+    monkeypatch.setattr(sys, "argv", ["hap", *(str(model) if a == "MODEL" else a for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == code and "Traceback" not in told
+    assert re.search(message, told), told
+    if code == 1:
+        assert told.startswith("hap: ") and len(told.splitlines()) == 1
+
+
+def test_the_installed_command_and_debug():
+    hap_command = Path(sys.executable).with_name("hap")
+    done = subprocess.run([hap_command, "--debug", "plan", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+def test_a_model_for_another_task(fine_tuned):
+    model, train = fine_tuned
+    rows = [("good", "a"), ("bad", "b"), ("film", "c")]
+    other = write_csv(Path(train).with_name("other.csv"), rows)
+    assert load_task(train_file=other, validation_file=other).num_labels == 3
+    with pytest.raises(ValueError, match="has 2 outputs, task 'custom' needs 3"):
+        hap("score", model, "--train-file", other)
