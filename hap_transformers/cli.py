@@ -231,6 +231,19 @@ def bench(
     _print(figures, rows, f"{batch} x {length} tokens, medians of {repeats} passes", json_)
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of run_glue_hap.py.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write one self-contained page about a run."""
+    from .report import write_report
+
+    page = write_report(folder, output)
+    _print({"file": str(page)}, [], str(page), json_)
+
+
 def _load(name: str) -> "PreTrainedModel":
     """The model of the class that its config names."""
     import transformers
