@@ -43,8 +43,7 @@ class Stages:
 
     def checkpoint(self, folder: str = "") -> str | None:
         """The last whole checkpoint in a folder of the output folder, if there is any."""
-        found = last_whole_checkpoint(self.output / folder)
-        return found and str(found)
+        return last_whole_checkpoint(self.output / folder)
 
     def save_dense(self, trainer: HapTrainer, **figures: Any) -> None:
         """Keeps the fine-tuned model and what is known of it."""

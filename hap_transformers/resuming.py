@@ -1,10 +1,14 @@
-"""Checkpoints that training can go on from."""
+"""What training needs to go on: a whole checkpoint, of the same structure, and the same order of batches."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from torch.utils.data import Sampler
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .structure import recorded_structure
@@ -14,7 +18,7 @@ from .structure import recorded_structure
 RECOVERY = "_recovery"
 
 
-def last_whole_checkpoint(folder: str | Path) -> Path | None:
+def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint in a folder that was written to the end, or `None`.
 
     `Trainer` writes the training state last, so what was killed while saving has none, or one cut short.
@@ -26,8 +30,39 @@ def last_whole_checkpoint(folder: str | Path) -> Path | None:
             TrainerState.load_from_json(str(path / "trainer_state.json"))
         except (OSError, ValueError, TypeError):
             continue
-        return path
+        return str(path)
     return None
+
+
+def seeded_by_epoch(sampler: Sampler | None, seed: int) -> Sampler | None:
+    """A sampler whose order a resumed training finds again; other samplers than `LengthGroupedSampler` are that."""
+    return _SeededByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+class _SeededByEpoch(Sampler[int]):
+    """A `LengthGroupedSampler` whose order depends on the seed and the epoch alone.
+
+    Transformers draws it from the global random state as it is when an epoch starts, which a training that is resumed
+    amid the epoch does not know any more.
+
+    Args:
+        sampler (`LengthGroupedSampler`): The sampler.
+        seed (`int`): The seed.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int):
+        self.sampler, self.seed = sampler, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, by accelerate and `Trainer`."""
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -29,7 +29,7 @@ from .processes import made_once, validate_same_plan
 from .reconstruction import reconstruct
 from .recovery import recovery_arguments, with_distillation
 from .remote_code import export_remote_code
-from .resuming import last_whole_checkpoint, validate_same_structure
+from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
 from .sensitivity import Sensitivity, estimate_sensitivity
 from .sensitivity.batches import scored_batches
 from .slicing import validate_sliceable
@@ -118,8 +118,6 @@ class HapTrainer(Trainer):
                 resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
-            if resume_from_checkpoint:
-                resume_from_checkpoint = str(resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -348,6 +346,10 @@ class HapTrainer(Trainer):
             super()._save(str(unfinished), state_dict)
             if self.hap_config is not None:
                 self.hap_config.save(unfinished / "hap_config.json")
+
+    def _get_train_sampler(self, *args) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args)
+        return sampler if self.hap_config is None else seeded_by_epoch(sampler, self.args.seed)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         validate_same_structure(resume_from_checkpoint, self._unwrapped_model())

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from test_trainer import make_trainer
+from test_trainer import Rows, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hap_transformers import HapConfig, PruningPlan
+from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.resuming import last_whole_checkpoint
 
 
@@ -68,7 +69,9 @@ def test_resumes_before_and_after_pruning(tmp_path):
     torch.manual_seed(1)
     last.train(resume_from_checkpoint=True)
     assert last.state.global_step == 12 and same(weights(whole), weights(last))
-    assert last_whole_checkpoint(tmp_path / "cut").name == "checkpoint-6"  # Recovery has not touched the dense ones.
+    assert last_whole_checkpoint(tmp_path / "cut") == str(
+        tmp_path / "cut" / "checkpoint-6"
+    )  # Recovery has not touched the dense ones.
     assert len(list((tmp_path / "cut" / "_recovery").glob("checkpoint-*"))) == 2  # Nor kept more than the limit.
 
 
@@ -99,12 +102,26 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
     with pytest.raises(ValueError, match="No whole checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     trainer.train()
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     for text in ("", '{"global_step": '):
         (tmp_path / "checkpoint-6" / "trainer_state.json").write_text(text)
-        assert last_whole_checkpoint(tmp_path).name == "checkpoint-4"
+        assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-9-old").mkdir()
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-4"
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def test_batches_of_like_length_come_in_the_same_order(tmp_path):
+    """Cut off amid the second epoch, training meets the batches that it would have met."""
+    grouped = {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
+    settings = {**grouped, "num_train_epochs": 3, "seed": 3}
+    rows = Rows(24)
+    whole = trainer_of(tmp_path / "whole", rows=rows, **settings)
+    whole.train()
+    with pytest.raises(Interrupted):
+        trainer_of(tmp_path / "cut", [StopAt(9)], rows=rows, **settings).train()
+    again = trainer_of(tmp_path / "cut", rows=rows, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 18 and same(weights(whole), weights(again))
 
 
 @pytest.mark.parametrize("greater", [True, False])
