@@ -1,4 +1,4 @@
-"""Draws the README's picture and writes its tables and those of `docs/study.md` from committed results.
+"""Draws the README's picture and writes its tables, and the figures of `docs/reliability.md`, from committed results.
 
 These are `docs/results/cells.jsonl`, made by `glue_scripts/compare_glue.py --preset full`, and the benchmarks'
 `benchmarks/{sensitivity,latency,prune}.json`:
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-README, STUDY = HERE.parent / "README.md", HERE / "study.md"
+README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
 from comparison_grids import PRESETS  # noqa: E402
@@ -103,10 +103,9 @@ def write_into(file: Path, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    grids = {name: grid.cells_in(HERE / "results" / "cells.jsonl") for name, grid in PRESETS["full"].items()}
-    for file, name in ((README, "main"), (STUDY, "heads"), (STUDY, "parts")):
-        write_into(file, name, table(grids[name]) + "\n\n" + differences_table(grids[name], "hap"))
-    plot_gains(grids["main"], HERE / "images" / "comparison.png")
+    cells = PRESETS["full"]["main"].cells_in(HERE / "results" / "cells.jsonl")
+    write_into(README, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
+    plot_gains(cells, HERE / "images" / "comparison.png")
     benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
     write_into(README, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
     latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))

@@ -31,6 +31,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PreTrainedModel,
     TrainingArguments,
     set_seed,
 )
@@ -41,6 +42,7 @@ from hap_transformers.efficiency import compare_latency, count_flops, count_para
 from hap_transformers.files import write_text
 from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.report import write_report
 from hap_transformers.resuming import RECOVERY
 from hap_transformers.tasks import Task, load_task
 
@@ -55,6 +57,7 @@ DEFAULTS = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "save_strategy": "no",
+    "logging_steps": 0.05,  # Twenty points of the training curve.
     "report_to": ["none"],
     # Sentences of like length together save half the padding.
     **({"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}),
@@ -130,8 +133,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         with _phase("fine-tune", seconds, args):
             trainer.train(resume_from_checkpoint=stages.checkpoint())
         trainer.evaluate()
-        stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds)
-    trainer.results["metrics"], seconds = (stages.figures()[name] for name in ("metrics", "seconds"))
+        history = {"fine-tune": trainer.state.log_history}
+        stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds, history=history)
+    figures = stages.figures()
+    trainer.results["metrics"], seconds, history = (figures[name] for name in ("metrics", "seconds", "history"))
     dense = copy.deepcopy(trainer.model)
     with _phase("score", seconds, args):
         sensitivity = stages.scores(trainer)
@@ -140,6 +145,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.evaluate()
     with _phase("recover", seconds, args):
         trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
+    history["recover"] = trainer.state.log_history
     trainer.evaluate()
 
     inputs = _one_batch(trainer, data)
@@ -152,11 +158,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
         "parameters": {"dense": count_parameters(dense), "pruned": count_parameters(trainer.model)},
         "flops": {"dense": count_flops(dense, inputs), "pruned": count_flops(trainer.model, inputs)},
+        "bytes": {"dense": _bytes(dense), "pruned": _bytes(trainer.model)},
         "latency_ms": {name: 1000 * value for name, value in latency.items()},
         "batch": list(inputs["input_ids"].shape),
         "reliability": sensitivity.reliability,
         "seconds": seconds,
         "seed": args.seed,
+        "history": history,
         "hap_config": asdict(hap_config),
         "training": {
             name: getattr(args, name)
@@ -177,6 +185,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         plan.save(output / "pruning_plan.json")
         plot_head_sensitivity(sensitivity, output / PICTURE, plan)
         write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
+        write_report(output)
     trainer.create_model_card(**about)
     if args.push_to_hub:
         trainer.push_to_hub(**about)
@@ -186,6 +195,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    """What the weights take on disk."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _public_name(model: str) -> str:

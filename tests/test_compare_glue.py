@@ -225,8 +225,8 @@ def is_drawn(path):
 
 def test_presets_ask_for_known_cells():
     keys = {name: [key for grid in grids.values() for key in grid.keys()] for name, grids in PRESETS.items()}
-    # Main: 4 tasks x 3 seeds x (5 methods x 3 ratios + what recovery alone does); heads: 3 methods; parts: 9 methods.
-    assert len(keys["full"]) == 4 * 3 * (5 * 3 + 1) + 4 * 3 * 3 * 3 + 2 * 2 * 9 * 2
+    # Main: 4 tasks x 3 seeds x (5 methods x 3 ratios + what recovery alone does); heads: 3 methods; parts: 10.
+    assert len(keys["full"]) == 4 * 3 * (5 * 3 + 1) + 4 * 3 * 3 * 3 + 2 * 2 * 10 * 2
     with pytest.raises(ValueError, match="between 0 and 1, got .60"):
         Grid(["mrpc"], ["hap"], [60.0], [0])
     with pytest.raises(ValueError, match="not by budget 'latency'"):

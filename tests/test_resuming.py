@@ -69,9 +69,8 @@ def test_resumes_before_and_after_pruning(tmp_path):
     torch.manual_seed(1)
     last.train(resume_from_checkpoint=True)
     assert last.state.global_step == 12 and same(weights(whole), weights(last))
-    assert last_whole_checkpoint(tmp_path / "cut") == str(
-        tmp_path / "cut" / "checkpoint-6"
-    )  # Recovery has not touched the dense ones.
+    # Recovery has not touched the dense ones.
+    assert last_whole_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-6")
     assert len(list((tmp_path / "cut" / "_recovery").glob("checkpoint-*"))) == 2  # Nor kept more than the limit.
 
 

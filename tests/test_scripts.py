@@ -48,7 +48,19 @@ def own_files(tmp_path):
 
 
 def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
-    results = main(flags(tmp_path, model_dir, *own_files(tmp_path), "--budget", "heads", "--ratio", "0.5"))
+    results = main(
+        flags(
+            tmp_path,
+            model_dir,
+            *own_files(tmp_path),
+            "--budget",
+            "heads",
+            "--ratio",
+            "0.5",
+            "--per_device_train_batch_size",
+            "8",
+        )
+    )
     out = tmp_path / "out"
     assert results == json.loads((out / "results.json").read_text())
     assert set(results["metrics"]) == {"dense", "pruned", "recovered"}
@@ -66,6 +78,8 @@ def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
     assert "with 4 of 8 attention heads and 48 feed-forward neurons left" in card and "| recovered | " in card
     assert "base_model" not in card  # A folder is no name on the Hub.
     assert "recovered" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert page.count("<polyline") == 2 and "4 of 8 heads are gone" in page and str(tmp_path) not in page
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])

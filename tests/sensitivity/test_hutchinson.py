@@ -74,7 +74,7 @@ def test_layers_that_share_weights_are_refused(small):
 def test_a_loss_without_the_model_is_refused(small):
     model, batch, _ = small
     for loss_fn in (lambda m, b: m.classifier.weight.sum(), lambda m, b: m(**b).loss.detach()):
-        with pytest.raises(ValueError, match="does not depend on any head or neuron"):
+        with pytest.raises(ValueError, match="does not depend on the model's weights"):
             estimate_sensitivity(model, [batch], "hessian_trace", loss_fn=loss_fn, progress=False)
 
 
