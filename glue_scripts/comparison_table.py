@@ -110,8 +110,9 @@ def differences(cells: list[Cell], method: str, phase: str = "recovered") -> lis
 
 
 def differences_table(cells: list[Cell], method: str, phase: str = "recovered") -> str:
-    """[`differences`] as Markdown, a row a rival."""
+    """[`differences`] as Markdown, a row a rival. Fewer pairs than elsewhere follow in brackets."""
     rows = differences(cells, method, phase)
+    most = max((row["pairs"] for row in rows), default=0)
     ratios = sorted({row["ratio"] for row in rows})
     lines = [f"| {phase}: points of {method} over | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
     lines.append("| --- " * (1 + len(ratios)) + "|")
@@ -120,7 +121,8 @@ def differences_table(cells: list[Cell], method: str, phase: str = "recovered") 
         for row in rows:
             if row["other"] == other:
                 interval = f" ({row['low']:+.1f} to {row['high']:+.1f})" if "low" in row else ""
-                texts[row["ratio"]] = f"{row['mean']:+.1f}{interval}"
+                count = f" [{row['pairs']}]" if row["pairs"] < most else ""
+                texts[row["ratio"]] = f"{row['mean']:+.1f}{interval}{count}"
         lines.append(f"| {other} | " + " | ".join(texts.get(ratio, "") for ratio in ratios) + " |")
     return "\n".join(lines)
 
