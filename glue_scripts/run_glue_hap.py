@@ -92,11 +92,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     command = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser((ScriptArguments, TrainingArguments, HapConfig), description=__doc__.splitlines()[0])
     if len(command) == 1 and Path(command[0]).suffix in (".json", ".yaml", ".yml"):
-        command = [Path(command[0]).read_text(encoding="utf-8")]
-        script, args, hap_config = parser.parse_dict({**DEFAULTS, **yaml.safe_load(command[0])})
-    else:
-        parser.set_defaults(**DEFAULTS)
-        script, args, hap_config = parser.parse_args_into_dataclasses(command)
+        values = yaml.safe_load(Path(command[0]).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"'{command[0]}' has no flags; expected a name and a value a line, such as 'ratio: 0.5'.")
+        command = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    parser.set_defaults(**DEFAULTS)
+    script, args, hap_config = parser.parse_args_into_dataclasses(command)
     set_seed(args.seed)
     output = Path(args.output_dir)
     own = (script.task_name, script.data_dir, script.train_file, script.validation_file)
@@ -116,6 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     model = AutoModelForSequenceClassification.from_pretrained(
         stages.dense if fine_tuned else model_path, config=config
     )
+    model.config.name_or_path = model_path  # Not where a run that was killed has kept it.
     data = task.tokenize(tokenizer, script.max_seq_length)
     trainer = HapTrainer(
         model=model,
@@ -181,6 +183,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.results.update({name: results[name] for name in ("parameters", "flops", "latency_ms")})
     about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL, "dataset": task.name}
     if trainer.is_world_process_zero():
+        sensitivity.model = ""  # The dense model is not kept.
         sensitivity.save(output / "sensitivity.safetensors")
         plan.save(output / "pruning_plan.json")
         plot_head_sensitivity(sensitivity, output / PICTURE, plan)

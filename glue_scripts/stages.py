@@ -37,6 +37,7 @@ class Stages:
                 raise ValueError(
                     f"'{folder}' has checkpoints of another run. Choose another --output_dir, or delete them."
                 )
+        written.unlink(missing_ok=True)  # First: without it what is left is nobody's.
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_text(written, json.dumps(list(command)))
@@ -48,7 +49,7 @@ class Stages:
     def save_dense(self, trainer: HapTrainer, **figures: Any) -> None:
         """Keeps the fine-tuned model and what is known of it."""
         unfinished = self.dense.with_name("dense.unfinished")
-        trainer.save_model(str(unfinished))
+        trainer.save_model(str(unfinished), _internal_call=True)  # Else it is pushed to the Hub, too.
         if trainer.is_world_process_zero():
             write_text(unfinished / "figures.json", json.dumps(figures))
             os.replace(unfinished, self.dense)
@@ -71,4 +72,5 @@ class Stages:
 
     def finish(self) -> None:
         """Removes the folder."""
+        (self.folder / "command.json").unlink()
         shutil.rmtree(self.folder)

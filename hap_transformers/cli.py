@@ -185,7 +185,10 @@ def prune(
     from .reconstruction import reconstruct
     from .surgery import apply_plan
 
+    if data_dir and not task:
+        raise ValueError("--data-dir needs --task.")
     loaded, chosen = _load(model), PruningPlan.load(plan)
+    tokenizer = AutoTokenizer.from_pretrained(model) if loaded.main_input_name == "input_ids" else None
     chosen.validate(loaded)
     refits = task is not None or train_file is not None
     batches = (
@@ -196,8 +199,8 @@ def prune(
     if batches is not None:
         reconstruct(loaded, dense, list(batches), init_implants=tuple(chosen.implants))
     loaded.save_pretrained(output)
-    if loaded.main_input_name == "input_ids":
-        AutoTokenizer.from_pretrained(model).save_pretrained(output)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(output)
     chosen.save(output / "pruning_plan.json")
     parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
     refitted = "refitted" if refits else "not refitted (no --task or --train-file)"

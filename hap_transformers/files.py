@@ -16,8 +16,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Args:
         path (`str` or `Path`): The file. The ending stays the same, as some writers choose the format by it.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".unfinished-{path.name}")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():  # Such as /dev/null.
+        yield path
+        return
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -46,7 +49,14 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
-            os.replace(file, folder / file.name)
+        files = [file.relative_to(unfinished) for file in unfinished.rglob("*") if not file.is_dir()]
+        for file in sorted(files, key=lambda file: (str(file) == "config.json", str(file))):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(unfinished / file, folder / file)
+        names = {str(file) for file in files}
+        if any(name.endswith(".safetensors") for name in names):  # Weights that were in another number of parts.
+            for old in (*folder.glob("model-*-of-*.safetensors"), folder / "model.safetensors.index.json"):
+                if old.name not in names:
+                    old.unlink(missing_ok=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

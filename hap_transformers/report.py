@@ -46,7 +46,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         plan = PruningPlan.load(folder / "pruning_plan.json")
         scores = Sensitivity.load(folder / "sensitivity.safetensors")
         page = render_report(folder.resolve().name, results, plan, scores)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, jinja2.TemplateError) as error:
         raise ValueError(f"'{folder / 'results.json'}' is not that of a run: {error!r}.") from error
     output = Path(output or folder / "report.html")
     write_text(output, page)

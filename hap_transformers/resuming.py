@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Sampler
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,16 +18,22 @@ from .structure import recorded_structure
 RECOVERY = "_recovery"
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
+def last_whole_checkpoint(folder: str | Path, model: PreTrainedModel | None = None) -> str | None:
     """The newest checkpoint in a folder that was written to the end, or `None`.
 
     `Trainer` writes the training state last, so what was killed while saving has none, or one cut short.
+
+    Args:
+        folder (`str` or `Path`): Where checkpoints lie.
+        model (`PreTrainedModel`, *optional*): The model to train; checkpoints of another structure are passed over.
     """
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [(pattern.fullmatch(path.name), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True):
         try:
             TrainerState.load_from_json(str(path / "trainer_state.json"))
+            if model is not None:
+                validate_same_structure(path, model)
         except (OSError, ValueError, TypeError):
             continue
         return str(path)
@@ -71,9 +77,10 @@ def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> N
     Raises:
         ValueError: If it is not.
     """
-    if not (Path(checkpoint) / "config.json").is_file():
+    file = Path(checkpoint) / "config.json"
+    if not file.is_file():
         return
-    structures = [_structure(config) for config in (AutoConfig.from_pretrained(checkpoint), model.config)]
+    structures = [_structure(config) for config in (PretrainedConfig.from_json_file(file), model.config)]
     if structures[0] != structures[1]:
         there, here = ("pruned" if any(structure) else "dense" for structure in structures)
         raise ValueError(

@@ -56,6 +56,8 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
         module: {name: copy(v) if isinstance(v, dict) else v for name, v in vars(module).items()}
         for module in model.modules()
     }
+    classes = {module: type(module) for module in model.modules()}  # Modules that are emptied change it.
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     config = deepcopy(vars(model.config))
     try:
         yield
@@ -63,6 +65,9 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
         for module, attributes in modules.items():
             vars(module).clear()
             vars(module).update(attributes)
+            module.__class__ = classes[module]
+        for parameter, value in required.items():
+            parameter.requires_grad_(value)
         vars(model.config).clear()
         vars(model.config).update(config)
         raise

@@ -115,7 +115,7 @@ class HapTrainer(Trainer):
         recovers = self._phase == "recovered" and self.hap_config is not None
         with recovery_arguments(self.args, self.hap_config) if recovers else nullcontext():
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._unwrapped_model())
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -262,6 +262,7 @@ class HapTrainer(Trainer):
                     progress=not self.args.disable_tqdm,
                     accelerator=self.accelerator,
                 )
+            self._note_costs(model, "pruned")
         if self.teacher is None and config.distils:
             self.teacher = dense
         model.add_model_tags(list(TAGS))
@@ -278,7 +279,6 @@ class HapTrainer(Trainer):
         self._phase = "pruned"
         for phase in ("pruned", "recovered"):  # Those of a model pruned less.
             self.results["metrics"].pop(phase, None)
-        self._note_costs(model, "pruned")
         model.pruning_results, model.pruning_plan = self.results, plan  # For `model.push_to_hub`.
         neurons = sum(len(removed) for removed in plan.neurons.values())
         costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
@@ -340,7 +340,7 @@ class HapTrainer(Trainer):
                 getattr(callback, event)(self.args, self.state, self.control, **about)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if not self.args.should_save:
+        if not self.args.should_save or not isinstance(self._unwrapped_model(), PreTrainedModel):
             return super()._save(output_dir, state_dict)
         with whole_files(output_dir or self.args.output_dir) as unfinished:
             super()._save(str(unfinished), state_dict)

@@ -89,6 +89,8 @@ def test_checkpoints_of_another_structure_are_refused(tmp_path):
     other = trainer_of(tmp_path)
     other.prune(PruningPlan.for_model(other.model, heads={0: [1]}))
     with pytest.raises(ValueError, match="in training is pruned, otherwise"):
+        other.train(resume_from_checkpoint=str(recovered))
+    with pytest.raises(ValueError, match="No whole checkpoint"):
         other.train(resume_from_checkpoint=True)
     other.state.best_model_checkpoint = str(recovered)
     with pytest.raises(ValueError, match="in training is pruned, otherwise"):

@@ -88,9 +88,13 @@ def test_flags_in_a_file(tmp_path, model_dir, ending):
     values = {"model_name_or_path": str(model_dir), "output_dir": str(tmp_path / "out"), "use_cpu": True}
     values |= {"train_file": files[1], "validation_file": files[3], "num_train_epochs": 1, "disable_tqdm": True}
     file = tmp_path / f"flags.{ending}"
-    file.write_text(json.dumps({**values, "ratio": 0.5, "budget": "heads"}))
+    file.write_text(json.dumps({**values, "ratio": 0.5, "budget": "heads"})[:-1] + ', "learning_rate": 5e-5}')
     results = main([str(file)])
     assert results["heads"] == {"dense": 8, "pruned": 4} and results["training"]["per_device_train_batch_size"] == 32
+    assert results["training"]["learning_rate"] == 5e-5  # A text, for YAML.
+    file.write_text("just text")
+    with pytest.raises(ValueError, match="has no flags"):
+        main([str(file)])
     file.write_text(json.dumps({**values, "ratios": 0.5}))
     with pytest.raises(ValueError, match="ratios"):
         main([str(file)])

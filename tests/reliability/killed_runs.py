@@ -65,8 +65,11 @@ def main(folder: Path, kills: int, seed: int, flags: list[str]) -> None:
             child = start(output, flags)
             time.sleep(moments.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
-            if end_of(child) == 0:  # It was faster.
+            ended = end_of(child)
+            if ended == 0:  # It was faster.
                 break
+            if ended != -signal.SIGKILL:
+                sys.exit(output.with_suffix(".log").read_text())
             killed += 1
             phases[phase(output)] = phases.get(phase(output), 0) + 1
         else:
