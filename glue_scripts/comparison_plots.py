@@ -14,6 +14,9 @@ from hap_transformers import Sensitivity
 
 COLOURS = ["#2a7f62", "#bf616a", "#d08770", "#5e81ac", "#b48ead", "#a3be8c", "#ebcb8b", "#4c566a", "#88c0d0"]
 
+# What falls further leaves the picture: the others could not be told apart.
+LOWEST = -20
+
 
 def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("pruned", "recovered")) -> None:
     """Draws points over dense against the share removed, a panel a task and phase, with the spread over seeds.
@@ -39,7 +42,10 @@ def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("
             axes.set_title(f"{task}, {phase}", fontsize=9)
             axes.set_xticks([100 * ratio for ratio in ratios], [f"{ratio:.0%}" for ratio in ratios])
             axes.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel("points over dense")
+        cut = bool(row[0].get_ylim()[0] < LOWEST)
+        row[0].set_ylabel("points over dense" + f", cut at {LOWEST}" * cut)
+        if cut:
+            row[0].set_ylim(bottom=LOWEST)
     budget = {"params": "encoder parameters", "heads": "heads"}[cells[0]["budget"]]
     figure.supxlabel(f"share of {budget} removed", fontsize=9)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
