@@ -31,7 +31,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
-    PreTrainedModel,
     TrainingArguments,
     set_seed,
 )
@@ -160,7 +159,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
         "parameters": {"dense": count_parameters(dense), "pruned": count_parameters(trainer.model)},
         "flops": {"dense": count_flops(dense, inputs), "pruned": count_flops(trainer.model, inputs)},
-        "bytes": {"dense": _bytes(dense), "pruned": _bytes(trainer.model)},
+        "bytes": {
+            name: model.get_memory_footprint(return_buffers=False)
+            for name, model in (("dense", dense), ("pruned", trainer.model))
+        },
         "latency_ms": {name: 1000 * value for name, value in latency.items()},
         "batch": list(inputs["input_ids"].shape),
         "reliability": sensitivity.reliability,
@@ -198,11 +200,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(_table(results))
     print(f"Saved to {output}. Load it with `import hap_transformers` and plain from_pretrained('{output}').")
     return results
-
-
-def _bytes(model: PreTrainedModel) -> int:
-    """What the weights take on disk."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _public_name(model: str) -> str:
