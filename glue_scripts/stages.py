@@ -71,6 +71,8 @@ class Stages:
         return sensitivity
 
     def finish(self) -> None:
-        """Removes the folder."""
+        """Removes the folder, and files that a killed run was writing."""
+        for left in self.output.glob(".unfinished-*"):
+            left.unlink()
         (self.folder / "command.json").unlink()
         shutil.rmtree(self.folder)

@@ -28,6 +28,7 @@ def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving, tell):  #
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= KILLS // 2
     whole = tmp_path / "runs" / "whole"
+    assert not list((tmp_path / "runs").glob("*/.unfinished*"))
     for run in range(told["runs"]):
         killed = tmp_path / "runs" / f"killed-{run}"
         assert {file.name for file in killed.iterdir()} == {file.name for file in whole.iterdir()}
