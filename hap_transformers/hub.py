@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from .files import whole_file
 from .model_card import TAGS, base_model_of, make_model_card
-from .plots import plot_structure
 from .remote_code import export_remote_code
 from .structure import recorded_structure
 
@@ -21,6 +20,8 @@ MARK = "<!-- Written by hap_transformers"
 
 def write_card(model: PreTrainedModel, folder: str | Path, **about: Any) -> None:
     """Writes a pruned model's card and its picture into a folder; `about` goes to [`make_model_card`]."""
+    from .plots import plot_structure  # Here: matplotlib takes a second, which importing the package should not.
+
     plot_structure(model, Path(folder) / PICTURE)
     with whole_file(Path(folder) / "README.md") as unfinished:
         make_model_card(model, pictures={CAPTION: PICTURE}, **about).save(unfinished)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from scipy.stats import spearmanr
 
 
 @dataclass
@@ -126,6 +125,8 @@ class SampleMoments:
         Returns:
             `float`: The reliability, or `None` where there are not two halves or ranks are undefined.
         """
+        from scipy.stats import spearmanr  # Here: it takes half a second, which importing the package should not.
+
         kind = 0 if self.totals[2] > 1 else 1
         weights = self.half_weights[kind]
         if weights.min() == 0:
