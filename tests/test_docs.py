@@ -1,9 +1,25 @@
-"""What the documentation refers to is there."""
+"""What the documentation refers to is there, and its snippets run as they stand."""
 
 import re
 
 import pytest
-from conftest import ROOT
+import typer
+from conftest import ROOT, make_batch, make_model
+from datasets import Dataset
+from test_scripts import model_dir  # noqa: F401
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+
+import hap_transformers
+from hap_transformers.cli import app
+from hap_transformers.releases import TRANSFORMERS_4
+
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
 def test_the_promises_name_tests_that_exist():
@@ -16,8 +32,64 @@ def test_the_promises_name_tests_that_exist():
         assert not function or f"def {function}(" in path.read_text(), function
 
 
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "docs/reliability.md"])
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "SECURITY.md", *PAGES], ids=name_of)
 def test_links_lead_to_files(page):
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.fixture
+def surroundings(tmp_path, monkeypatch, model_dir):  # noqa: F811
+    """What a reader of the pages has: a fine-tuned model in the working folder, data, training arguments."""
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    rows = {"sentence": ["good film", "bad plot and film", "good plot", "bad film"] * 4, "label": [1, 0, 1, 0] * 4}
+    data = Dataset.from_dict(rows).map(lambda row: tokenizer(row["sentence"]), remove_columns=["sentence"])
+    args = TrainingArguments("out", num_train_epochs=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    batches = [make_batch(8, seed=seed) for seed in range(4)]
+    old = make_model("bert")
+    if TRANSFORMERS_4:
+        old.prune_heads({0: [1, 2]})
+    else:  # What a checkpoint of Transformers 4 has: smaller weights, and only the numbers of heads in the config.
+        hap_transformers.prune_heads(old, {0: [1, 2]})
+        del old.config.quantization_config
+    old.save_pretrained("pruned_by_transformers_4")
+    return {
+        "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
+        "model": model,
+        "tokenizer": tokenizer,
+        "train": data,
+        "validation": data,
+        "args": args,
+        "batches": batches,
+        "batch": batches[0],
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPET.search(page.read_text())], ids=name_of)
+def test_snippets_run(page, surroundings):
+    if page.name == "onnx.md":
+        pytest.importorskip("onnxruntime")
+    for snippet in SNIPPET.findall(page.read_text()):
+        exec(compile(snippet, str(page), "exec"), surroundings)
+
+
+def test_the_reference_has_every_public_name():
+    shown = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        shown |= set(re.findall(r"^::: hap_transformers\.([\w.]+)$", page.read_text(), re.MULTILINE))
+    assert set(hap_transformers.__all__) - {"__version__"} <= shown
+    for name in shown:
+        found = hap_transformers
+        for part in name.split("."):
+            found = getattr(found, part, None) or __import__(f"hap_transformers.{part}", fromlist=[part])
+        assert found.__doc__, name
+
+
+def test_the_reference_has_every_command_and_flag():
+    text = (ROOT / "docs" / "api" / "cli.md").read_text()
+    for name, command in typer.main.get_command(app).commands.items():
+        section = text.split(f"## `hap {name}`")[1].split("\n## ")[0]
+        for parameter in command.params:
+            assert all(flag in section for flag in parameter.opts), (name, parameter.opts)
