@@ -8,6 +8,7 @@ This table is all that the package knows about model families. To support anothe
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -71,7 +72,7 @@ class Architecture:
     config_head_size: str = "head_dim"
 
 
-BERT_NAMES = {
+BERT_NAMES: dict[str, Any] = {
     "attention": "attention.self",
     "query": "attention.self.query",
     "key": "attention.self.key",

@@ -36,12 +36,17 @@ class Block:
         return [*self.inputs, self.output]
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def implant_rank(self) -> int:
+        """Number of linear neurons, which only feed-forward blocks have."""
+        return 0
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
         """The weights that components own, each once, among those of their modules."""
         owned = [p for projection in self.inputs for p in projection.parameters] + [self.output.module.weight]
         return list(dict.fromkeys(owned))
 
-    def sum_over_components(self, tensors: Mapping[nn.Parameter, torch.Tensor]) -> torch.Tensor:
+    def sum_over_components(self, tensors: Mapping[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Sums tensors shaped like `parameters` into one number a component, shape `(num_components,)`."""
         owned = [self.output.matrix(tensors[self.output.module.weight]).T]
         for projection in self.inputs:
@@ -136,7 +141,7 @@ def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
         inputs = find_projections(model.base_model, path, roles)
         (output,) = find_projections(model.base_model, path, (architecture.output,))
         count = inputs[1].out_features // head_size
-        kept = range(total)
+        kept: Sequence[int] = range(total)
         if count != total:
             kept = [head for head in kept if head not in recorded.get(str(index), ())]
         if count != len(kept):
@@ -179,7 +184,7 @@ def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
                 f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES does not fit this model."
             )
         activation = architecture.activation
-        module = activation and model.base_model.get_submodule(path + activation)
+        module = model.base_model.get_submodule(path + activation) if activation else None
         blocks.append(FeedForwardBlock(index, inputs, output, output.in_features, activation=module))
     return blocks
 

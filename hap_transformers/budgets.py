@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from operator import mul
 from typing import Any
 
 import torch
@@ -68,12 +70,13 @@ def make_budget(
         unique = {parameter for layer in layers(original) for parameter in layer.parameters()}
         dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(model)
     else:
+        assert inputs is not None  # Else refused above: what is left is "flops".
         flops = count_flops_by_module(original, inputs)
         own = [_flops(block, flops) / block.num_components for block in blocks]
         dense, whole = float(sum(flops.get(layer, 0) for layer in set(layers(original)))), count_flops(model, inputs)
     present = zip(own, blocks, all_blocks(model), strict=True)
     now = dense - sum(cost * (before.num_components - block.num_components) for cost, before, block in present)
-    return Budget(dense, now, [lambda count, cost=cost: cost * count for cost in own], whole - now)
+    return Budget(dense, now, [partial(mul, cost) for cost in own], whole - now)
 
 
 def all_blocks(model: PreTrainedModel) -> list[Block]:
@@ -104,7 +107,7 @@ def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def _flops(block: Block, flops: Mapping[torch.nn.Module, int]) -> int:
     """FLOPs of all that gets smaller with a block: its projections and, for attention, what lies between them."""
-    modules = {projection.module for projection in block.sliced}
+    modules: set[torch.nn.Module] = {projection.module for projection in block.sliced}
     if isinstance(block, AttentionBlock):
         modules = {block.attention} | (modules - set(block.attention.modules()))
     return sum(flops.get(module, 0) for module in modules)
@@ -117,7 +120,9 @@ def _latency_budget(model: PreTrainedModel, table: LatencyTable | None) -> Budge
         )
     blocks, dense = all_blocks(model), dense_counts(model)
     table.validate(model, dense)
-    costs = [table.head_cost if isinstance(block, AttentionBlock) else table.neuron_cost for block in blocks]
+    costs: list[Callable[[int], float]] = [
+        table.head_cost if isinstance(block, AttentionBlock) else table.neuron_cost for block in blocks
+    ]
     return Budget(
         dense=sum(cost(count) for cost, count in zip(costs, dense, strict=True)),
         now=sum(cost(block.num_components) for cost, block in zip(costs, blocks, strict=True)),

@@ -1,7 +1,7 @@
 """The training examples that are scored and refitted on."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -20,6 +20,6 @@ def calibration_batches(
         collate_fn (`Callable`): Makes a batch of a list of examples.
     """
     if not isinstance(dataset, IterableDataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(cast(Sized, dataset)), generator=torch.Generator().manual_seed(seed))
         dataset = Subset(dataset, order[:max_examples].tolist())
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate_fn)

@@ -35,7 +35,7 @@ class HapStructure(QuantizationConfigMixin):
     """
 
     def __init__(self, quant_method: str = METHOD, **structure: Any):
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]  # The enum has only what Transformers ships.
         self.structure = structure
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class HapStructureLoader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         structure = self.quantization_config.to_dict()
-        folder = Path(model.config.name_or_path)
+        folder = Path(model.config.name_or_path or "")
         if checkpoint_files is None and folder.is_dir():  # Transformers 4 does not say what it reads.
             safe = [str(file) for file in folder.glob("model*.safetensors")]
             checkpoint_files = safe or [str(file) for file in folder.glob("pytorch_model*.bin")]
@@ -123,7 +123,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
                     )
 
 
-_prune_heads_of_transformers_4 = PreTrainedModel.prune_heads if TRANSFORMERS_4 else None
+_prune_heads_of_transformers_4: Any = getattr(PreTrainedModel, "prune_heads", None)
 
 
 def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[int]]) -> None:
@@ -138,4 +138,4 @@ def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[in
         prune_heads(self, heads_to_prune)
 
 
-PreTrainedModel.prune_heads = _prune_heads_method
+PreTrainedModel.prune_heads = _prune_heads_method  # type: ignore[attr-defined]  # Transformers 5 has none.

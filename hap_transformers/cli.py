@@ -47,7 +47,7 @@ def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = Fal
 
     loaded = _load(model)
     heads, neurons = attention_blocks(loaded), feed_forward_blocks(loaded)
-    figures = {
+    figures: dict[str, Any] = {
         "model": model,
         "class": type(loaded).__name__,
         "heads": [block.num_components for block in heads],
@@ -107,7 +107,7 @@ def score(
     found.save(output)
     figures = {"method": method, "examples": found.num_examples, "reliability": found.reliability}
     rows = [["layer", "heads: lowest to highest score", "neurons: lowest to highest score"]]
-    for layer, (heads, neurons) in enumerate(zip(found.heads, found.neurons, strict=True)):
+    for layer, (heads, neurons) in enumerate(zip(found.heads or (), found.neurons or (), strict=True)):
         spans = [f"{own.min():.2e} to {own.max():.2e}" if len(own) else "" for own in (heads, neurons)]
         rows.append([str(layer), *spans])
     told = "" if found.reliability is None else f", reliability {found.reliability:.2f}"
@@ -151,7 +151,7 @@ def plan(
         min_neurons=min_neurons,
         implant_ratio=implant_ratio,
         inputs=inputs,
-        latency_table=LatencyTable.measure(loaded, inputs) if budget == "latency" else None,
+        latency_table=LatencyTable.measure(loaded, inputs) if budget == "latency" and inputs is not None else None,
     )
     made.save(output)
     gone = {"heads": made.num_heads, "neurons": sum(len(removed) for removed in made.neurons.values())}
@@ -223,7 +223,7 @@ def bench(
     models = {"dense": _load(model), "pruned": _load(pruned)}
     inputs = example_inputs(models["dense"], batch, length)
     seconds = compare_latency(models, inputs, repeats)
-    figures = {
+    figures: dict[str, dict[str, float]] = {
         "parameters": {name: count_parameters(own) for name, own in models.items()},
         "flops": {name: count_flops(own, inputs) for name, own in models.items()},
         "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},

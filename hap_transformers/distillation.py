@@ -66,8 +66,8 @@ def _distance(own: torch.Tensor, target: torch.Tensor, temperature: float, probl
         probabilities = (target / temperature).sigmoid()
         scaled = [F.binary_cross_entropy_with_logits(z / temperature, probabilities) for z in (own, target)]
         return temperature**2 * (scaled[0] - scaled[1])
-    logs = [(logits / temperature).log_softmax(-1) for logits in (own, target)]
-    return temperature**2 * F.kl_div(*logs, log_target=True, reduction="batchmean")
+    own_logs, target_logs = ((logits / temperature).log_softmax(-1) for logits in (own, target))
+    return temperature**2 * F.kl_div(own_logs, target_logs, log_target=True, reduction="batchmean")
 
 
 def hidden_loss(

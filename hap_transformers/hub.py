@@ -103,4 +103,4 @@ def _push_to_hub_method(self: PreTrainedModel, repo_id: str, *args: Any, **kwarg
     return push_to_hub(self, repo_id, *args, **kwargs)
 
 
-PreTrainedModel.push_to_hub = _push_to_hub_method
+PreTrainedModel.push_to_hub = _push_to_hub_method  # type: ignore[method-assign, assignment]

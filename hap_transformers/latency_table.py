@@ -65,8 +65,8 @@ class LatencyTable:
         Raises:
             ValueError: If the layers are not of one size, or the model cannot be pruned.
         """
-        heads, neurons = [b.num_components for b in attention_blocks(model)], feed_forward_blocks(model)
-        neurons = [block.num_components for block in neurons]
+        heads = [block.num_components for block in attention_blocks(model)]
+        neurons = [block.num_components for block in feed_forward_blocks(model)]
         if len({*heads}) != 1 or len({*neurons}) != 1 or points < 2:
             raise ValueError(
                 f"A latency table is measured at two or more points on a model whose layers are alike; "
@@ -140,9 +140,9 @@ class LatencyTable:
 
 def keep_first(model: PreTrainedModel, heads: int | None = None, neurons: int | None = None) -> None:
     """Cuts every layer of a model down to its first heads, or neurons, in place."""
-    plan = {}
+    gone: dict[str, dict[int, Sequence[int]]] = {"heads": {}, "neurons": {}}
     if heads is not None:
-        plan["heads"] = {block.index: block.kept_heads[heads:] for block in attention_blocks(model)}
+        gone["heads"] = {block.index: block.kept_heads[heads:] for block in attention_blocks(model)}
     if neurons is not None:
-        plan["neurons"] = {block.index: range(neurons, block.num_components) for block in feed_forward_blocks(model)}
-    apply_plan(model, PruningPlan.for_model(model, **plan))
+        gone["neurons"] = {block.index: range(neurons, block.num_components) for block in feed_forward_blocks(model)}
+    apply_plan(model, PruningPlan.for_model(model, heads=gone["heads"], neurons=gone["neurons"]))

@@ -1,6 +1,6 @@
 """Runs a model over the same batches again and again, layer by layer, each time from what the layer before gave."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from .blocks import Block, attention_blocks, feed_forward_blocks, layers
 from .efficiency import evaluating
 
 
-ForwardFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Any]
+ForwardFunction = Callable[[PreTrainedModel, dict[str, Any]], Any]
 
 
 @dataclass
@@ -62,19 +62,19 @@ class LayerRuns:
         # Position of a batch to the number of a layer and what it gave.
         self.kept: dict[int, tuple[int, Any]] = {}
 
-    def calls(self, position: int, inputs: Mapping[str, Any], number: int) -> list[Call]:
+    def calls(self, position: int, inputs: dict[str, Any], number: int) -> list[Call]:
         """What one block's output projection sees; the earlier layers' weights do not change any more."""
         # A feed-forward block may be called in chunks.
         block, layer = self.blocks[number], number // 2
         stop_at = self.layers[layer] if number % 2 else block.output.module
         return self._run(position, inputs, [number], stop_at, finished=layer - 1)[0]
 
-    def calls_of_layer(self, position: int, inputs: Mapping[str, Any], layer: int) -> list[list[Call]]:
+    def calls_of_layer(self, position: int, inputs: dict[str, Any], layer: int) -> list[list[Call]]:
         """What both output projections of a layer see; no weights up to there change any more."""
         return self._run(position, inputs, [2 * layer, 2 * layer + 1], self.layers[layer], finished=layer)
 
     def _run(
-        self, position: int, inputs: Mapping[str, Any], numbers: list[int], stop_at: nn.Module, finished: int
+        self, position: int, inputs: dict[str, Any], numbers: list[int], stop_at: nn.Module, finished: int
     ) -> list[list[Call]]:
         layer = numbers[0] // 2
         calls: list[list[Call]] = [[] for _ in numbers]
@@ -156,4 +156,5 @@ def _merged(calls: list[Call]) -> list[Call]:
     if len(calls) < 2:
         return calls
     parts = {name: [getattr(call, name) for call in calls] for name in vars(calls[0])}
-    return [Call(**{name: None if own[0] is None else torch.cat(own, 1) for name, own in parts.items()})]
+    whole: dict[str, Any] = {name: None if own[0] is None else torch.cat(own, 1) for name, own in parts.items()}
+    return [Call(**whole)]

@@ -87,6 +87,7 @@ def make_model_card(
         eval_results=[
             EvalResult(task, data or "unknown", data or "unknown", metric, value)
             for metric, value in evaluated.items()
+            if task
         ]
         or None,
     )

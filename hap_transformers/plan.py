@@ -77,8 +77,8 @@ class PruningPlan:
             ValueError: As `validate` does.
         """
         plan = cls(
-            heads=dict(heads or {}),
-            neurons=dict(neurons or {}),
+            heads={layer: list(own) for layer, own in (heads or {}).items()},
+            neurons={layer: list(own) for layer, own in (neurons or {}).items()},
             implants=dict(implants or {}),
             model_type=model.config.model_type,
             original_heads=[block.num_original_heads for block in attention_blocks(model)],
@@ -109,9 +109,9 @@ class PruningPlan:
         for block in attention_blocks(model):
             heads = len(set(self.heads.get(block.index, ())) & set(block.kept_heads))
             removed += heads * block.parameters_per_component()
-        for block in feed_forward_blocks(model):
-            fewer = len(self.neurons.get(block.index, ())) - self.implants.get(block.index, 0)
-            removed += fewer * block.parameters_per_component()
+        for ffn in feed_forward_blocks(model):
+            fewer = len(self.neurons.get(ffn.index, ())) - self.implants.get(ffn.index, 0)
+            removed += fewer * ffn.parameters_per_component()
         return removed
 
     def validate(self, model: PreTrainedModel) -> None:

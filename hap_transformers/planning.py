@@ -196,7 +196,8 @@ def _units(
     step = 1 if isinstance(block, AttentionBlock) else multiple
     # A block's own average, so that units keep their order.
     weight = max((cost(count) - cost(0)) / count, torch.finfo(torch.float64).tiny) if weigh_costs else 1.0
-    units, gone = [], 0
+    units: list[_Unit] = []
+    gone = 0
     while gone < count:
         size = (count - gone) % step or step
         if count - gone - size < floor:

@@ -48,7 +48,8 @@ def plot_head_sensitivity(
     if plan is not None:
         crosses = [(head, layer) for layer, removed in plan.heads.items() for head in removed]
         if crosses:
-            axes.scatter(*zip(*crosses, strict=True), marker="x", color="crimson", s=60, label="removed")
+            columns, rows = zip(*crosses, strict=True)
+            axes.scatter(columns, rows, marker="x", color="crimson", s=60, label="removed")
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
     _label(axes, layers, heads)
     note = "" if sensitivity.reliability is None else f", reliability {sensitivity.reliability:.2f}"

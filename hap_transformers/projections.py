@@ -24,7 +24,7 @@ class Projection:
     parts: int = 1
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[torch.Tensor]:
         """The module's weight, and its bias if it has one."""
         return [p for p in (self.module.weight, self.module.bias) if p is not None]
 

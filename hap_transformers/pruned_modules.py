@@ -7,7 +7,7 @@ recognises it by its class (recorders of attention maps, say) still does.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .releases import TRANSFORMERS_4
+
+
+_Arguments = ParamSpec("_Arguments")
 
 
 def fit_modules(block: Block) -> None:
@@ -35,9 +38,11 @@ def set_implant_rank(block: FeedForwardBlock, rank: int) -> None:
 
     In a gated block the gate that goes through the activation becomes 1 for them.
     """
-    block.activation.implant_rank = rank
-    activation_class = _dense_class(block.activation)
-    _take_class(block.activation, _with_implant(activation_class, len(block.inputs) > 1) if rank else activation_class)
+    activation = block.activation
+    assert activation is not None  # Callers have refused architectures whose activation is not known.
+    vars(activation)["implant_rank"] = rank
+    activation_class = _dense_class(activation)
+    _take_class(activation, _with_implant(activation_class, len(block.inputs) > 1) if rank else activation_class)
 
 
 def freeze_idle_parameters(block: Block) -> None:
@@ -50,8 +55,8 @@ def freeze_idle_parameters(block: Block) -> None:
     idle = {p for projection in block.sliced for p in projection.parameters if p.numel() == 0}
     if isinstance(block, AttentionBlock) and block.architecture.position_bias is None:
         # Where there is a position bias, the module may compute that of other layers still.
-        used = [_inside(block, path) for path in (block.architecture.output, block.architecture.attention_norm)]
-        used = [parameter for path in used if path for parameter in block.attention.get_submodule(path).parameters()]
+        paths = [_inside(block, path) for path in (block.architecture.output, block.architecture.attention_norm)]
+        used = [parameter for path in paths if path for parameter in block.attention.get_submodule(path).parameters()]
         idle |= set(block.attention.parameters()) - set(used)
     for parameter in idle:
         parameter.requires_grad_(False)
@@ -67,7 +72,7 @@ def _fit_attention(block: AttentionBlock) -> None:
         output, norm = _inside(block, architecture.output), _inside(block, architecture.attention_norm)
         _take_class(attention, _headless(dense_class, output, norm, architecture.position_bias))
     elif architecture.position_bias:
-        attention.kept_heads = block.kept_heads
+        vars(attention)["kept_heads"] = block.kept_heads
         _take_class(attention, _choosing_bias(dense_class, architecture.position_bias))
 
 
@@ -92,7 +97,12 @@ def _inside(block: AttentionBlock, path: str | None) -> str | None:
     return path.removeprefix(root) if path and path.startswith(root) else None
 
 
-@functools.cache
+def _cached(factory: Callable[_Arguments, type[nn.Module]]) -> Callable[_Arguments, type[nn.Module]]:
+    """`functools.cache`, whose annotation forgets what arguments there are and takes no classes for hashable."""
+    return functools.cache(factory)  # type: ignore[return-value]
+
+
+@_cached
 def _without_outputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection without outputs."""
 
@@ -102,7 +112,7 @@ def _without_outputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     return _subclass("Empty", projection_class, forward, _without_outputs, projection_class)
 
 
-@functools.cache
+@_cached
 def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection without inputs, of which the bias is left."""
 
@@ -114,7 +124,7 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     return _subclass("Empty", projection_class, forward, _without_inputs, projection_class)
 
 
-@functools.cache
+@_cached
 def _with_implant(activation_class: type[nn.Module], gated: bool) -> type[nn.Module]:
     """Subclasses an activation so that its last `implant_rank` features are left as they are, or, gated, become 1."""
 
@@ -128,7 +138,7 @@ def _with_implant(activation_class: type[nn.Module], gated: bool) -> type[nn.Mod
     return _subclass("Implanted", activation_class, forward, _with_implant, activation_class, gated)
 
 
-@functools.cache
+@_cached
 def _headless(
     attention_class: type[nn.Module], output: str | None, norm: str | None, position_bias: str | None
 ) -> type[nn.Module]:
@@ -167,7 +177,7 @@ def _headless(
     return _subclass("Headless", attention_class, forward, _headless, attention_class, output, norm, position_bias)
 
 
-@functools.cache
+@_cached
 def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type[nn.Module]:
     """Subclasses an attention class so that it takes its own heads out of the dense model's position bias."""
     names = _argument_names(attention_class)
@@ -181,7 +191,7 @@ def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type
     return _subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias)
 
 
-def _position_bias(attention: nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
+def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:
     """The bias of all heads of the dense model, which the first layer of T5 computes."""
     if arguments.get("position_bias") is not None:
         return arguments["position_bias"]
@@ -195,7 +205,11 @@ def _argument_names(attention_class: type[nn.Module]) -> list[str]:
 
 
 def _subclass(
-    prefix: str, dense_class: type[nn.Module], forward: Callable[..., Any], factory: Callable[..., type], *args: Any
+    prefix: str,
+    dense_class: type[nn.Module],
+    forward: Callable[..., Any],
+    factory: Callable[..., type[nn.Module]],
+    *args: Any,
 ) -> type[nn.Module]:
     """Makes the class that `factory(*args)` returns, whose modules are pickled by that call."""
 
@@ -206,6 +220,6 @@ def _subclass(
     return type(prefix + dense_class.__name__, (dense_class,), attributes)
 
 
-def _new(factory: Callable[..., type], args: tuple[Any, ...]) -> nn.Module:
+def _new(factory: Callable[..., type[nn.Module]], args: tuple[Any, ...]) -> nn.Module:
     made = factory(*args)
     return made.__new__(made)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -104,13 +104,15 @@ def reconstruct(
                 for position, inputs in own_batches():
                     calls = pruned.calls(position, inputs, number)
                     for call, target in zip(calls, targets[position][number % 2], strict=True):
-                        x = torch.cat([call.inputs[..., :neurons], call.block_inputs], -1) if rank else call.inputs
+                        x = call.inputs
+                        if rank:
+                            x = torch.cat([x[..., :neurons], cast(torch.Tensor, call.block_inputs)], -1)
                         sums.add(x, target - call.stream, inputs.get("attention_mask"))
                 if accelerator is not None:
                     sums.reduce(accelerator)
                 if not sums.tokens:
                     raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
-                if rank:
+                if isinstance(block, FeedForwardBlock) and rank:
                     centred = sums.products(block.output.module.bias is not None)
                     A = reduced_rank_regression(*centred, rank, neurons, ridge)
                     set_input_map(block, A)

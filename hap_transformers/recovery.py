@@ -27,7 +27,7 @@ def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[N
     recovery = {
         "num_train_epochs": config.recovery_epochs,
         "learning_rate": config.recovery_learning_rate,
-        "output_dir": os.path.join(args.output_dir, RECOVERY),
+        "output_dir": os.path.join(str(args.output_dir), RECOVERY),
     }
     recovery = {name: value for name, value in recovery.items() if value is not None}
     original = {name: getattr(args, name) for name in recovery}

@@ -10,7 +10,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def whole_values(parameter: nn.Parameter) -> torch.Tensor:
+def whole_values(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter's values. Of one that is sharded all processes must ask for them."""
     values = parameter.detach()
     return values.full_tensor() if isinstance(values, DTensor) else values

@@ -23,7 +23,7 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
         ValueError: If a projection is no plain Linear or Conv1D of floating point weights, is sharded (FSDP), or
             shares its weights with another module.
     """
-    users: dict[nn.Parameter, set[str]] = defaultdict(set)
+    users: dict[torch.Tensor, set[str]] = defaultdict(set)
     for path, module in model.base_model.named_modules():
         for parameter in module.parameters(recurse=False):
             users[parameter].add(path)
@@ -112,5 +112,5 @@ def _slice(module: nn.Linear | Conv1D, index: torch.Tensor, outputs: bool) -> No
         module.out_features, module.in_features = module.weight.shape
 
 
-def _select(parameter: nn.Parameter, dim: int, index: torch.Tensor) -> nn.Parameter:
+def _select(parameter: torch.Tensor, dim: int, index: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)

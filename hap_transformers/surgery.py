@@ -107,18 +107,18 @@ def _remove(
 ) -> None:
     """Removes heads (original numbers) and neurons (present positions) that are known to exist, puts implants in."""
     attention, feed_forward = attention_blocks(model), feed_forward_blocks(model)
-    kept: list[tuple[Block, list[int]]] = []
-    for block in attention:
-        gone = set(heads.get(block.index, ()))
-        kept.append((block, [i for i, head in enumerate(block.kept_heads) if head not in gone]))
-    for block in feed_forward:
+    left: list[tuple[Block, list[int]]] = []
+    for attn in attention:
+        heads_gone = set(heads.get(attn.index, ()))
+        left.append((attn, [i for i, head in enumerate(attn.kept_heads) if head not in heads_gone]))
+    for ffn in feed_forward:
         # Neurons in whose place an implant comes stay for now, as the last.
-        gone = sorted(neurons.get(block.index, ()))
-        left = sorted(set(range(block.num_components)) - set(gone))
-        kept.append((block, left + gone[: implants.get(block.index, 0)]))
+        gone = sorted(neurons.get(ffn.index, ()))
+        neurons_left = sorted(set(range(ffn.num_components)) - set(gone))
+        left.append((ffn, neurons_left + gone[: implants.get(ffn.index, 0)]))
     kept = [
         (block, positions)
-        for block, positions in kept
+        for block, positions in left
         if len(positions) < block.num_components or (isinstance(block, FeedForwardBlock) and block.index in implants)
     ]
     changed = [block for block, _ in kept]

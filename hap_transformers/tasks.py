@@ -71,9 +71,10 @@ class Task:
             }
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
-            outputs = (
-                np.squeeze(prediction.predictions, -1) if self.labels is None else prediction.predictions.argmax(-1)
-            )
+            # Of models that return more than logits (encoder-decoders, say) these come first.
+            given = prediction.predictions
+            logits = given[0] if isinstance(given, tuple) else given
+            outputs = np.squeeze(logits, -1) if self.labels is None else logits.argmax(-1)
             return {name: float(function(prediction.label_ids, outputs)) for name, function in functions.items()}
 
         return compute
@@ -104,7 +105,7 @@ def load_task(
         raise ValueError("Pass either --task_name or --train_file and --validation_file, not both.")
     if data_dir and not task_name:
         raise ValueError("--data_dir needs --task_name.")
-    if train_file:
+    if train_file and validation_file:
         return _own_task({"train": train_file, "validation": validation_file})
     if task_name not in GLUE_TEXTS:
         raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}, or pass your own files.")

@@ -2,9 +2,10 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import CommitInfo
@@ -105,17 +106,17 @@ class HapTrainer(Trainer):
         """
         if self._phase == "pruned":
             self._phase = "recovered"
-        if self._distils():
+        if self.teacher is not None and self._distils():
             self.teacher.requires_grad_(False).eval().to(self.args.device)
         elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
             logger.warning(
                 "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it "
                 "trains on the labels alone. Pass teacher=... to distil, or set distillation=0."
             )
-        recovers = self._phase == "recovered" and self.hap_config is not None
-        with recovery_arguments(self.args, self.hap_config) if recovers else nullcontext():
+        config = self.hap_config if self._phase == "recovered" else None
+        with nullcontext() if config is None else recovery_arguments(self.args, config):
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._unwrapped_model())
+                resume_from_checkpoint = last_whole_checkpoint(str(self.args.output_dir), self._unwrapped_model())
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -140,17 +141,17 @@ class HapTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Computes the loss as `Trainer.compute_loss` does, and that of distillation while a pruned model trains."""
-        if not (model.training and self._distils()):
+        if self.teacher is None or not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # The loss may take them out of the inputs.
         labels = inputs.get(self.label_names[0]) if len(self.label_names) == 1 else None
         mask = inputs.get("attention_mask")
-        if self.hap_config.distillation_hidden:
+        if self._require_config().distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         with torch.no_grad():
             targets = self.teacher(**inputs)
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-        loss = with_distillation(loss, outputs, targets, labels, mask, self._unwrapped_model(), self.hap_config)
+        loss = with_distillation(loss, outputs, targets, labels, mask, self._unwrapped_model(), self._require_config())
         # Where losses are sums over the items of several batches, Trainer does not average over these batches itself.
         averaged = self.compute_loss_func is None
         averaged = averaged and (num_items_in_batch is None or not self.model_accepts_loss_kwargs)
@@ -198,13 +199,12 @@ class HapTrainer(Trainer):
         config, model = self._require_config(), self._unwrapped_model()
         inputs = None
         if config.sequence_length is not None:
-            inputs = self._prepare_inputs(next(iter(self._scoring_batches(1))))
-            inputs = with_length(inputs, config.sequence_length)
+            inputs = with_length(self._prepare_inputs(next(iter(self._scoring_batches(1)))), config.sequence_length)
         elif config.budget in ("flops", "latency"):
             inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
-        if config.budget == "latency" and self.latency_table is None:
-            bar = not self.args.disable_tqdm
-            self.latency_table = made_once(lambda: LatencyTable.measure(model, inputs, progress=bar), self.accelerator)
+        if config.budget == "latency" and self.latency_table is None and inputs is not None:
+            measure = partial(LatencyTable.measure, model, inputs, progress=not self.args.disable_tqdm)
+            self.latency_table = made_once(measure, self.accelerator)
         return plan_pruning(
             sensitivity,
             model,
@@ -251,7 +251,7 @@ class HapTrainer(Trainer):
         dense = copy.deepcopy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
-            if batches is not None:
+            if batches is not None and dense is not None:
                 reconstruct(
                     model,
                     dense,
@@ -279,14 +279,14 @@ class HapTrainer(Trainer):
         self._phase = "pruned"
         for phase in ("pruned", "recovered"):  # Those of a model pruned less.
             self.results["metrics"].pop(phase, None)
-        model.pruning_results, model.pruning_plan = self.results, plan  # For `model.push_to_hub`.
+        vars(model).update(pruning_results=self.results, pruning_plan=plan)  # For `model.push_to_hub`.
         neurons = sum(len(removed) for removed in plan.neurons.values())
         costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
         self.log({"hap_heads_removed": plan.num_heads, "hap_neurons_removed": neurons, **costs})
         self._tell_callbacks("on_prune_end", plan)
         return plan
 
-    def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:
+    def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:  # type: ignore[override]
         """Uploads the model with its card, as `Trainer.push_to_hub` does.
 
         Args:
@@ -315,7 +315,7 @@ class HapTrainer(Trainer):
             return super().create_model_card(*given)
         if not self.is_world_process_zero():
             return None
-        model, folder = self._unwrapped_model(), Path(self.args.output_dir)
+        model, folder = self._unwrapped_model(), Path(str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_card(
             model,
@@ -342,7 +342,7 @@ class HapTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save or not isinstance(self._unwrapped_model(), PreTrainedModel):
             return super()._save(output_dir, state_dict)
-        with whole_files(output_dir or self.args.output_dir) as unfinished:
+        with whole_files(output_dir or str(self.args.output_dir)) as unfinished:
             super()._save(str(unfinished), state_dict)
             if self.hap_config is not None:
                 self.hap_config.save(unfinished / "hap_config.json")
@@ -356,7 +356,7 @@ class HapTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        validate_same_structure(self.state.best_model_checkpoint, self._unwrapped_model())
+        validate_same_structure(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         super()._load_best_model()
 
     def _distils(self) -> bool:
@@ -369,7 +369,7 @@ class HapTrainer(Trainer):
 
     def _note_costs(self, model: PreTrainedModel, size: str) -> None:
         """Keeps the costs of a few training examples; without data, only the number of parameters."""
-        costs = {"parameters": count_parameters(model)}
+        costs: dict[str, float] = {"parameters": count_parameters(model)}
         if self.train_dataset is not None:
             batch = next(iter(self._scoring_batches(COST_EXAMPLES)))
             costs = measure_costs(model, lambda: self._scoring_loss(model, batch))
@@ -393,8 +393,8 @@ class HapTrainer(Trainer):
 
     def _refit_batches(self) -> list[dict[str, Any]]:
         """The batches that are scored on, also of a data set whose length is not known."""
-        count = self.hap_config.max_examples
+        count = self._require_config().max_examples
         return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count)]
 
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        return self.compute_loss(model, self._prepare_inputs(inputs))
+        return cast(torch.Tensor, self.compute_loss(model, self._prepare_inputs(inputs)))

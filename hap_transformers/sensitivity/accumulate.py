@@ -52,7 +52,7 @@ def accumulate(
     own = progress.moments if rank == 0 else empty
 
     def everywhere(batches_done: int) -> Progress:
-        if world == 1:
+        if accelerator is None or world == 1:
             return Progress(own, num_probes, batches_done)
         part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
         # Added up in the processes' order, to the same bits in each of them; one at a time, as they can be large.

@@ -1,7 +1,7 @@
 """`estimate_sensitivity`: the one entry to all scoring methods."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..blocks import AttentionBlock, attention_blocks, feed_forward_blocks
+from ..blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks
 from ..sharded import is_sharded
 from .accumulate import Progress, accumulate
 from .fisher import fisher
@@ -46,7 +46,10 @@ SAMPLED = {
 }
 WITHOUT_DATA = {"magnitude": magnitude, "random": random}
 METHODS = (*SAMPLED, *WITHOUT_DATA)
-COMPONENTS = {"heads": attention_blocks, "neurons": feed_forward_blocks}
+COMPONENTS: dict[str, Callable[[PreTrainedModel], Sequence[Block]]] = {
+    "heads": attention_blocks,
+    "neurons": feed_forward_blocks,
+}
 
 
 def estimate_sensitivity(
@@ -161,7 +164,7 @@ def estimate_sensitivity(
 
     if method in WITHOUT_DATA:
         result = make_sensitivity(method, blocks, scores(WITHOUT_DATA[method](task).cpu().double()))
-        result.model = model.config.name_or_path
+        result.model = model.config.name_or_path or ""
         result.seconds = time.perf_counter() - start
         return result
 
@@ -202,7 +205,7 @@ def estimate_sensitivity(
         result = make_sensitivity(method, blocks, scores(done.moments.mean), done.moments)
     result.num_examples, result.num_probes = done.moments.num_examples, done.num_probes
     result.converged, result.reliability = done.converged, reliability(done.moments)
-    result.model = model.config.name_or_path
+    result.model = model.config.name_or_path or ""
     result.seconds = time.perf_counter() - start
     if main_process:
         _tell(result, tolerance)

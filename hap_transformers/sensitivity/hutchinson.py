@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.pytorch_utils import Conv1D
 
 from ..blocks import Block
 from .batches import ScoredBatch
@@ -62,12 +63,13 @@ def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
     parts = batch.split(EXAMPLES_A_GRAPH)
     if len(parts) == 1:
         return parts
+
+    def mean_loss(group: list[ScoredBatch]) -> torch.Tensor:
+        first, *others = (part.size / batch.size * task.loss_fn(task.model, dict(part.inputs)) for part in group)
+        return sum(others, first)
+
     with torch.no_grad():
-        whole, of_parts = (
-            sum(part.size / batch.size * task.loss_fn(task.model, dict(part.inputs)) for part in group)
-            for group in ([batch], parts)
-        )
-    return parts if torch.isclose(whole, of_parts, rtol=1e-4) else [batch]
+        return parts if torch.isclose(mean_loss([batch]), mean_loss(parts), rtol=1e-4) else [batch]
 
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
@@ -98,11 +100,13 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
 
 
 @contextmanager
-def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+def _recorded_calls(
+    modules: Iterable[nn.Linear | Conv1D],
+) -> Iterator[dict[nn.Linear | Conv1D, tuple[torch.Tensor, torch.Tensor]]]:
     """Collects what each module reads and gives. Weights are frozen, so the graph starts at the first outputs."""
-    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+    calls: dict[nn.Linear | Conv1D, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def record(module: nn.Linear | Conv1D, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if module in calls:
             raise ValueError(
                 f"A {type(module).__name__} is called more than once a pass, which method='hessian_trace' cannot "
@@ -119,7 +123,7 @@ def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tu
 
 
 def _draw(
-    module: nn.Module, block: Block, output: torch.Tensor, generator: torch.Generator
+    module: nn.Linear | Conv1D, block: Block, output: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random signs for a module's weight, shape `(outputs, inputs)`, and for its bias where components own it."""
     rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
@@ -134,7 +138,7 @@ def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return products.sum(0, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
-def _sum_over_components(block: Block, sums: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+def _sum_over_components(block: Block, sums: dict[nn.Linear | Conv1D, torch.Tensor]) -> torch.Tensor:
     parts = [projection.outputs_of(sums[projection.module]) for projection in block.inputs]
     parts.append(sums[block.output.module])
     return torch.stack([part.reshape(block.num_components, -1).sum(1) for part in parts]).sum(0)

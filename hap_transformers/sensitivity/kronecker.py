@@ -37,7 +37,9 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     except SharedByExamplesError:
         parts = [_sums(task, part) for part in batch.split(1)]
         values = torch.cat([part.values for part in parts])
-        return Samples(values, parts[0].num_probes, torch.stack([part.sums for part in parts]).sum(0))
+        return Samples(
+            values, parts[0].num_probes, torch.stack([part.sums for part in parts if part.sums is not None]).sum(0)
+        )
 
 
 def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:
@@ -56,8 +58,10 @@ class _FactorPass(BackwardPass):
         self.dtype = torch.promote_types(task.model.dtype, torch.float32)
         self.values = torch.zeros(batch.size, sum(task.counts), dtype=self.dtype, device=task.device)
         columns = self.values.split(task.counts, dim=1)
-        self.owners = {block.output.module: own for block, own in zip(task.blocks, columns, strict=True)}
-        self.cotangent_moments = {
+        self.owners: dict[nn.Module, torch.Tensor] = {
+            block.output.module: own for block, own in zip(task.blocks, columns, strict=True)
+        }
+        self.cotangent_moments: dict[nn.Module, torch.Tensor] = {
             block.output.module: self.values.new_zeros(2 * (block.output.out_features,)) for block in task.blocks
         }
         super().__init__(task, batch, self.owners)

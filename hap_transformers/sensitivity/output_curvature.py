@@ -96,9 +96,11 @@ def output_directions(
     if count > EXACT_DIRECTIONS:
         mixtures = (shaped([factor.mixture(generator) for factor in factors]) for _ in range(num_probes))
         return OutputDirections(mixtures, num_probes, num_probes)
+    # A factor of a softmax alone has more directions than that.
+    explicit = [factor for factor in factors if isinstance(factor, _ExplicitFactor)]
     exact = (
-        shaped([f.direction(position, k) if f is factor else f.nothing() for f in factors])
-        for factor in factors
+        shaped([f.direction(position, k) if f is factor else f.nothing() for f in explicit])
+        for factor in explicit
         for position in range(factor.positions)
         for k in range(factor.rank)
     )

@@ -25,7 +25,7 @@ class Precision:
     def __init__(self, name: str | None, device_type: str):
         if name is not None and name not in DTYPES:
             raise ValueError(f"Unknown precision '{name}'; choose 'bf16', 'fp16', or None for the model's own.")
-        self.dtype = DTYPES.get(name)
+        self.dtype = None if name is None else DTYPES[name]
         self.device_type = device_type
         self.scale = 2.0**16 if name == "fp16" else 1.0
 

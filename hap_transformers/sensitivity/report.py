@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -98,16 +99,11 @@ class Sensitivity:
             with safe_open(str(path), framework="pt") as file:
                 plain = json.loads(file.metadata()["sensitivity"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            interactions = tensors.pop("head_interactions", None)
+            fields: dict[str, Any] = {field: plain[field] for field in _PLAIN_FIELDS if field in plain}
+            fields["head_interactions"] = tensors.pop("head_interactions", None)
             layers = sorted(tensors, key=lambda name: int(name.rpartition(".")[2]))
-            lists = {
-                field: [tensors[name] for name in layers if name.rpartition(".")[0] == field] or None
-                for field in _LIST_FIELDS
-            }
-            return cls(
-                **lists,
-                head_interactions=interactions,
-                **{field: plain[field] for field in _PLAIN_FIELDS if field in plain},
-            )
+            for field in _LIST_FIELDS:
+                fields[field] = [tensors[name] for name in layers if name.rpartition(".")[0] == field] or None
+            return cls(**fields)
         except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a file written by Sensitivity.save: {error}") from error

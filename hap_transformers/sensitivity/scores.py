@@ -1,6 +1,7 @@
 """From the means of a method's samples to scores."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -63,15 +64,15 @@ def make_sensitivity(
         moments (`SampleMoments`, *optional*): Where the scores come from.
         order (`torch.Tensor`, *optional*): Each component's place in its block's order of removal.
     """
-    traced = moments is not None and method in TRACE_METHODS
+    traced = moments if method in TRACE_METHODS else None
     fields: dict[str, torch.Tensor | None] = {
         "heads": scores,
         "head_order": order,
-        "head_traces": moments.mean if traced else None,
-        "head_stderr": moments.standard_error() if traced else None,
+        "head_traces": None if traced is None else traced.mean,
+        "head_stderr": None if traced is None else traced.standard_error(),
     }
     counts = [block.num_components for block in blocks]
-    lists = {}
+    lists: dict[str, Any] = {}
     for name, values in fields.items():
         if values is None:
             continue
@@ -79,7 +80,7 @@ def make_sensitivity(
         lists[name] = [part.clone() for block, part in parts if isinstance(block, AttentionBlock)] or None
         name = name.replace("heads", "neurons").replace("head_", "neuron_")
         lists[name] = [part.clone() for block, part in parts if isinstance(block, FeedForwardBlock)] or None
-    if method == "fisher" and len(moments.sums):
+    if method == "fisher" and moments is not None and len(moments.sums):
         num_heads = math.isqrt(len(moments.sums))
         lists["head_interactions"] = moments.sums.view(num_heads, num_heads) / moments.num_examples
     return Sensitivity(method, **lists)
