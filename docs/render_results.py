@@ -1,7 +1,7 @@
-"""Draws the README's picture and writes its tables, and the figures of `docs/reliability.md`, from committed results.
+"""Draws the README's picture, and writes its table and those of `docs/`, from committed results.
 
-These are `docs/results/cells.jsonl`, made by `glue_scripts/compare_glue.py --preset full`, and the benchmarks'
-`benchmarks/{sensitivity,latency,prune}.json`:
+These are `docs/results/{cells,heads}.jsonl`, made by `glue_scripts/compare_glue.py`, and the benchmarks'
+`benchmarks/{sensitivity,latency,prune,imports}.json`:
 
     python docs/render_results.py
 """
@@ -102,16 +102,40 @@ def write_into(file: Path, name: str, text: str) -> None:
     file.write_text(f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
-if __name__ == "__main__":
+def describe_imports(imports: dict) -> str:
+    """What importing the package adds, in words."""
+    low, high = imports["range"]
+    return textwrap.fill(
+        f"`import hap_transformers` after `from transformers import Trainer` takes {imports['ratio']:.2f} "
+        f"({low:.2f} to {high:.2f}) of the processor time of that alone ({imports['seconds']['trainer']:.1f} s); "
+        f"at most {imports['limit']:.2f} is wanted. Medians of processes that took turns.",
+        119,
+    )
+
+
+def read(file: Path) -> dict:
+    """A JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Writes all of it."""
+    study, speed = HERE / "study.md", HERE / "speed.md"
     cells = PRESETS["full"]["main"].cells_in(HERE / "results" / "cells.jsonl")
-    write_into(README, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
+    both = table(cells) + "\n\n" + differences_table(cells, "hap")
+    write_into(README, "main", both)
+    write_into(study, "main", both)
     plot_gains(cells, HERE / "images" / "comparison.png")
-    benchmark = json.loads((BENCHMARKS / "sensitivity.json").read_text(encoding="utf-8"))
-    write_into(README, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
-    latency = json.loads((BENCHMARKS / "latency.json").read_text(encoding="utf-8"))
+    heads = PRESETS["full"]["heads"].cells_in(HERE / "results" / "heads.jsonl")
+    write_into(study, "heads", table(heads) + "\n\n" + differences_table(heads, "hap"))
+    benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
+    write_into(speed, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
-    write_into(README, "latency", "\n\n".join(parts))
-    reliability = json.loads((HERE / "results" / "reliability.json").read_text(encoding="utf-8"))
-    write_into(HERE / "reliability.md", "figures", describe_reliability(reliability))
-    pruning = json.loads((BENCHMARKS / "prune.json").read_text(encoding="utf-8"))
-    write_into(README, "pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
+    write_into(speed, "latency", "\n\n".join(parts))
+    write_into(speed, "pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
+    write_into(speed, "imports", describe_imports(read(BENCHMARKS / "imports.json")))
+    write_into(HERE / "reliability.md", "figures", describe_reliability(read(HERE / "results" / "reliability.json")))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from hub_server import running_hub
@@ -38,6 +39,11 @@ trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
 again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
 again.push_to_hub(dataset="rows", license="apache-2.0")
 trainer.model.push_to_hub("me/again", tags=["later"])
+by_arguments = make_trainer(
+    sys.argv[2] + "-arguments", push_to_hub=True, hub_model_id="me/by-arguments", hap_config=HapConfig(ratio=0.5)
+)
+by_arguments.prune()
+by_arguments.save_model()
 print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
 """
 LOAD = """
@@ -129,6 +135,16 @@ def test_what_only_the_trainer_knows(pushed):
     assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
     assert "fine-tuned on rows" in card.text and "scored by `kronecker`" in card.text
     assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
+
+
+def test_training_arguments_push_what_is_saved(pushed):
+    hub, _, _ = pushed
+    files = hub.repositories["me/by-arguments"]
+    record = json.loads(files["config.json"])["quantization_config"]
+    assert record["quant_method"] == "hap" and record["neurons"]
+    shapes = {name: tensor.shape for name, tensor in safetensors.torch.load(files["model.safetensors"]).items()}
+    for layer, width in record["neurons"].items():
+        assert shapes[f"bert.encoder.layer.{layer}.intermediate.dense.weight"][0] == width
 
 
 def test_a_card_of_ours_is_written_anew_but_keeps_what_it_was_told(pushed):
