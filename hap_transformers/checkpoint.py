@@ -53,10 +53,10 @@ class HapStructureLoader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         structure = self.quantization_config.to_dict()
-        folder = Path(model.config.name_or_path or "")
-        if checkpoint_files is None and folder.is_dir():  # Transformers 4 does not say what it reads.
-            safe = [str(file) for file in folder.glob("model*.safetensors")]
-            checkpoint_files = safe or [str(file) for file in folder.glob("pytorch_model*.bin")]
+        name = model.config.name_or_path
+        if checkpoint_files is None and name and Path(name).is_dir():  # Transformers 4 does not say what it reads.
+            safe = [str(file) for file in Path(name).glob("model*.safetensors")]
+            checkpoint_files = safe or [str(file) for file in Path(name).glob("pytorch_model*.bin")]
         validate_weights(model, structure, checkpoint_files or ())
         rebuild_structure(model, structure)
 

@@ -222,7 +222,7 @@ def bench(
 
     models = {"dense": _load(model), "pruned": _load(pruned)}
     inputs = example_inputs(models["dense"], batch, length)
-    seconds = compare_latency(models, inputs, repeats)
+    seconds = compare_latency(models, inputs, repeats, progress=True)
     figures: dict[str, dict[str, float]] = {
         "parameters": {name: count_parameters(own) for name, own in models.items()},
         "flops": {name: count_flops(own, inputs) for name, own in models.items()},

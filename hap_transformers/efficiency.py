@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 
@@ -83,7 +84,7 @@ def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterM
 
 
 def compare_latency(
-    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Any], repeats: int = 15
+    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Any], repeats: int = 15, *, progress: bool = False
 ) -> dict[str, float]:
     """Median seconds of a forward pass of each model over the same inputs.
 
@@ -93,12 +94,13 @@ def compare_latency(
         models (`Mapping[str, PreTrainedModel]`): The models by name.
         inputs (`Mapping[str, Any]`): One batch, on the models' device.
         repeats (`int`, *optional*, defaults to 15): Timed passes each, after two that are not.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar, on a terminal.
 
     Returns:
         `dict[str, float]`: Seconds by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(repeats + 2):
+    for repeat in tqdm(range(repeats + 2), "Measuring latency", disable=None if progress else True):
         for name, model in models.items():
             with evaluating(model):
                 start = time.perf_counter()

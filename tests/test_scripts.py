@@ -175,6 +175,8 @@ def test_metrics_by_hand():
     prediction = EvalPrediction(logits, labels)
     assert tasks.Task("mrpc", None, (), ["0", "1"]).metrics()(prediction) == {"accuracy": 0.5, "f1": 0.5}
     assert tasks.Task("cola", None, (), ["0", "1"]).metrics()(prediction) == {"matthews_correlation": 0.0}
+    with_states = EvalPrediction((logits, np.zeros((4, 7))), labels)  # What encoder-decoders give.
+    assert tasks.Task("rte", None, (), ["0", "1"]).metrics()(with_states) == {"accuracy": 0.5}
     regression = EvalPrediction(np.array([[1.0], [2.0], [9.0]]), np.array([1.0, 2.0, 3.0]))
     result = tasks.Task("stsb", None, (), None).metrics()(regression)
     # Centred: (-3, -2, 5) and (-1, 0, 1), so 8 / sqrt(38 * 2).
