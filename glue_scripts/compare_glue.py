@@ -5,9 +5,10 @@
 
 Every cell (task, method, budget, ratio, seed, fold) is a line of `cells.jsonl`; those that are there are not run
 again. Dense models and their scores are kept beside it: after a change of settings or code, start in another folder.
-Tables (Markdown and CSV) and pictures of each grid follow. Workers share the cores: two with a thread each do nearly
-twice as much as one with two. With `--fold`, a part of the training split that no model is trained on takes the place
-of the validation split: settings are chosen there.
+All cells of a task and seed, of all grids, come one after the other: its dense model is not needed again, and what is
+missing can be run elsewhere. Tables (Markdown and CSV) and pictures of each grid follow. Workers share the cores: two
+with a thread each do nearly twice as much as one with two. With `--fold`, a part of the training split that no model is
+trained on takes the place of the validation split: settings are chosen there.
 """
 
 import json
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison_grids import ALL_RATIOS, ALL_SEEDS, KEY_NAMES, PRESETS, RIVALS, Grid, Key, read_cells
+from comparison_grids import ALL_RATIOS, ALL_SEEDS, PRESETS, RIVALS, Grid, Key, job_of, read_cells
 from comparison_job import SETTINGS, Job
 from comparison_methods import METHODS
 from comparison_report import write_report
@@ -60,29 +61,41 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
     grids = PRESETS.get(args.preset, own)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for name, grid in grids.items():
-        cells = output / "cells.jsonl"
-        found[name] = grid.cells_in(cells, args.fold) if args.report_only else _run(args, grid.keys(args.fold), cells)
-        if not found[name]:
-            continue
-        print(write_report(f"{name}-fold" if args.fold else name, found[name], output))
+    file = output / "cells.jsonl"
+    if not args.report_only:
+        wanted = list(dict.fromkeys(key for grid in grids.values() for key in grid.keys(args.fold)))
+        _run(args, wanted, file)
+    found = {name: grid.cells_in(file, args.fold) for name, grid in grids.items()}
+    for name, cells in found.items():
+        if cells:
+            print(write_report(f"{name}-fold" if args.fold else name, cells, output))
     return found
 
 
-def _run(args: Arguments, keys: list[Key], file: Path) -> list[Cell]:
+def _run(args: Arguments, keys: list[Key], file: Path) -> None:
+    """Runs the cells that are missing, as many tasks and seeds at a time as there are workers."""
     cells = read_cells(file)
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
-    jobs = dict.fromkeys((task, seed) for task, _, _, _, seed, _ in missing)
-    scores = dict.fromkeys((task, seed, METHODS[method].score) for task, method, _, _, seed, _ in missing)
+    jobs = sorted(dict.fromkeys(map(job_of, missing)), key=lambda job: job[1])
     with _pool(args.workers) as pool:
-        for function, what, wanted in ((_dense, "Dense models", jobs), (_score, "Scores", scores)):
-            list(_each(pool, function, what, args, list(wanted)))
-        for cell in _each(pool, _cell, "Cells", args, [key[:-1] for key in missing]):
-            cells[tuple(cell[name] for name in KEY_NAMES)] = cell
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(cell) + "\n")
-    return [cells[key] for key in keys]
+        for start in range(0, len(jobs), args.workers):
+            present = jobs[start : start + args.workers]
+            own = [key for key in missing if job_of(key) in present]
+            for job, metrics in _each(pool, _dense, "Dense models", args, present):
+                _validate_same_dense(job, metrics, [cell for key, cell in cells.items() if job_of(key) == job], file)
+            scores = dict.fromkeys((*job_of(key), METHODS[key[1]].score) for key in own)
+            list(_each(pool, _score, "Scores", args, list(scores)))
+            for cell in _each(pool, _cell, "Cells", args, [key[:-1] for key in own]):
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(cell) + "\n")
+
+
+def _validate_same_dense(job: tuple[str, int], metrics: dict[str, float], cells: list[Cell], file: Path) -> None:
+    if any(cell["dense"] != metrics for cell in cells):
+        raise ValueError(
+            f"'{file}' has cells of {job[0]}, seed {job[1]}, that start from another dense model than the one here, "
+            "which was trained elsewhere or with other settings. Remove those lines, or choose another --output_dir."
+        )
 
 
 def _pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
@@ -126,8 +139,8 @@ def _job(task: str, seed: int, data_dir: str, output_dir: str, fold: bool) -> Jo
     return Job(task, seed, data_dir, output_dir, fold)
 
 
-def _dense(args: Arguments, task: str, seed: int) -> None:
-    _job(task, seed, args.data_dir, args.output_dir, args.fold).dense()
+def _dense(args: Arguments, task: str, seed: int) -> tuple[tuple[str, int], dict[str, float]]:
+    return (task, seed), _job(task, seed, args.data_dir, args.output_dir, args.fold).dense_metrics
 
 
 def _score(args: Arguments, task: str, seed: int, method: str) -> None:

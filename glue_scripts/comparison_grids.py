@@ -59,6 +59,11 @@ class Grid:
         return [cells[key] for key in self.keys(fold) if key in cells]
 
 
+def job_of(key: Key) -> tuple[str, int]:
+    """Task and seed of a cell: what has one dense model."""
+    return key[0], key[4]
+
+
 def read_cells(file: Path) -> dict[Key, dict[str, Any]]:
     """The cells of a file, a JSON line each."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

@@ -90,6 +90,30 @@ def test_a_cell_that_was_not_recovered_is_run_again(tiny, tmp_path):
     assert "recovered" in (tmp_path / "out" / "grid.md").read_text()
 
 
+def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
+    """Where the dense model was lost and is trained anew, it is another one, and the cells are no longer paired."""
+    main([*tiny, "--methods", "random", "--recover", "False"])
+    file = tmp_path / "out" / "cells.jsonl"
+    (cell,) = map(json.loads, file.read_text().splitlines())
+    cell["dense"]["loss"] += 0.001
+    file.write_text(json.dumps(cell) + "\n")
+    main([*tiny, "--methods", "random", "--recover", "False"])  # Nothing is missing.
+    with pytest.raises(ValueError, match="sst2, seed 0, that start from another dense model"):
+        main([*tiny, "--methods", "gradient", "--recover", "False"])
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_task_and_seed_is_done_before_the_next(tiny, monkeypatch):
+    order = []
+    run = Job.run
+    monkeypatch.setattr(Job, "run", lambda self, *args: order.append((self.seed, args[1])) or run(self, *args))
+    grids = {budget: Grid(["sst2"], ["random"], [0.5], [0, 1], budget) for budget in ("params", "heads")}
+    monkeypatch.setitem(PRESETS, "quick", grids)
+    found = main([*tiny, "--preset", "quick", "--recover", "False"])
+    assert order == [(0, "params"), (0, "heads"), (1, "params"), (1, "heads")]
+    assert [len(cells) for cells in found.values()] == [2, 2]
+
+
 def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
     cells = main([*tiny, "--methods", "hap"])["grid"]
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("a cell was run"))
