@@ -7,8 +7,8 @@ Every cell (task, method, budget, ratio, seed, fold) is a line of `cells.jsonl`;
 again. Dense models and their scores are kept beside it: after a change of settings or code, start in another folder.
 All cells of a task and seed, of all grids, come one after the other: its dense model is not needed again, and what is
 missing can be run elsewhere. Tables (Markdown and CSV) and pictures of each grid follow. Workers share the cores: two
-with a thread each do nearly twice as much as one with two. With `--fold`, a part of the training split that no model is
-trained on takes the place of the validation split: settings are chosen there.
+with a thread each do nearly twice as much as one with two. With `--fold`, a part of the training split that no model
+is trained on takes the place of the validation split: settings are chosen there.
 """
 
 import json
