@@ -160,6 +160,8 @@ def plan(
         counts = [len(made.heads.get(layer, ())), len(made.neurons.get(layer, ())), made.implants.get(layer, 0)]
         rows.append([str(count) if count else "" for count in (layer or "0", *counts)])
     title = f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}"
+    if not any(gone.values()):
+        title = f"Nothing to remove: the model meets {budget} {ratio:.0%} already, as ratios are of the dense model"
     _print({"removed": gone, "promise": made.promise, "file": str(output)}, rows, title, json_)
 
 
@@ -253,7 +255,14 @@ def _load(name: str) -> "PreTrainedModel":
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"There is no folder '{name}', nor a model of that name on the Hub: {error}"
+        ) from error
     known = [own for own in config.architectures or () if hasattr(transformers, own)]
     model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
     return model_class.from_pretrained(name).eval()
@@ -271,6 +280,7 @@ def _batches(
     seed: int,
 ) -> "DataLoader":
     """Training examples of a task that a model was fine-tuned for."""
+    import datasets
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from .calibration import calibration_batches
@@ -278,6 +288,8 @@ def _batches(
 
     if not (task_name or train_file):
         raise ValueError("Say which data: --task with a GLUE task, or --train-file with your own.")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     task = load_task(task_name, data_dir, train_file, train_file)
     if model.config.num_labels != task.num_labels:
         raise ValueError(

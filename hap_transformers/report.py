@@ -65,7 +65,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
             "name": metric,
             "values": [(own[metric], interval(metric, own[metric], count)) for own in results["metrics"].values()],
         }
-        for metric in next(iter(results["metrics"].values()))
+        for metric in sorted(next(iter(results["metrics"].values())), key="loss".__eq__)  # The loss last.
     ]
     return template.render(
         name=name,

@@ -77,10 +77,29 @@ def test_tables_for_people(fine_tuned):
     ]
 
 
+def test_a_budget_that_is_met_already_is_told(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    own = AutoModelForSequenceClassification.from_pretrained(model)
+    apply_plan(own, PruningPlan.for_model(own, heads={0: [0, 1], 1: [0, 1]}, neurons={0: range(12), 1: range(12)}))
+    own.save_pretrained(model)
+    scores, plan = tmp_path / "scores", tmp_path / "plan.json"
+    hap("score", model, "--train-file", train, "--max-examples", 12, "--length", 8, "--output", scores)
+    told = CliRunner().invoke(app, ["plan", str(scores), "--ratio", "0.3", "--output", str(plan)])
+    assert told.exit_code == 0 and "Nothing to remove: the model meets params 30% already" in told.stdout
+    assert PruningPlan.load(plan).num_heads == 0
+
+
+def test_no_bars_where_there_is_no_terminal(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    command = [Path(sys.executable).with_name("hap"), "score", model, "--train-file", train, "--max-examples", "12"]
+    done = subprocess.run([*command, "--output", tmp_path / "s"], capture_output=True, text=True, check=True)
+    assert "%|" not in done.stderr and "reliability" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        (["info", "./nowhere"], 1, "hap: .*nowhere"),
+        (["info", "./nowhere"], 1, "hap: There is no folder './nowhere', nor a model"),
         (["score", "MODEL"], 1, "hap: Say which data: --task"),
         (["score", "MODEL", "--task", "squad"], 1, "hap: Unknown task 'squad'"),
         (["plan", "nothing"], 1, "hap: No sensitivity file at 'nothing'"),

@@ -38,7 +38,7 @@ def run(tmp_path):
     results = {
         "task": "sst2",
         "model": "me/<script>alert(1)</script>",
-        "metrics": {phase: {"accuracy": value, "loss": 0.3} for phase, value in metrics.items()},
+        "metrics": {phase: {"loss": 0.3, "accuracy": value} for phase, value in metrics.items()},
         "num_examples": {"train": 100, "validation": 872},
         "heads": {"dense": 8, "pruned": 6},
         "parameters": {"dense": 10_000, "pruned": 7_500},
@@ -93,6 +93,7 @@ def test_the_page_says_what_the_files_say(run):
     text = page.read_text()
     cells = Cells(text)
     rows = {row[0]: row[1:] for row in cells.rows}
+    assert list(rows).index("accuracy") < list(rows).index("loss")
     assert rows["accuracy"][0].startswith("0.9100 (0.890 to 0.928)") and rows["loss"] == ["0.3000"] * 3
     assert rows["parameters"] == ["10,000", "7,500", "75%"] and rows["size on disk"] == ["0.0 MB", "0.0 MB", "75%"]
     assert ["0", "2 of 4", "", "24 of 24", "", ""] in cells.rows and [
