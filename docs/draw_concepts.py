@@ -35,14 +35,14 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, colour: str
         text,
         ha="center",
         va="center",
-        fontsize=8,
+        fontsize=10,
         color="white" if colour == BLUE else DARK,
     )
 
 
 def note(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
     """A text that begins at a point."""
-    axes.text(x, y, text, **{"fontsize": 9, "color": DARK, "va": "center", **style})
+    axes.text(x, y, text, **{"fontsize": 11, "color": DARK, "va": "center", **style})
 
 
 def draw_components(path: Path) -> None:
@@ -55,14 +55,14 @@ def draw_components(path: Path) -> None:
     for head in range(4):
         box(left, 10.4 + 0.8 * head, 1.0, 0.8, 2.8, RED if head == 1 else GREY)
     note(left, 12, 4.4, "output", ha="center")
-    left.set_title("a head: rows of query, key, value; columns of output", fontsize=9, color=DARK)
+    left.set_title("a head: rows of query, key, value;\ncolumns of output", fontsize=11, color=DARK)
     for neuron in range(8):
         box(right, 0, 3.6 - 0.5 * neuron, 2.8, 0.5, RED if neuron in (2, 5) else GREY)
         box(right, 5 + 0.5 * neuron, 0.9, 0.5, 2.8, RED if neuron in (2, 5) else GREY)
     note(right, 1.4, 4.5, "input", ha="center")
     note(right, 3.9, 2.2, "GELU", ha="center")
     note(right, 7, 4.5, "output", ha="center")
-    right.set_title("a neuron: a row of the input, a column of the output", fontsize=9, color=DARK)
+    right.set_title("a neuron: a row of the input,\na column of the output", fontsize=11, color=DARK)
     for axes, width in ((left, 14), (right, 9.4)):
         axes.set_xlim(-0.3, width)
         axes.set_ylim(-0.4, 5)
@@ -78,14 +78,14 @@ def draw_ladder(path: Path) -> None:
     inputs[2, 1] = inputs[1, 2] = 0.9 * inputs[1, 1]
     inputs[2, 2] = inputs[1, 1]
     flat = np.eye(6) * np.trace(inputs) / 6
-    figure, panels = canvas(9.5, 3.7, 3)
-    titles = ("HAP: one number, the trace", "Kronecker: which inputs matter", "surgeon: what others make up for")
+    figure, panels = canvas(9.5, 4.2, 3)
+    titles = ("HAP:\none number, the trace", "Kronecker:\nwhich inputs matter", "surgeon:\nwhat others make up for")
     for axes, shown, title in zip(panels, (flat, np.diag(np.diag(inputs)), inputs), titles, strict=True):
         axes.imshow(np.abs(shown), cmap="YlGn", vmin=0, vmax=np.abs(inputs).max())
-        axes.set_title(title, fontsize=9, color=DARK)
+        axes.set_title(title, fontsize=11, color=DARK)
     axes = panels[2]
     axes.add_patch(Rectangle((0.5, 0.5), 2, 2, fill=False, edgecolor=RED, linewidth=2))
-    axes.text(2.8, 1.0, "two inputs that say\nthe same: either may go", fontsize=8, color=RED, va="center")
+    axes.text(2.5, 5.8, "two inputs that say the same:\neither may go", fontsize=11, color=RED, ha="center", va="top")
     figure.savefig(path)
 
 
@@ -98,7 +98,7 @@ def draw_implant(path: Path) -> None:
         box(axes, 0, 3.2 - 0.6 * neuron, 4, 0.6, colour, "row of A" if linear else "")
         box(axes, 5.2, 3.2 - 0.6 * neuron, 2.4, 0.6, colour, "as it is" if linear else "GELU")
         box(axes, 8.8 + 0.6 * neuron, 0.2, 0.6, 3.6, colour)
-    axes.text(12.1, 2, "columns of B", fontsize=8, color="white", rotation=90, ha="center", va="center")
+    axes.text(12.1, 2, "columns of B", fontsize=11, color="white", rotation=90, ha="center", va="center")
     for x, text in ((2, "input projection"), (6.4, "activation"), (10.6, "output projection")):
         note(axes, x, 4.2, text, ha="center")
     for x in (4.2, 7.8):

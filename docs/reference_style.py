@@ -9,6 +9,9 @@ from griffe import Docstring
 
 GROUP = re.compile(r"^(?P<title>Parameters that [^\n]+):\n(?P<body>(?:(?: {4}[^\n]*)?\n)+)", re.MULTILINE)
 PARAMETER = re.compile(r"^(\w+) (\([^\n]*?\)):", re.MULTILINE)
+# Types that a section repeats from the signature, which the reference shows beside it.
+ARGUMENT_TYPE = re.compile(r"^(    \w+(?:, \w+)*) \(`[^\n]*?\):(?= )", re.MULTILINE)
+RETURN_TYPE = re.compile(r"^(Returns:\n    )`[^`\n]+`: ", re.MULTILINE)
 REFERENCE = re.compile(r"\[`((?:\w+\.)*(\w+))`\](?![(\[])")
 
 
@@ -18,18 +21,23 @@ class ReferenceStyle(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called with every object of the package."""
         if obj.docstring is not None:
-            obj.docstring = Docstring(rewritten(obj.docstring.value), parent=obj, lineno=obj.docstring.lineno)
+            own = obj.docstring
+            settings = {"parser": own.parser, "parser_options": own.parser_options}
+            obj.docstring = Docstring(rewritten(own.value), parent=obj, lineno=own.lineno, **settings)
 
 
 def rewritten(text: str) -> str:
-    r"""A docstring whose groups of parameters are lists and whose names in brackets are links.
+    r"""A docstring without the signature's types, its groups of parameters as lists, its names in brackets as links.
 
     >>> print(rewritten("Parameters that say how:\n    seed (`int`): Of [`random`].").strip())
     **Parameters that say how**
     <BLANKLINE>
     - `seed` (`int`): Of [`random`][hap_transformers.random].
+    >>> print(rewritten("A.\n\nArgs:\n    seed (`int`): Of `random`.").splitlines()[-1])
+        seed: Of `random`.
     """
     text = GROUP.sub(_listed, text + "\n")
+    text = RETURN_TYPE.sub(r"\1", ARGUMENT_TYPE.sub(r"\1:", text))
     return REFERENCE.sub(lambda match: f"[`{match[1]}`][hap_transformers.{match[2]}]", text)
 
 

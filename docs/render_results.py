@@ -122,9 +122,8 @@ def main() -> None:
     """Writes all of it."""
     study, speed = HERE / "study.md", HERE / "speed.md"
     cells = PRESETS["full"]["main"].cells_in(HERE / "results" / "cells.jsonl")
-    both = table(cells) + "\n\n" + differences_table(cells, "hap")
-    write_into(README, "main", both)
-    write_into(study, "main", both)
+    write_into(README, "differences", differences_table(cells, "hap"))
+    write_into(study, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
     plot_gains(cells, HERE / "images" / "comparison.png")
     heads = PRESETS["full"]["heads"].cells_in(HERE / "results" / "heads.jsonl")
     write_into(study, "heads", table(heads) + "\n\n" + differences_table(heads, "hap"))

@@ -37,11 +37,12 @@ from transformers import (
 
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
-from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
+from hap_transformers.efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
 from hap_transformers.files import write_text
+from hap_transformers.model_card import COSTS
 from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
-from hap_transformers.report import write_report
+from hap_transformers.report import interval, write_report
 from hap_transformers.resuming import RECOVERY
 from hap_transformers.tasks import Task, load_task
 
@@ -158,6 +159,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "num_examples": {split: len(rows) for split, rows in data.items()},
         "heads": {"dense": sum(plan.original_heads), "pruned": sum(plan.original_heads) - plan.num_heads},
         "parameters": {"dense": count_parameters(dense), "pruned": count_parameters(trainer.model)},
+        "encoder_parameters": {
+            "dense": count_encoder_parameters(dense),
+            "pruned": count_encoder_parameters(trainer.model),
+        },
         "flops": {"dense": count_flops(dense, inputs), "pruned": count_flops(trainer.model, inputs)},
         "bytes": {
             name: model.get_memory_footprint(return_buffers=False)
@@ -182,7 +187,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         },
     }
     trainer.save_model()
-    trainer.results.update({name: results[name] for name in ("parameters", "flops", "latency_ms")})
+    trainer.results.update({name: results[name] for name in COSTS if name in results})
     about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL, "dataset": task.name}
     if trainer.is_world_process_zero():
         sensitivity.model = ""  # The dense model is not kept.
@@ -241,13 +246,14 @@ def _one_batch(trainer: HapTrainer, data: DatasetDict) -> dict[str, torch.Tensor
 def _table(results: dict[str, Any]) -> str:
     """The results as one table for the terminal."""
     names = [name for name in results["metrics"]["dense"] if name != "loss"] + ["loss"]
-    rows = [["", *names, "heads", "parameters", "GFLOPs", "latency ms"]]
+    rows = [["", *names, "heads", "encoder", "parameters", "GFLOPs", "latency ms"]]
     for phase, metrics in results["metrics"].items():
         size = "dense" if phase == "dense" else "pruned"
         rows.append(
             [phase]
             + [f"{metrics[name]:.4f}" for name in names]
-            + [str(results["heads"][size]), f"{results['parameters'][size]:,}"]
+            + [str(results["heads"][size])]
+            + [f"{results[key][size]:,}" for key in ("encoder_parameters", "parameters")]
             + [f"{results['flops'][size] / 1e9:.2f}", f"{results['latency_ms'][size]:.1f}"]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -255,6 +261,15 @@ def _table(results: dict[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     batch = " x ".join(map(str, results["batch"]))
     title = f"{results['task']}: {results['num_examples']['validation']} validation examples; cost of a {batch} batch"
+    config = results["hap_config"]
+    if config["budget"] == "params":
+        lines.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
+    found = interval(names[0], results["metrics"]["recovered"][names[0]], results["num_examples"]["validation"])
+    if found:
+        lines.append(
+            f"95 % interval of the recovered {names[0]} over validation examples: {found[0]:.3f} to {found[1]:.3f}; "
+            "smaller differences between rows may be chance."
+        )
     reliability = results["reliability"]
     if reliability is not None:
         lines.append(

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
-from .efficiency import count_flops, count_flops_by_module, count_parameters
+from .efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
 from .structure import recorded_structure
 
@@ -67,8 +67,7 @@ def make_budget(
         whole = float(sum(block.num_components for block in attention_blocks(model)))
     elif name == "params":
         own = [float(block.parameters_per_component()) for block in blocks]
-        unique = {parameter for layer in layers(original) for parameter in layer.parameters()}
-        dense, whole = float(sum(parameter.numel() for parameter in unique)), count_parameters(model)
+        dense, whole = float(count_encoder_parameters(original)), count_parameters(model)
     else:
         assert inputs is not None  # Else refused above: what is left is "flops".
         flops = count_flops_by_module(original, inputs)

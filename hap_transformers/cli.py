@@ -119,7 +119,11 @@ def plan(
     sensitivity: Annotated[Path, typer.Argument(help="File written by `hap score`.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="The model; by default the one that was scored.")] = None,
     budget: Annotated[
-        str, typer.Option(help="What the ratio is a share of: params, flops, latency or heads.")
+        str,
+        typer.Option(
+            help="What the ratio is a share of: params, flops or latency of the encoder (embeddings and classifier "
+            "stay), or heads."
+        ),
     ] = "params",
     ratio: Annotated[float, typer.Option(help="Share to remove, in [0, 1).")] = 0.6,
     min_heads: Annotated[int | None, typer.Option(help="Heads every layer keeps at least.")] = None,
@@ -131,7 +135,7 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Choose which heads and neurons go, to meet a budget."""
-    from .efficiency import example_inputs
+    from .efficiency import count_encoder_parameters, count_parameters, example_inputs
     from .latency_table import LatencyTable
     from .planning import plan_pruning
     from .sensitivity import Sensitivity
@@ -159,9 +163,16 @@ def plan(
     for layer in range(len(made.original_heads)):
         counts = [len(made.heads.get(layer, ())), len(made.neurons.get(layer, ())), made.implants.get(layer, 0)]
         rows.append([str(count) if count else "" for count in (layer or "0", *counts)])
-    title = f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}"
+    whole, encoder = count_parameters(loaded), count_encoder_parameters(loaded)
+    removed = whole - int(made.promise["parameters"])
+    title = (
+        f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}\n"
+        f"{whole - removed:,} of {whole:,} parameters will be left, "
+        f"{encoder - removed:,} of {encoder:,} in the encoder"
+    )
     if not any(gone.values()):
         title = f"Nothing to remove: the model meets {budget} {ratio:.0%} already, as ratios are of the dense model"
+        rows = []
     _print({"removed": gone, "promise": made.promise, "file": str(output)}, rows, title, json_)
 
 
@@ -207,6 +218,8 @@ def prune(
     parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
     refitted = "refitted" if refits else "not refitted (no --task or --train-file)"
     title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {refitted}: {output}"
+    if parameters["pruned"] == parameters["dense"]:
+        title = f"The plan names nothing that could be removed; the model is as it was, {refitted}: {output}"
     _print({"parameters": parameters, "refitted": refits, "folder": str(output)}, [], title, json_)
 
 
@@ -230,7 +243,8 @@ def bench(
         "flops": {name: count_flops(own, inputs) for name, own in models.items()},
         "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},
     }
-    rows = [["", "dense", "pruned", "left"]]
+    names = [Path(model).name, Path(pruned).name]
+    rows = [["", *(names if len(set(names)) == 2 else (model, pruned)), "left"]]
     for name, own in figures.items():
         rows.append([name, *(f"{own[key]:,}" for key in ("dense", "pruned")), f"{own['pruned'] / own['dense']:.1%}"])
     _print(figures, rows, f"{batch} x {length} tokens, medians of {repeats} passes", json_)

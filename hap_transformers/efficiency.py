@@ -13,10 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .blocks import layers
+
 
 def count_parameters(model: PreTrainedModel) -> int:
     """Number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_encoder_parameters(model: PreTrainedModel) -> int:
+    """Number of parameters of the layers, of which `budget="params"` removes a share: no embeddings, no classifier."""
+    return sum(parameter.numel() for parameter in {own for layer in layers(model) for own in layer.parameters()})
 
 
 def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) -> dict[str, torch.Tensor]:
@@ -111,8 +118,11 @@ def compare_latency(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor]) -> dict[str, float]:
-    """Number of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
+def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | None = None) -> dict[str, float]:
+    """Numbers of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
+    parameters = {"parameters": count_parameters(model), "encoder_parameters": count_encoder_parameters(model)}
+    if forward is None:
+        return parameters
     seconds = []
     with evaluating(model):
         for _ in range(4):
@@ -120,7 +130,7 @@ def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor]) -
             forward().sum().item()  # Waits for an accelerator to finish.
             seconds.append(time.perf_counter() - start)
     latency = 1000 * statistics.median(seconds[1:])
-    return {"parameters": count_parameters(model), "flops": _count_flops(model, forward), "latency_ms": latency}
+    return {**parameters, "flops": _count_flops(model, forward), "latency_ms": latency}
 
 
 @contextmanager

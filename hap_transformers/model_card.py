@@ -15,7 +15,12 @@ from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("hap", "pruned", "hap_transformers")
-COSTS = {"parameters": "parameters", "flops": "FLOPs, one batch", "latency_ms": "latency, one batch, ms"}
+COSTS = {
+    "parameters": "parameters",
+    "encoder_parameters": "of these in the encoder",
+    "flops": "FLOPs, one batch",
+    "latency_ms": "latency, one batch, ms",
+}
 # End of a model class's name to the Hub's name of its task; for any other, the card has no `model-index`.
 TASKS = {
     "ForSequenceClassification": "text-classification",

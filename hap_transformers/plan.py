@@ -168,6 +168,8 @@ class PruningPlan:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not a plan.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"No pruning plan at '{path}'; `hap plan` or `PruningPlan.save` writes one.")
         try:
             plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             for name, kind in (("model_type", str), ("budget", str), ("method", str), ("promise", dict)):

@@ -17,7 +17,13 @@ from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FILES = ("results.json", "pruning_plan.json", "sensitivity.safetensors")
-COSTS = {"parameters": "parameters", "flops": "FLOPs, one batch", "latency_ms": "latency, ms", "bytes": "size on disk"}
+COSTS = {
+    "parameters": "parameters",
+    "encoder_parameters": "of these in the encoder",
+    "flops": "FLOPs, one batch",
+    "latency_ms": "latency, ms",
+    "bytes": "size on disk",
+}
 CORRELATIONS = ("pearson", "spearmanr", "matthews_correlation")
 
 
@@ -85,6 +91,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         ],
         heads=head_cells(scores, plan),
         layers=_layers(plan),
+        implants=any(plan.implants.values()),
         ranking=_ranking(scores, plan),
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],
         version=__version__,
@@ -157,12 +164,19 @@ def _losses(log: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
     return [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
 
 
-def _curve(log: Sequence[Mapping[str, float]], width: int = 320, height: int = 120) -> dict[str, Any]:
-    """Points of a curve of the training loss in a box, and what its ends are."""
+def _curve(log: Sequence[Mapping[str, float]], width: int = 280, height: int = 120) -> dict[str, Any]:
+    """Points of a curve of the training loss that fills a box, and what the box's edges and the curve's ends are."""
     losses = _losses(log)
-    last, top = losses[-1][0], max(max(loss for _, loss in losses), 1e-9)
-    points = [(round(width * step / last, 1), round(height * (1 - loss / top), 1)) for step, loss in losses]
-    return {"points": " ".join(f"{x},{y}" for x, y in points), "top": top, "last": last, "end": losses[-1][1]}
+    (first, start), (last, end) = losses[0], losses[-1]
+    low, top = min(loss for _, loss in losses), max(loss for _, loss in losses)
+    points = [
+        (width * (step - first) / max(last - first, 1), height * (top - loss) / max(top - low, 1e-9))
+        for step, loss in losses
+    ]
+    return {
+        "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
+        **{"low": low, "top": top, "first": first, "last": last, "start": start, "end": end},
+    }
 
 
 def _short(key: str, value: float) -> str:

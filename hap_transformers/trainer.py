@@ -19,7 +19,7 @@ from .budgets import all_blocks
 from .calibration import calibration_batches
 from .callbacks import HapCallback
 from .config import HapConfig
-from .efficiency import count_parameters, measure_costs
+from .efficiency import measure_costs
 from .files import whole_files
 from .hub import write_card
 from .latency_table import LatencyTable
@@ -368,12 +368,11 @@ class HapTrainer(Trainer):
         return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
 
     def _note_costs(self, model: PreTrainedModel, size: str) -> None:
-        """Keeps the costs of a few training examples; without data, only the number of parameters."""
-        costs: dict[str, float] = {"parameters": count_parameters(model)}
+        """Keeps the costs of a few training examples; without data, only the numbers of parameters."""
+        forward = None
         if self.train_dataset is not None:
-            batch = next(iter(self._scoring_batches(COST_EXAMPLES)))
-            costs = measure_costs(model, lambda: self._scoring_loss(model, batch))
-        for name, value in costs.items():
+            forward = partial(self._scoring_loss, model, next(iter(self._scoring_batches(COST_EXAMPLES))))
+        for name, value in measure_costs(model, forward).items():
             self.results.setdefault(name, {})[size] = value
 
     def _require_config(self) -> HapConfig:

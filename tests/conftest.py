@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # Workers share the cores, and so do the processes that tests start.
+
 import torch
 from accelerate.state import AcceleratorState
 from zoo import VOCABULARY, ZOO

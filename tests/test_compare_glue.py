@@ -43,7 +43,8 @@ def tiny(tmp_path, model_dir, monkeypatch):  # noqa: F811
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
     for module in (comparison_job, comparison_latency):
         monkeypatch.setattr(module, "demo_model_path", lambda: str(model_dir))
-    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(16, 1, 8, 1, held_out=8))
+    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(16, 1, held_out=8))
+    monkeypatch.setattr(comparison_job, "RECOVERY_STEPS", 2)
     own = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--tasks", "sst2", "--seeds", "0"]
     return [*own, "--ratios", "0.5"]
 
@@ -123,7 +124,7 @@ def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
 
 
 def test_a_fold_is_not_trained_on(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1, None, 1))
+    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1))
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out", fold=True)
     rows = job.task.data["train"]
     kept, held_out = job._fold(rows)
@@ -138,7 +139,7 @@ def test_a_fold_of_phrases_shares_no_sentence_with_training(tmp_path, tiny, monk
     rows = {"sentence": texts, "label": [0, 1] * 4}
     features = load_dataset("parquet", data_files=str(tmp_path / "sst2" / "train.parquet"))["train"].features
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "sst2" / "train.parquet")
-    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1, None, 1, held_out=1, fold_words=4))
+    monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1, held_out=1, fold_words=4))
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out", fold=True)
     order = job.task.data["train"].shuffle(seed=0)["sentence"]
     kept, held = ([order[i] for i in part] for part in job._fold(job.task.data["train"].shuffle(seed=0)))
@@ -213,7 +214,8 @@ def test_differences_are_paired():
         make_cell("gradient", seed=seed, dense=d, recovered=d - lost)
         for seed, (d, lost) in enumerate(zip(dense, behind, strict=True))
     ]
-    (row,) = differences(cells, "hap")
+    dense, row = differences(cells, "hap")
+    assert dense == {"other": "the dense model", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(-1.0)}
     assert row == {"other": "gradient", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(2.0)}  # Too few to resample.
     assert differences_table(cells, "hap").splitlines()[-1] == "| gradient | +2.0 |"
 
@@ -224,7 +226,7 @@ def test_intervals_are_those_of_the_mean_of_pairs():
     cells += [
         make_cell("gradient", seed=seed, dense=0.5, recovered=0.5 - value / 100) for seed, value in enumerate(values)
     ]
-    (row,) = differences(cells, "hap")
+    row = differences(cells, "hap")[-1]
     # The normal interval of a mean; that of a percentile bootstrap comes near it with so many pairs.
     low, high = norm.interval(0.95, values.mean(), values.std(ddof=1) / 40**0.5)
     assert row["low"] == pytest.approx(low, abs=0.1) and row["high"] == pytest.approx(high, abs=0.1)

@@ -42,6 +42,7 @@ def run(tmp_path):
         "num_examples": {"train": 100, "validation": 872},
         "heads": {"dense": 8, "pruned": 6},
         "parameters": {"dense": 10_000, "pruned": 7_500},
+        "encoder_parameters": {"dense": 5_000, "pruned": 2_500},
         "flops": {"dense": 4e9, "pruned": 3e9},
         "latency_ms": {"dense": 20.0, "pruned": 15.0},
         "bytes": {"dense": 40_000, "pruned": 30_000},
@@ -95,7 +96,13 @@ def test_the_page_says_what_the_files_say(run):
     rows = {row[0]: row[1:] for row in cells.rows}
     assert list(rows).index("accuracy") < list(rows).index("loss")
     assert rows["accuracy"][0].startswith("0.9100 (0.890 to 0.928)") and rows["loss"] == ["0.3000"] * 3
-    assert rows["parameters"] == ["10,000", "7,500", "75%"] and rows["size on disk"] == ["0.0 MB", "0.0 MB", "75%"]
+    assert rows["parameters"] == ["10,000", "7,500", "75%"]
+    assert rows["of these in the encoder"] == ["5,000", "2,500", "50%"]
+    assert rows["size on disk"] == [
+        "0.0 MB",
+        "0.0 MB",
+        "75%",
+    ]
     assert ["0", "2 of 4", "", "24 of 24", "", ""] in cells.rows and [
         "1",
         "4 of 4",
@@ -110,7 +117,7 @@ def test_the_page_says_what_the_files_say(run):
     error = first * float(scores.head_stderr[0][1] / scores.head_traces[0][1])
     assert details[1] == f"layer 0, head 1: {first:.3g} ± {error:.2g}, removed"
     points = next(attributes["points"] for tag, attributes in cells.tags if tag == "polyline")
-    assert points == "160.0,0.0 320.0,60.0"
+    assert points == "0.0,0.0 280.0,120.0"
 
 
 def test_nothing_is_fetched_and_nothing_from_the_files_runs(run):
