@@ -26,7 +26,7 @@ test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 test-compat: $(COMPAT_VENV)/ready
-	$(COMPAT_VENV)/bin/python -m pytest $(PARALLEL)
+	$(COMPAT_VENV)/bin/python -m pytest $(PARALLEL) -m "not notebook and not reliability and not any_release"
 
 # CI runs the same tests with fewer repetitions: LONG=
 test-reliability: LONG = 1
@@ -34,7 +34,7 @@ test-reliability: $(VENV)/ready
 	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest -m reliability tests/reliability
 
 notebooks: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -m notebook tests/test_notebooks.py
+	$(VENV)/bin/python -m pytest $(PARALLEL) --dist load -m notebook tests/test_notebooks.py
 
 quality: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -172,6 +172,7 @@ def test_folders_that_are_no_run(run, name):
 
 
 @needs_chromium
+@pytest.mark.any_release
 def test_in_a_browser(run, tmp_path):
     """Loads without errors or requests, tells of heads by mouse and keyboard, copies, fits a phone, goes dark."""
     pytest.importorskip("selenium")

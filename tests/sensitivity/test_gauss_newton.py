@@ -179,6 +179,7 @@ def assert_unbiased(model, batch, expected):
         assert (error < 0.1 * exact.abs().max()).all()  # The band above is not trivially wide.
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("classes", ["explicit", "softmax"])
 def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
     """Token classification: 24 directions an example. Both ways to take the root, against the explicit matrix."""
@@ -193,6 +194,7 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
     assert_unbiased(model, batch, expected)
 
 
+@pytest.mark.any_release
 def test_a_language_model():
     """Shifted labels and a vocabulary too large to form its Hessian."""
     torch.manual_seed(0)
@@ -207,6 +209,7 @@ def test_a_language_model():
     assert_unbiased(model, batch, expected)
 
 
+@pytest.mark.any_release
 def test_a_softmax_that_is_sure_of_most_positions():
     """The weight of a position cannot be read off where it has no curvature, and must not be made up."""
     logits = torch.randn(2, 6, 100, generator=torch.Generator().manual_seed(0))

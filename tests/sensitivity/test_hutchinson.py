@@ -52,6 +52,7 @@ def test_agrees_with_the_explicit_hessian(small):
         torch.testing.assert_close(torch.stack(scores), torch.stack(estimated) * norms / (2 * sizes))
 
 
+@pytest.mark.any_release
 def test_reported_standard_error_is_the_spread_of_repeated_runs(small):
     model, batch, _ = small
     runs = [
@@ -78,6 +79,7 @@ def test_a_loss_without_the_model_is_refused(small):
             estimate_sensitivity(model, [batch], "hessian_trace", loss_fn=loss_fn, progress=False)
 
 
+@pytest.mark.any_release
 def test_batches_of_different_sizes_weigh_by_examples(small):
     """Two batches must give the mean over their examples."""
     model, _, _ = small
@@ -91,6 +93,7 @@ def test_batches_of_different_sizes_weigh_by_examples(small):
     assert ((stacked(split, "traces") - traces).abs() < 5 * stacked(whole, "stderr")).all()
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("reduction", ["examples", "tokens"])
 def test_large_batches(reduction, monkeypatch):
     """A batch is split where its loss is a mean over examples; a mean over tokens must not turn into one of means."""
