@@ -59,6 +59,7 @@ DEFAULTS = {
     "save_strategy": "no",
     "logging_steps": 0.05,  # Twenty points of the training curve.
     "report_to": ["none"],
+    "dataloader_pin_memory": torch.cuda.is_available(),  # Without a GPU, asking for it only gives a warning.
     # Sentences of like length together save half the padding.
     **({"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}),
 }
@@ -188,7 +189,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     trainer.save_model()
     trainer.results.update({name: results[name] for name in COSTS if name in results})
-    about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL, "dataset": task.name}
+    about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL}
+    if script.task_name:
+        about |= {"dataset": task.name, "dataset_tags": "glue"}  # Other data have no name on the Hub.
     if trainer.is_world_process_zero():
         sensitivity.model = ""  # The dense model is not kept.
         sensitivity.save(output / "sensitivity.safetensors")

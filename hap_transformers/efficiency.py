@@ -120,7 +120,10 @@ def compare_latency(
 
 def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | None = None) -> dict[str, float]:
     """Numbers of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
-    parameters = {"parameters": count_parameters(model), "encoder_parameters": count_encoder_parameters(model)}
+    parameters: dict[str, float] = {
+        "parameters": count_parameters(model),
+        "encoder_parameters": count_encoder_parameters(model),
+    }
     if forward is None:
         return parameters
     seconds = []

@@ -50,6 +50,7 @@ def make_model_card(
     plan: PruningPlan | None = None,
     base_model: str | None = None,
     dataset: str | Sequence[str] | None = None,
+    dataset_tags: str | Sequence[str] | None = None,
     model_name: str | None = None,
     language: str | None = None,
     license: str | None = None,
@@ -66,6 +67,7 @@ def make_model_card(
         plan (`PruningPlan`, *optional*): What was removed last; tells how it was chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
         dataset (`str` or `Sequence[str]`, *optional*): Name of the data.
+        dataset_tags (`str` or `Sequence[str]`, *optional*): Name of the data on the Hub; by default the same.
         model_name (`str`, *optional*): Name of the pruned model.
         language, license, tags: For the card's metadata.
         pictures (`Mapping[str, str]`, *optional*): Caption to file name of pictures beside the card.
@@ -79,18 +81,19 @@ def make_model_card(
     name = model_name or f"pruned {base_model or type(model).__name__}"
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
     evaluated = (metrics.get("recovered") or metrics.get("pruned") or {}) if task else {}
-    data = dataset if isinstance(dataset, str) or dataset is None else ", ".join(dataset)
+    data = _joined(dataset)
+    tagged = dataset_tags or dataset
     card_data = ModelCardData(
         library_name="transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
-        datasets=dataset if isinstance(dataset, str) or dataset is None else list(dataset),
+        datasets=tagged if isinstance(tagged, str) or tagged is None else list(tagged),
         language=language,
         license=license,
         pipeline_tag=task,
         model_name=name if evaluated else None,
         eval_results=[
-            EvalResult(task, data or "unknown", data or "unknown", metric, value)
+            EvalResult(task, _joined(tagged) or "unknown", data or "unknown", metric, value)
             for metric, value in evaluated.items()
             if task
         ]
@@ -118,6 +121,10 @@ def make_model_card(
         pictures=pictures or {},
         version=__version__,
     )
+
+
+def _joined(names: str | Sequence[str] | None) -> str | None:
+    return names if isinstance(names, str) or names is None else ", ".join(names)
 
 
 def base_model_of(model: PreTrainedModel) -> str | None:

@@ -61,11 +61,11 @@ class HapTrainer(Trainer):
     Example:
 
     ```python
-    trainer = HapTrainer(model, args, train_dataset=..., eval_dataset=..., hap_config=HapConfig(ratio=0.6))
-    trainer.train()       # fine-tune
-    trainer.prune()       # score heads and neurons, remove the insensitive ones for real, refit what is left
-    trainer.train()       # recover
-    trainer.save_model()  # loads with AutoModelFor...from_pretrained once hap_transformers is imported
+    trainer = HapTrainer(model, args, train_dataset=train, hap_config=HapConfig(ratio=0.6))
+    trainer.train()  # fine-tune
+    trainer.prune()  # score heads and neurons, remove some for real, refit the others
+    trainer.train()  # recover
+    trainer.save_model()  # loads with plain from_pretrained
     ```
     """
 
@@ -324,6 +324,7 @@ class HapTrainer(Trainer):
             plan=self.pruning_plan,
             base_model=finetuned_from or base_model_of(model),
             dataset=dataset,
+            dataset_tags=dataset_tags,
             model_name=model_name or folder.resolve().name,
             language=language,
             license=license,

@@ -25,6 +25,7 @@ def test_card(tmp_path):
     card = make_card(
         tmp_path, base_model="org/tiny", dataset="mrpc", results=RESULTS, model_name="small", tags=["glue"]
     )
+    assert card.data.datasets == "mrpc"
     assert set(card.data.tags) == {"hap", "pruned", "hap_transformers", "glue"}
     assert card.data.base_model == "org/tiny" and card.data.pipeline_tag == "text-classification"
     (result,) = card.data.eval_results
@@ -39,6 +40,13 @@ def test_card(tmp_path):
         "| neurons | 4 | 24 |",
     ):
         assert line in card.text.splitlines()
+
+
+def test_the_hub_s_name_of_the_data(tmp_path):
+    card = make_card(tmp_path, dataset="mrpc", dataset_tags="glue", results=RESULTS)
+    (result,) = card.data.eval_results
+    assert card.data.datasets == result.dataset_type == "glue" and result.dataset_name == "mrpc"
+    assert "fine-tuned on mrpc" in card.text
 
 
 def test_a_model_of_which_nothing_more_is_known(tmp_path):
