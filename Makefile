@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT_VENV ?= .venv-transformers-4
-# A worker a core; the tests of a file share what they set up.
-PARALLEL = -n logical --dist loadfile
+# A worker a core that may be used; the tests of a file share what they set up.
+WORKERS ?= $(shell nproc 2> /dev/null || echo 2)
+PARALLEL = -n $(WORKERS) --dist loadfile
 PIP_FLAGS = --quiet --disable-pip-version-check
 
 .PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark help
@@ -11,7 +12,7 @@ PIP_FLAGS = --quiet --disable-pip-version-check
 help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
 	@echo "make test         run the tests with Transformers 5"
-	@echo "make test-compat  run the tests with Transformers 4.57"
+	@echo "make test-compat  run them with Transformers 4.57, but for slow ones that no release changes"
 	@echo "make test-reliability  kill, launch, fuzz and repeat at length (15 minutes)"
 	@echo "make notebooks    run the notebooks on small settings"
 	@echo "make quality      check style and types"

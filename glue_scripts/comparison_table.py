@@ -41,12 +41,20 @@ def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
     """Methods and tasks in the order of their cells, and ratios in rising order, without 0.
 
     Raises:
-        ValueError: If the cells are of several budgets, or of a fold and of the validation split.
+        ValueError: If the cells are of several budgets, of a fold and of the validation split, or, for one task and
+            seed, of several dense models.
     """
     cells = list(cells)
     kinds = {(cell["budget"], cell["fold"]) for cell in cells}
     if len(kinds) > 1:
         raise ValueError(f"Cells of several budgets or folds, {sorted(kinds)}, cannot share a table; pick one kind.")
+    dense: dict[tuple[str, int], dict[str, float]] = {}
+    for cell in cells:
+        if dense.setdefault((cell["task"], cell["seed"]), cell["dense"]) != cell["dense"]:
+            raise ValueError(
+                f"Cells of {cell['task']}, seed {cell['seed']}, start from several dense models and are no pairs; "
+                "keep those of one run."
+            )
     methods, tasks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("method", "task"))
     return methods, tasks, sorted({cell["ratio"] for cell in cells} - {0})
 

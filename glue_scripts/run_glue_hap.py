@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         values = yaml.safe_load(Path(command[0]).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"'{command[0]}' has no flags; expected a name and a value a line, such as 'ratio: 0.5'.")
-        command = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        lists = {name: own if isinstance(own, list) else [own] for name, own in values.items() if own is not None}
+        command = [word for name, own in lists.items() for word in (f"--{name}", *map(str, own))]
     parser.set_defaults(**DEFAULTS)
     script, args, hap_config = parser.parse_args_into_dataclasses(command)
     set_seed(args.seed)
@@ -104,6 +105,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     own = (script.task_name, script.data_dir, script.train_file, script.validation_file)
     task = load_task(*own) if any(own) else load_demo_task(script.demo_file)
     _limit_samples(task, script, args.seed)
+    if args.process_index == 0:
+        kind = f"classes {', '.join(task.labels)}" if task.labels else "a regression"
+        print(f"{task.name}: text of {' and '.join(task.texts)}, {kind}")
     model_path = script.model_name_or_path or demo_model_path()
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
         stages = Stages(output, command)
@@ -191,7 +195,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.results.update({name: results[name] for name in COSTS if name in results})
     about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL}
     if script.task_name:
-        about |= {"dataset": task.name, "dataset_tags": "glue"}  # Other data have no name on the Hub.
+        names = {"dataset": f"GLUE {task.name}", "dataset_tags": "glue", "dataset_args": task.name}
+        about.update(names)  # Other data have no name on the Hub.
     if trainer.is_world_process_zero():
         sensitivity.model = ""  # The dense model is not kept.
         sensitivity.save(output / "sensitivity.safetensors")
@@ -271,7 +276,7 @@ def _table(results: dict[str, Any]) -> str:
     if found:
         lines.append(
             f"95 % interval of the recovered {names[0]} over validation examples: {found[0]:.3f} to {found[1]:.3f}; "
-            "smaller differences between rows may be chance."
+            "those of the other rows are as wide."
         )
     reliability = results["reliability"]
     if reliability is not None:

@@ -203,7 +203,8 @@ def prune(
     loaded, chosen = _load(model), PruningPlan.load(plan)
     tokenizer = AutoTokenizer.from_pretrained(model) if loaded.main_input_name == "input_ids" else None
     chosen.validate(loaded)
-    refits = task is not None or train_file is not None
+    empty = not any([*chosen.heads.values(), *chosen.neurons.values()])
+    refits = not empty and (task is not None or train_file is not None)
     batches = (
         _batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed) if refits else None
     )
@@ -218,8 +219,8 @@ def prune(
     parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
     refitted = "refitted" if refits else "not refitted (no --task or --train-file)"
     title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {refitted}: {output}"
-    if parameters["pruned"] == parameters["dense"]:
-        title = f"The plan names nothing that could be removed; the model is as it was, {refitted}: {output}"
+    if empty:
+        title = f"The plan removes nothing; the model was copied unchanged: {output}"
     _print({"parameters": parameters, "refitted": refits, "folder": str(output)}, [], title, json_)
 
 
@@ -243,7 +244,7 @@ def bench(
         "flops": {name: count_flops(own, inputs) for name, own in models.items()},
         "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},
     }
-    names = [Path(model).name, Path(pruned).name]
+    names = [Path(name).name or name for name in (model, pruned)]
     rows = [["", *(names if len(set(names)) == 2 else (model, pruned)), "left"]]
     for name, own in figures.items():
         rows.append([name, *(f"{own[key]:,}" for key in ("dense", "pruned")), f"{own['pruned'] / own['dense']:.1%}"])
@@ -309,6 +310,13 @@ def _batches(
         raise ValueError(
             f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
             "model that was fine-tuned for the task."
+        )
+    own = [str(label).lower() for label in (model.config.id2label or {}).values()]
+    labels = [label.lower() for label in task.labels or ()]
+    if own != labels and sorted(own) == sorted(labels):
+        raise ValueError(
+            f"'{name}' numbers the classes {', '.join(own)}, task '{task.name}' {', '.join(labels)}: examples would "
+            "be scored with wrong labels. Score in Python, on examples labelled as the model's config says."
         )
     tokenizer = AutoTokenizer.from_pretrained(name)
     rows = task.tokenize(tokenizer, length)["train"]

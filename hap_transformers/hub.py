@@ -71,13 +71,16 @@ def push_to_hub(
             card.save(Path(folder) / "README.md")
         else:
             known = ModelCardData() if card is None else card.data
+            evaluated = known.eval_results[0] if known.eval_results else None
             write_card(
                 model,
                 folder,
                 results=getattr(model, "pruning_results", None),
                 plan=getattr(model, "pruning_plan", None),
                 base_model=base_model_of(model) or known.base_model,
-                dataset=known.datasets,
+                dataset=evaluated.dataset_name if evaluated else None,
+                dataset_tags=known.datasets,
+                dataset_args=evaluated.dataset_config if evaluated else None,
                 model_name=repo_id.split("/")[-1],
                 language=known.language,
                 license=known.license,

@@ -51,6 +51,7 @@ def make_model_card(
     base_model: str | None = None,
     dataset: str | Sequence[str] | None = None,
     dataset_tags: str | Sequence[str] | None = None,
+    dataset_args: str | Sequence[str] | None = None,
     model_name: str | None = None,
     language: str | None = None,
     license: str | None = None,
@@ -63,11 +64,12 @@ def make_model_card(
         model (`PreTrainedModel`): The pruned model.
         results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
             `recovered`), of which those of `recovered`, or else `pruned`, go into the card's `model-index`, too; under
-            `parameters`, `flops` and `latency_ms`, numbers for `dense` and `pruned`. Whatever is missing is left out.
+            the names in `COSTS`, numbers for `dense` and `pruned`. Whatever is missing is left out.
         plan (`PruningPlan`, *optional*): What was removed last; tells how it was chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
-        dataset (`str` or `Sequence[str]`, *optional*): Name of the data.
-        dataset_tags (`str` or `Sequence[str]`, *optional*): Name of the data on the Hub; by default the same.
+        dataset (`str` or `Sequence[str]`, *optional*): What to call the data; by default their name on the Hub.
+        dataset_tags (`str` or `Sequence[str]`, *optional*): Name of the data on the Hub.
+        dataset_args (`str` or `Sequence[str]`, *optional*): Name of their configuration there.
         model_name (`str`, *optional*): Name of the pruned model.
         language, license, tags: For the card's metadata.
         pictures (`Mapping[str, str]`, *optional*): Caption to file name of pictures beside the card.
@@ -81,19 +83,20 @@ def make_model_card(
     name = model_name or f"pruned {base_model or type(model).__name__}"
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
     evaluated = (metrics.get("recovered") or metrics.get("pruned") or {}) if task else {}
-    data = _joined(dataset)
-    tagged = dataset_tags or dataset
+    data, tagged = _joined(dataset or dataset_tags), _joined(dataset_tags)
     card_data = ModelCardData(
         library_name="transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
-        datasets=tagged if isinstance(tagged, str) or tagged is None else list(tagged),
+        datasets=dataset_tags if isinstance(dataset_tags, str) or dataset_tags is None else list(dataset_tags),
         language=language,
         license=license,
         pipeline_tag=task,
         model_name=name if evaluated else None,
         eval_results=[
-            EvalResult(task, _joined(tagged) or "unknown", data or "unknown", metric, value)
+            EvalResult(
+                task, tagged or "unknown", data or "unknown", metric, value, dataset_config=_joined(dataset_args)
+            )
             for metric, value in evaluated.items()
             if task
         ]

@@ -10,6 +10,7 @@ import jinja2
 from scipy.stats import binomtest
 
 from .files import write_text
+from .model_card import BUDGETS
 from .plan import PruningPlan
 from .sensitivity import Sensitivity
 from .version import __version__
@@ -91,6 +92,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         ],
         heads=head_cells(scores, plan),
         layers=_layers(plan),
+        budget=BUDGETS.get(results["hap_config"]["budget"], results["hap_config"]["budget"]),
         implants=any(plan.implants.values()),
         ranking=_ranking(scores, plan),
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],

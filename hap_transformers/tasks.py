@@ -91,7 +91,7 @@ def load_task(
     Args:
         task_name (`str`, *optional*): One of `GLUE_TEXTS`.
         data_dir (`str`, *optional*): Folder with `<task>/train.parquet` and `<task>/validation.parquet`, read instead
-            of the Hub.
+            of the Hub; of MNLI `<task>/validation_matched.parquet`.
         train_file, validation_file (`str`, *optional*): The user's own files, with a `label` column and one or two
             text columns. Labels that are fractions make it a regression.
 
@@ -122,6 +122,11 @@ def load_task(
     label = data["train"].features.get("label")
     if label is None:
         raise ValueError(f"Task '{task_name}' has no 'label' column, only {data['train'].column_names}.")
+    if task_name != "stsb" and not isinstance(label, ClassLabel):
+        raise ValueError(
+            f"The labels of task '{task_name}' are {label.dtype} without names. Write the files with `datasets` "
+            "(`load_dataset('nyu-mll/glue', ...)['train'].to_parquet(...)`), which keeps them."
+        )
     labels = None if task_name == "stsb" else label.names
     return Task(task_name, data, GLUE_TEXTS[task_name], labels)
 

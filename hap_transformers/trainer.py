@@ -65,7 +65,7 @@ class HapTrainer(Trainer):
     trainer.train()  # fine-tune
     trainer.prune()  # score heads and neurons, remove some for real, refit the others
     trainer.train()  # recover
-    trainer.save_model()  # loads with plain from_pretrained
+    trainer.save_model()  # after `import hap_transformers`, from_pretrained loads it
     ```
     """
 
@@ -107,7 +107,7 @@ class HapTrainer(Trainer):
         if self._phase == "pruned":
             self._phase = "recovered"
         if self.teacher is not None and self._distils():
-            self.teacher.requires_grad_(False).eval().to(self.args.device)
+            self.teacher.eval().to(self.args.device)
         elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
             logger.warning(
                 "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it "
@@ -325,6 +325,7 @@ class HapTrainer(Trainer):
             base_model=finetuned_from or base_model_of(model),
             dataset=dataset,
             dataset_tags=dataset_tags,
+            dataset_args=dataset_args,
             model_name=model_name or folder.resolve().name,
             language=language,
             license=license,
@@ -332,7 +333,6 @@ class HapTrainer(Trainer):
         )
         if self._exports_remote_code:
             export_remote_code(folder)  # The model has been saved there just before.
-        return None
 
     def _tell_callbacks(self, event: str, plan: PruningPlan) -> None:
         for callback in self.callback_handler.callbacks:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_model
 from test_scripts import ROWS, model_dir, write_csv  # noqa: F401
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hap_transformers import PruningPlan, Sensitivity, apply_plan
@@ -89,8 +89,8 @@ def test_a_budget_that_is_met_already_is_told(tmp_path, fine_tuned):
     assert len(told.stdout.splitlines()) == 1  # No empty table.
     assert PruningPlan.load(plan).num_heads == 0
     out = tmp_path / "out"
-    told = CliRunner().invoke(app, ["prune", str(model), "--plan", str(plan), "--output", str(out)])
-    assert "names nothing that could be removed" in told.stdout
+    command = ["prune", str(model), "--plan", str(plan), "--output", str(out), "--train-file", str(train)]
+    assert "The plan removes nothing; the model was copied" in CliRunner().invoke(app, command).stdout
     before, after = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in (model, out))
     assert all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
 
@@ -156,3 +156,8 @@ def test_a_model_for_another_task(fine_tuned):
     assert load_task(train_file=other, validation_file=other).num_labels == 3
     with pytest.raises(ValueError, match="has 2 outputs, task 'custom' needs 3"):
         hap("score", model, "--train-file", other)
+    config = AutoConfig.from_pretrained(model)
+    config.id2label, config.label2id = {0: "Yes", 1: "No"}, {"Yes": 0, "No": 1}
+    config.save_pretrained(model)
+    with pytest.raises(ValueError, match="numbers the classes yes, no, task 'custom' no, yes"):
+        hap("score", model, "--train-file", train)

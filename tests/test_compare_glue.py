@@ -242,6 +242,11 @@ def test_cells_of_several_budgets_share_no_table():
         table([make_cell(), {**make_cell(), "budget": "heads"}])
 
 
+def test_cells_of_several_dense_models_share_no_table():
+    with pytest.raises(ValueError, match="seed 0, start from several dense models"):
+        table([make_cell(), make_cell("gradient", dense=0.7)])
+
+
 def test_csv_has_a_row_a_cell(tmp_path):
     write_csv([make_cell(), make_cell("gradient", recovered=0.5)], tmp_path / "cells.csv")
     rows = list(csv.DictReader((tmp_path / "cells.csv").open()))

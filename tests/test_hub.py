@@ -29,7 +29,7 @@ trainer.prune()
 trainer.evaluate()
 trainer.train()
 trainer.evaluate()
-trainer.push_to_hub(dataset="rows", license="apache-2.0", remote_code=True)
+trainer.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0", remote_code=True)
 trainer.model.push_to_hub("me/by-model")
 trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
 own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
@@ -37,7 +37,7 @@ HfApi().create_repo("me/own-words")
 HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md", repo_id="me/own-words")
 trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
 again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
-again.push_to_hub(dataset="rows", license="apache-2.0")
+again.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0")
 trainer.model.push_to_hub("me/again", tags=["later"])
 by_arguments = make_trainer(
     sys.argv[2] + "-arguments", push_to_hub=True, hub_model_id="me/by-arguments", hap_config=HapConfig(ratio=0.5)
@@ -121,7 +121,7 @@ def test_card(pushed, repository):
     assert values.keys() == {"loss", "accuracy"} and 0 <= values["accuracy"] <= 1
     for phase in ("dense", "pruned", "recovered"):
         assert f"\n| {phase} | " in card.text
-    for cost in ("parameters", "FLOPs, one batch", "latency, one batch, ms"):
+    for cost in ("parameters", "of these in the encoder", "FLOPs, one batch", "latency, one batch, ms"):
         (line,) = [line for line in card.text.splitlines() if line.startswith(f"| {cost} | ")]
         dense, pruned = (float(cell.replace(",", "")) for cell in line.strip(" |").split(" | ")[1:])
         assert cost.startswith("latency") or pruned < dense
@@ -133,7 +133,7 @@ def test_what_only_the_trainer_knows(pushed):
     hub, _, _ = pushed
     card = ModelCard(hub.repositories["me/by-trainer"]["README.md"].decode())
     assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
-    assert "fine-tuned on rows" in card.text and "scored by `kronecker`" in card.text
+    assert "fine-tuned on my rows" in card.text and "scored by `kronecker`" in card.text
     assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
 
 
@@ -150,7 +150,8 @@ def test_training_arguments_push_what_is_saved(pushed):
 def test_a_card_of_ours_is_written_anew_but_keeps_what_it_was_told(pushed):
     hub, _, _ = pushed
     card = ModelCard(hub.repositories["me/again"]["README.md"].decode())
-    assert card.data.datasets == "rows" and card.data.license == "apache-2.0" and "later" in card.data.tags
+    assert card.data.datasets == "rows" and "fine-tuned on my rows" in card.text
+    assert card.data.license == "apache-2.0" and "later" in card.data.tags
     assert "| recovered | " in card.text  # The second trainer knew no metrics; the model does.
 
 

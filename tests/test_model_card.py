@@ -25,7 +25,7 @@ def test_card(tmp_path):
     card = make_card(
         tmp_path, base_model="org/tiny", dataset="mrpc", results=RESULTS, model_name="small", tags=["glue"]
     )
-    assert card.data.datasets == "mrpc"
+    assert card.data.datasets is None  # Not known to be its name on the Hub.
     assert set(card.data.tags) == {"hap", "pruned", "hap_transformers", "glue"}
     assert card.data.base_model == "org/tiny" and card.data.pipeline_tag == "text-classification"
     (result,) = card.data.eval_results
@@ -43,10 +43,11 @@ def test_card(tmp_path):
 
 
 def test_the_hub_s_name_of_the_data(tmp_path):
-    card = make_card(tmp_path, dataset="mrpc", dataset_tags="glue", results=RESULTS)
+    card = make_card(tmp_path, dataset="my MRPC", dataset_tags="glue", dataset_args="mrpc", results=RESULTS)
     (result,) = card.data.eval_results
-    assert card.data.datasets == result.dataset_type == "glue" and result.dataset_name == "mrpc"
-    assert "fine-tuned on mrpc" in card.text
+    assert card.data.datasets == result.dataset_type == "glue" and result.dataset_config == "mrpc"
+    assert result.dataset_name == "my MRPC" and "fine-tuned on my MRPC" in card.text
+    assert "fine-tuned on glue" in make_card(tmp_path, dataset_tags="glue").text
 
 
 def test_a_model_of_which_nothing_more_is_known(tmp_path):

@@ -9,8 +9,8 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SMALL = {
-    "quickstart": {"train_examples": 256, "validation_examples": 128},
-    "sensitivity": {"train_examples": 256, "scored_examples": 64, "probe_examples": 32},
+    "quickstart": {"train_examples": 128, "validation_examples": 64},
+    "sensitivity": {"train_examples": 128, "scored_examples": 64, "probe_examples": 32},
     "glue_study": {},
 }
 

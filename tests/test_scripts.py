@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import GLUE, make_model, needs_glue
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from demo_data import load_demo_dataset
 from run_glue_hap import main
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EvalPrediction
@@ -92,6 +92,7 @@ def test_flags_in_a_file(tmp_path, model_dir, ending):
     values = {"model_name_or_path": str(model_dir), "output_dir": str(tmp_path / "out"), "use_cpu": True}
     values |= {"train_file": files[1], "validation_file": files[3], "num_train_epochs": 1, "disable_tqdm": True}
     file = tmp_path / f"flags.{ending}"
+    values |= {"report_to": ["none"], "min_heads": None}
     file.write_text(json.dumps({**values, "ratio": 0.5, "budget": "heads"})[:-1] + ', "learning_rate": 5e-5}')
     results = main([str(file)])
     assert results["heads"] == {"dense": 8, "pruned": 4} and results["training"]["per_device_train_batch_size"] == 32
@@ -111,6 +112,14 @@ def test_regression_from_json(tmp_path, model_dir):
     files = ["--train_file", str(tmp_path / "train.jsonl"), "--validation_file", str(tmp_path / "validation.jsonl")]
     results = main(flags(tmp_path, model_dir, *files, "--method", "gradient"))
     assert {"pearson", "spearmanr"} <= set(results["metrics"]["recovered"])
+
+
+def test_parquet_files_without_names_of_labels(tmp_path):
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "validation"):
+        Dataset.from_dict({"sentence": ["a"], "label": [1]}).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
+    with pytest.raises(ValueError, match="'sst2' are int64 without names. Write the files with `datasets`"):
+        tasks.load_task("sst2", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_scripts import flags, model_dir, own_files  # noqa: F401
 
 
-KILLS = 24 if LONG else 4
+KILLS = 24 if LONG else 2
 
 
 @pytest.mark.parametrize("saving", [["--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "1"], []])

@@ -194,7 +194,6 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
     assert_unbiased(model, batch, expected)
 
 
-@pytest.mark.any_release
 def test_a_language_model():
     """Shifted labels and a vocabulary too large to form its Hessian."""
     torch.manual_seed(0)
