@@ -29,6 +29,7 @@ from scipy.stats import norm
 from test_scripts import ROWS, model_dir  # noqa: F401
 from torch_pruning_plan import torch_pruning_plan
 
+from hap_transformers import HapTrainer
 from hap_transformers.budgets import make_budget
 
 
@@ -76,6 +77,21 @@ def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
     assert {structure(cell) for cell in cells} == set(latencies)
     for kind in ("gains", "kept", "latency", "ranks"):
         assert is_drawn(tmp_path / "out" / f"grid-{kind}.png")
+
+
+def test_recovery_has_its_steps_and_evaluation_little_padding(tiny, tmp_path, monkeypatch):
+    features = load_dataset("parquet", data_files=str(tmp_path / "sst2" / "train.parquet"))["train"].features
+    rows = {"sentence": ["good film bad plot", "bad", "good plot", "film"], "label": [1, 0, 1, 0]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "sst2" / "validation.parquet")
+    taken = []
+    train = HapTrainer.train
+    monkeypatch.setattr(HapTrainer, "train", lambda self: train(self) and taken.append(self.state.global_step))
+    (cell,) = main([*tiny, "--methods", "hap"])["grid"]
+    assert taken == [1, 2]  # An epoch of 16 examples; then RECOVERY_STEPS.
+    assert cell["recovered"]["loss"] != cell["pruned"]["loss"]
+    job = Job("sst2", 0, str(tmp_path), tmp_path / "out")
+    assert [len(ids) - 2 for ids in job.evaluated["input_ids"]] == [1, 1, 2, 4]
+    assert list(job.evaluated["label"]) == [0, 0, 1, 1]
 
 
 def test_heads_alone(tiny):
