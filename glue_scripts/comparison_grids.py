@@ -79,7 +79,7 @@ PARTS = [
 ]
 
 PRESETS = {
-    "quick": {"quick": Grid(["mrpc", "cola"], ["hap", "gradient"], [0.6, 0.8], [0])},
+    "quick": {"quick": Grid(["sst2", "cola"], ["hap", "gradient"], [0.6, 0.8], [0])},
     "full": {
         "main": Grid(["mrpc", "sst2", "cola", "stsb"], [*RIVALS, "random", CONTROL], ALL_RATIOS, ALL_SEEDS),
         "heads": Grid(["mrpc", "sst2", "cola", "stsb"], ["hap", "gradient", "random"], ALL_RATIOS, ALL_SEEDS, "heads"),

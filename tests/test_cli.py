@@ -111,6 +111,7 @@ def test_what_will_be_left_is_told(tmp_path, fine_tuned):
     assert told.splitlines()[1].split() == ["classifier", "small", "left"]
 
 
+@pytest.mark.any_release
 def test_no_bars_where_there_is_no_terminal(tmp_path, fine_tuned):
     model, train = fine_tuned
     command = [Path(sys.executable).with_name("hap"), "score", model, "--train-file", train, "--max-examples", "12"]
@@ -143,6 +144,7 @@ def test_errors_in_one_line(fine_tuned, monkeypatch, capsys, arguments, code, me
         assert told.startswith("hap: ") and len(told.splitlines()) == 1
 
 
+@pytest.mark.any_release
 def test_the_installed_command_and_debug():
     hap_command = Path(sys.executable).with_name("hap")
     done = subprocess.run([hap_command, "--debug", "plan", "nothing"], capture_output=True, text=True)

@@ -33,6 +33,9 @@ from hap_transformers import HapTrainer
 from hap_transformers.budgets import make_budget
 
 
+pytestmark = pytest.mark.any_release
+
+
 @pytest.fixture
 def tiny(tmp_path, model_dir, monkeypatch):  # noqa: F811
     """Flags for a task of a few sentences and a tiny model."""
@@ -107,7 +110,6 @@ def test_a_cell_that_was_not_recovered_is_run_again(tiny, tmp_path):
     assert "recovered" in (tmp_path / "out" / "grid.md").read_text()
 
 
-@pytest.mark.any_release
 def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
     """Where the dense model was lost and is trained anew, it is another one, and the cells are no longer paired."""
     main([*tiny, "--methods", "random", "--recover", "False"])
@@ -121,7 +123,6 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
     assert len(file.read_text().splitlines()) == 1
 
 
-@pytest.mark.any_release
 def test_a_task_and_seed_is_done_before_the_next(tiny, monkeypatch):
     order = []
     run = Job.run
@@ -133,7 +134,6 @@ def test_a_task_and_seed_is_done_before_the_next(tiny, monkeypatch):
     assert [len(cells) for cells in found.values()] == [2, 2]
 
 
-@pytest.mark.any_release
 def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
     cells = main([*tiny, "--methods", "hap"])["grid"]
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("a cell was run"))
@@ -166,7 +166,6 @@ def test_a_fold_of_phrases_shares_no_sentence_with_training(tmp_path, tiny, monk
     assert set(kept) == {text for text in texts if text not in held[0] and held[0] not in text}
 
 
-@pytest.mark.any_release
 def test_workers_share_the_cells_and_stop_at_an_error():
     with _pool(2) as pool:
         assert sorted(_each(pool, operator.mul, "", 2, [(3,), (4,), (5,)])) == [6, 8, 10]
@@ -179,7 +178,6 @@ def test_unknown_names_are_refused(tiny):
         main([*tiny, "--methods", "magic"])
 
 
-@pytest.mark.any_release
 def test_workers_end_with_the_process_that_started_them():
     code = """
 import os, sys, time

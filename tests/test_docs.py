@@ -67,6 +67,7 @@ def surroundings(tmp_path, monkeypatch, model_dir):  # noqa: F811
     }
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("page", [page for page in PAGES if SNIPPET.search(page.read_text())], ids=name_of)
 def test_snippets_run(page, surroundings):
     if page.name == "onnx.md":
