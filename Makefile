@@ -57,9 +57,9 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/imports.py
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
+$(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt
 $(VENV)/ready: EXTRA = dev
 $(COMPAT_VENV)/ready: EXTRA = test
-$(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt
 
 # torch comes first and pinned: resolved together with the rest, an open range may pick another build of it.
 # The demo's model package asks for sentence-transformers, which nothing here uses.

@@ -126,8 +126,6 @@ def main() -> None:
     write_into(study, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
     plot_gains(cells, HERE / "images" / "comparison.png")
     longer = PRESETS["full"]["main"].cells_in(HERE / "results" / "longer_recovery.jsonl")
-    pair = [cell for cell in longer if cell["method"] in ("hap", "gradient")]
-    write_into(README, "longer", differences_table(pair, "hap"))
     write_into(study, "longer", table(longer) + "\n\n" + differences_table(longer, "hap"))
     heads = PRESETS["full"]["heads"].cells_in(HERE / "results" / "heads.jsonl")
     write_into(study, "heads", table(heads) + "\n\n" + differences_table(heads, "hap"))

@@ -120,11 +120,13 @@ def differences(cells: list[Cell], method: str, phase: str = "recovered") -> lis
 
 
 def differences_table(cells: list[Cell], method: str, phase: str = "recovered") -> str:
-    """[`differences`] as Markdown, a row a rival. Fewer pairs than elsewhere follow in brackets."""
+    """[`differences`] as Markdown, a row a rival, with the number of pairs; where it is lower, it is in brackets."""
     rows = differences(cells, method, phase)
     most = max((row["pairs"] for row in rows), default=0)
     ratios = sorted({row["ratio"] for row in rows})
-    lines = [f"| {phase}: points of {method} over | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
+    lines = [
+        f"| {phase}: points of {method} over, {most} pairs | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"
+    ]
     lines.append("| --- " * (1 + len(ratios)) + "|")
     for other in dict.fromkeys(row["other"] for row in rows):
         texts = {}

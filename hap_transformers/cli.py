@@ -163,12 +163,10 @@ def plan(
     for layer in range(len(made.original_heads)):
         counts = [len(made.heads.get(layer, ())), len(made.neurons.get(layer, ())), made.implants.get(layer, 0)]
         rows.append([str(count) if count else "" for count in (layer or "0", *counts)])
-    whole, encoder = count_parameters(loaded), count_encoder_parameters(loaded)
-    removed = whole - int(made.promise["parameters"])
+    whole, encoder, left = count_parameters(loaded), count_encoder_parameters(loaded), int(made.promise["parameters"])
     title = (
         f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}\n"
-        f"{whole - removed:,} of {whole:,} parameters will be left, "
-        f"{encoder - removed:,} of {encoder:,} in the encoder"
+        f"{left:,} of {whole:,} parameters will be left, {encoder - whole + left:,} of {encoder:,} in the encoder"
     )
     if not any(gone.values()):
         title = f"Nothing to remove: the model meets {budget} {ratio:.0%} already, as ratios are of the dense model"
@@ -311,7 +309,7 @@ def _batches(
             f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
             "model that was fine-tuned for the task."
         )
-    own = [str(label).lower() for label in (model.config.id2label or {}).values()]
+    own = [str(label).lower() for _, label in sorted((model.config.id2label or {}).items())]
     labels = [label.lower() for label in task.labels or ()]
     if own != labels and sorted(own) == sorted(labels):
         raise ValueError(

@@ -26,11 +26,11 @@ def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[N
     """
     recovery = {
         "num_train_epochs": config.recovery_epochs,
+        # Else steps that fine-tuning was to take would override the epochs.
+        "max_steps": None if config.recovery_epochs is None else -1,
         "learning_rate": config.recovery_learning_rate,
         "output_dir": os.path.join(str(args.output_dir), RECOVERY),
     }
-    if config.recovery_epochs is not None:
-        recovery["max_steps"] = -1  # Else steps that fine-tuning was to take would override the epochs.
     recovery = {name: value for name, value in recovery.items() if value is not None}
     original = {name: getattr(args, name) for name in recovery}
     for name, value in recovery.items():

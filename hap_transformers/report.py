@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from .files import write_text
 from .model_card import BUDGETS
+from .model_card import COSTS as CARD_COSTS
 from .plan import PruningPlan
 from .sensitivity import Sensitivity
 from .version import __version__
@@ -18,13 +19,7 @@ from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FILES = ("results.json", "pruning_plan.json", "sensitivity.safetensors")
-COSTS = {
-    "parameters": "parameters",
-    "encoder_parameters": "of these in the encoder",
-    "flops": "FLOPs, one batch",
-    "latency_ms": "latency, ms",
-    "bytes": "size on disk",
-}
+COSTS = {**CARD_COSTS, "bytes": "size on disk"}
 CORRELATIONS = ("pearson", "spearmanr", "matthews_correlation")
 
 

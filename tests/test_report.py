@@ -98,11 +98,7 @@ def test_the_page_says_what_the_files_say(run):
     assert rows["accuracy"][0].startswith("0.9100 (0.890 to 0.928)") and rows["loss"] == ["0.3000"] * 3
     assert rows["parameters"] == ["10,000", "7,500", "75%"]
     assert rows["of these in the encoder"] == ["5,000", "2,500", "50%"]
-    assert rows["size on disk"] == [
-        "0.0 MB",
-        "0.0 MB",
-        "75%",
-    ]
+    assert rows["size on disk"] == ["0.0 MB", "0.0 MB", "75%"]
     assert ["0", "2 of 4", "", "24 of 24", "", ""] in cells.rows and [
         "1",
         "4 of 4",
