@@ -5,7 +5,8 @@ COMPAT_VENV ?= .venv-transformers-4
 # A worker a core that may be used; the tests of a file share what they set up.
 WORKERS ?= $(shell nproc 2> /dev/null || echo 2)
 PARALLEL = -n $(WORKERS) --dist loadfile
-PIP_FLAGS = --quiet --disable-pip-version-check
+# Python compiles what it imports; to compile all that is installed takes as long as to install it.
+PIP_FLAGS = --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark help
 
