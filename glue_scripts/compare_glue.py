@@ -82,7 +82,8 @@ def _run(args: Arguments, keys: list[Key], file: Path) -> None:
             present = jobs[start : start + args.workers]
             own = [key for key in missing if job_of(key) in present]
             for job, metrics in _each(pool, _dense, "Dense models", args, present):
-                _validate_same_dense(job, metrics, [cell for key, cell in cells.items() if job_of(key) == job], file)
+                same = [cell for key, cell in cells.items() if job_of(key) == job and cell["fold"] == args.fold]
+                _validate_same_dense(job, metrics, same, file)
             scores = dict.fromkeys((*job_of(key), METHODS[key[1]].score) for key in own)
             list(_each(pool, _score, "Scores", args, list(scores)))
             for cell in _each(pool, _cell, "Cells", args, [key[:-1] for key in own]):

@@ -65,9 +65,19 @@ def job_of(key: Key) -> tuple[str, int]:
 
 
 def read_cells(file: Path) -> dict[Key, dict[str, Any]]:
-    """The cells of a file, a JSON line each."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {tuple(cell[name] for name in KEY_NAMES): cell for cell in map(json.loads, lines)}
+    """The cells of a file, a JSON line each.
+
+    Raises:
+        ValueError: If a line is no cell, such as one that a full disk has cut.
+    """
+    cells = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
+        try:
+            cell = json.loads(line)
+            cells[tuple(cell[name] for name in KEY_NAMES)] = cell
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"Line {number} of '{file}' is no cell; remove it, and it is run again.") from error
+    return cells
 
 
 ALL_RATIOS, ALL_SEEDS = [0.4, 0.6, 0.8], [0, 1, 2]
@@ -75,7 +85,7 @@ RIVALS = ["hap", "gradient", "gradient, floor and refit", "top layers, floor and
 PARTS = [
     *("hap", "hap without refit", "hap without distillation", "hap with implants"),
     *("paper", "relative trace, floor and refit", "fisher, floor and refit", "magnitude, floor and refit"),
-    *("top layers dropped", "Torch-Pruning, Taylor"),
+    *("gradient, neurons normalized", "top layers dropped", "Torch-Pruning, Taylor"),
 ]
 
 PRESETS = {

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hap_transformers import PruningPlan, apply_plan
 from hap_transformers.efficiency import compare_latency
+from hap_transformers.files import write_text
 
 
 EXAMPLES, TOKENS = 8, 64
@@ -54,5 +55,5 @@ def measure_latencies(cells: Iterable[Cell], file: Path) -> dict[str, float]:
         apply_plan(pruned, PruningPlan.for_model(dense, heads=heads, neurons=neurons, implants=implants))
         seconds = compare_latency({"dense": dense, "pruned": pruned}, inputs)
         known[own] = seconds["pruned"] / seconds["dense"]
-        file.write_text(json.dumps(known, indent=0) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(known, indent=0) + "\n")
     return known

@@ -1,7 +1,7 @@
 """The ways to prune that are compared: what each sets in `HapConfig`, and how it plans."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,12 @@ def same_share(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
     return plan_pruning(
         sensitivity, trainer.model, budget=config.budget, ratio=config.ratio, min_heads=0, min_neurons=0
     )
+
+
+def same_share_normalized(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
+    """The same share, neurons' scores divided by the norm of their layer's as the method divides those of heads."""
+    neurons = [own / own.norm() for own in sensitivity.neurons]
+    return same_share(trainer, replace(sensitivity, neurons=neurons))
 
 
 def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
@@ -74,6 +80,7 @@ CONTROL = "nothing removed"
 METHODS = {
     "hap": Method(),
     "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
+    "gradient, neurons normalized": Method({"method": "gradient", "refit": False}, same_share_normalized),
     "gradient, floor and refit": Method({"method": "gradient"}),
     "top layers dropped": Method({"method": "gradient"}, top_layers),
     "top layers, floor and refit": Method({"method": "gradient", "min_heads": 1, "min_neurons": 0.05}, top_layers),

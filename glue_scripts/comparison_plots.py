@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import numpy as np
 from comparison_latency import structure
-from comparison_table import Cell, axes_of, gain, gains
+from comparison_table import Cell, axes_of, gain, gains, shared
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -36,7 +36,7 @@ def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("
                 values = [list(gains(cells, phase, method, task, ratio).values()) for ratio in ratios]
                 shown = [(ratio, own) for ratio, own in zip(ratios, values, strict=True) if own]
                 positions = [100 * ratio + 0.6 * (i - len(methods) / 2) for ratio, _ in shown]  # Bars side by side.
-                spread = [stdev(own) if len(own) > 1 else 0.0 for _, own in shown]
+                spread = [stdev(own) if len(own) > 1 else np.nan for _, own in shown]  # Of one seed, no bar.
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 2.2 if i == 0 else 1.2, "label": method}
                 axes.errorbar(positions, [mean(own) for _, own in shown], spread, marker="o", markersize=3, **style)
             axes.set_title(f"{task}, {phase}", fontsize=9)
@@ -53,7 +53,7 @@ def plot_gains(cells: list[Cell], path: str | Path, phases: tuple[str, ...] = ("
 
 
 def plot_latency(cells: list[Cell], latencies: dict[str, float], path: str | Path, phase: str = "recovered") -> None:
-    """Draws points over dense against the measured time of a forward pass, means over tasks and seeds.
+    """Draws points over dense against the measured time of a forward pass, means over shared tasks and seeds.
 
     Args:
         cells (`list[dict]`): The cells.
@@ -66,7 +66,7 @@ def plot_latency(cells: list[Cell], latencies: dict[str, float], path: str | Pat
     axes = figure.subplots()
     axes.axhline(0, color="#4c566a", linewidth=0.8)
     for i, method in enumerate(methods):
-        groups = [[c for c in cells if (c["method"], c["ratio"]) == (method, ratio)] for ratio in ratios]
+        groups = [[c for c in shared(cells) if (c["method"], c["ratio"]) == (method, ratio)] for ratio in ratios]
         times = [100 * mean(latencies[structure(cell)] for cell in group) for group in groups if group]
         points = [mean(gain(cell, phase) for cell in group) for group in groups if group]
         if times:
@@ -80,7 +80,7 @@ def plot_latency(cells: list[Cell], latencies: dict[str, float], path: str | Pat
 
 
 def plot_kept(cells: list[Cell], path: str | Path) -> None:
-    """Draws how many heads and neurons each layer keeps, by method and ratio, the mean over tasks and seeds.
+    """Draws how many heads and neurons each layer keeps, by method and ratio, the mean over shared tasks and seeds.
 
     Args:
         cells (`list[dict]`): The cells.
@@ -92,9 +92,10 @@ def plot_kept(cells: list[Cell], path: str | Path) -> None:
     panels = figure.subplots(2, len(ratios), squeeze=False, sharex=True, sharey=True)
     for row, kind in zip(panels, ("heads", "neurons"), strict=True):
         for axes, ratio in zip(row, ratios, strict=True):
-            chosen = [[c[kind] for c in cells if (c["method"], c["ratio"]) == (name, ratio)] for name in methods]
+            own = [cell for cell in shared(cells) if cell["ratio"] == ratio]
+            chosen = [[cell[kind] for cell in own if cell["method"] == name] for name in methods]
             width = len(cells[0][kind])
-            kept = np.array([np.mean(own, axis=0) if own else np.full(width, np.nan) for own in chosen])
+            kept = np.array([np.mean(kept, axis=0) if kept else np.full(width, np.nan) for kept in chosen])
             axes.imshow(kept, cmap="YlGn", aspect="auto", vmin=0)
             for (i, j), value in np.ndenumerate(kept):
                 if not np.isnan(value):

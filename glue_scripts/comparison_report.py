@@ -5,7 +5,7 @@ from pathlib import Path
 from comparison_latency import measure_latencies
 from comparison_methods import METHODS
 from comparison_plots import plot_gains, plot_kept, plot_latency, plot_rank_correlations
-from comparison_table import PHASES, Cell, axes_of, differences_table, table, write_csv
+from comparison_table import PHASES, Cell, axes_of, differences_table, seconds_table, table, write_csv
 
 from hap_transformers import Sensitivity
 
@@ -23,6 +23,7 @@ def write_report(name: str, cells: list[Cell], folder: Path) -> str:
     text = table(cells)
     if "hap" in methods and len(methods) > 1:
         text += "\n\n" + differences_table(cells, "hap", phases[-1])
+    text += "\n\n" + seconds_table(cells)
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     write_csv(cells, folder / f"{name}.csv")
     latencies = measure_latencies(cells, folder / "latencies.json")

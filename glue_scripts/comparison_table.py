@@ -37,6 +37,16 @@ def gains(cells: Iterable[Cell], phase: str, method: str, task: str, ratio: floa
     }
 
 
+def shared(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells of those tasks and seeds that every method has at that ratio: what means over cells compare."""
+    cells = [cell for cell in cells if cell["method"] != CONTROL]
+    methods = {cell["method"] for cell in cells}
+    having: dict[tuple[str, int, float], set[str]] = {}
+    for cell in cells:
+        having.setdefault((cell["task"], cell["seed"], cell["ratio"]), set()).add(cell["method"])
+    return [cell for cell in cells if having[cell["task"], cell["seed"], cell["ratio"]] == methods]
+
+
 def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
     """Methods and tasks in the order of their cells, and ratios in rising order, without 0.
 
@@ -66,7 +76,7 @@ def table(cells: list[Cell]) -> str:
     """
     methods, tasks, ratios = axes_of(cells)
     seeds = len({cell["seed"] for cell in cells})
-    lines = []
+    lines = _dense_lines(cells, tasks)
     for phase in PHASES:
         if not all(phase in cell for cell in cells):
             continue
@@ -80,12 +90,48 @@ def table(cells: list[Cell]) -> str:
                     values = list(gains(cells, phase, method, task, ratio).values())
                     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
                     count = f" [{len(values)}]" if len(values) < seeds else ""
-                    row.append(f"{mean(values):+.1f}{spread}{count}" if values else "")
+                    row.append(f"{_signed(mean(values))}{spread}{count}" if values else "")
                     means[ratio] += [mean(values)] if values else []
-            row += [f"{mean(values):+.1f}" if len(values) == len(tasks) else "" for values in means.values()]
+            row += [_signed(mean(values)) if len(values) == len(tasks) else "" for values in means.values()]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _dense_lines(cells: list[Cell], tasks: list[str]) -> list[str]:
+    """The dense models' own metrics, times 100, mean over seeds and their standard deviation."""
+    names, texts = [], []
+    for task in tasks:
+        own = {cell["seed"]: cell for cell in cells if cell["task"] == task}
+        metric = main_metric(next(iter(own.values())))
+        values = [100 * cell["dense"][metric] for cell in own.values()]
+        names.append(f"{task} {metric}")
+        texts.append(f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else ""))
+    lines = [["dense models, x 100", *names], ["---"] * (1 + len(tasks)), [DENSE, *texts]]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+
+
+def seconds_table(cells: list[Cell]) -> str:
+    """What scoring, pruning (with any refit) and recovery take in seconds, means over shared tasks and seeds."""
+    methods, _, ratios = axes_of(cells)
+    lines = ["| seconds: score + prune + recover | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
+    lines.append("| --- " * (1 + len(ratios)) + "|")
+    for method in methods:
+        if method == CONTROL:
+            continue
+        texts = []
+        for ratio in ratios:
+            own = [cell["seconds"] for cell in shared(cells) if (cell["method"], cell["ratio"]) == (method, ratio)]
+            phases = [phase for phase in ("score", "prune", "recover") if own and phase in own[0]]
+            texts.append(" + ".join(f"{mean(seconds[phase] for seconds in own):.0f}" for phase in phases))
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _signed(points: float) -> str:
+    """Points with their sign, and without one for zero."""
+    text = f"{points:+.1f}"
+    return "0.0" if float(text) == 0 else text
 
 
 def differences(cells: list[Cell], method: str, phase: str = "recovered") -> list[dict[str, Any]]:
@@ -124,18 +170,16 @@ def differences_table(cells: list[Cell], method: str, phase: str = "recovered") 
     rows = differences(cells, method, phase)
     most = max((row["pairs"] for row in rows), default=0)
     ratios = sorted({row["ratio"] for row in rows})
-    lines = [
-        f"| {phase}: points of {method} over, {most} pairs | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"
-    ]
-    lines.append("| --- " * (1 + len(ratios)) + "|")
+    header = [f"{phase}: points by which {method} leads, {most} pairs", *(f"{ratio:.0%}" for ratio in ratios)]
+    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     for other in dict.fromkeys(row["other"] for row in rows):
         texts = {}
         for row in rows:
             if row["other"] == other:
-                interval = f" ({row['low']:+.1f} to {row['high']:+.1f})" if "low" in row else ""
+                interval = f" ({_signed(row['low'])} to {_signed(row['high'])})" if "low" in row else ""
                 count = f" [{row['pairs']}]" if row["pairs"] < most else ""
-                texts[row["ratio"]] = f"{row['mean']:+.1f}{interval}{count}"
-        lines.append(f"| {other} | " + " | ".join(texts.get(ratio, "") for ratio in ratios) + " |")
+                texts[row["ratio"]] = f"{_signed(row['mean'])}{interval}{count}"
+        lines.append(f"| over {other} | " + " | ".join(texts.get(ratio, "") for ratio in ratios) + " |")
     return "\n".join(lines)
 
 

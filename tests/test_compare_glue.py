@@ -21,7 +21,7 @@ from comparison_grids import PRESETS, Grid
 from comparison_job import Job, Setting
 from comparison_latency import structure
 from comparison_methods import CONTROL, METHODS
-from comparison_table import differences, differences_table, table, write_csv
+from comparison_table import differences, differences_table, seconds_table, shared, table, write_csv
 from conftest import make_batch, make_model
 from datasets import ClassLabel, Dataset, load_dataset
 from remembered_teacher import RememberedTeacher
@@ -29,7 +29,7 @@ from scipy.stats import norm
 from test_scripts import ROWS, model_dir  # noqa: F401
 from torch_pruning_plan import torch_pruning_plan
 
-from hap_transformers import HapTrainer
+from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.budgets import make_budget
 
 
@@ -142,15 +142,51 @@ def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
     assert main([*tiny, "--methods", "random", "--report_only"])["grid"] == []
 
 
+def test_all_methods_recover_alike(tiny, monkeypatch):
+    seen = []
+    compute_loss = HapTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        if model.training and self._phase == "recovered":
+            step = self.state.global_step, self.args.learning_rate, inputs["input_ids"].tolist()
+            seen.append((step, self.hap_config.distillation))
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(HapTrainer, "compute_loss", spy)
+    main([*tiny, "--methods", *METHODS])
+    first, second = usual = [step for step, _ in seen[:2]]
+    assert first[:2] == (0, 5e-5) and second[:2] == (1, 5e-5)
+    assert [step for step, _ in seen] == usual * len(METHODS)
+    others = {CONTROL: 0.0, "hap without distillation": 0.0}
+    others |= dict.fromkeys(["paper", "paper, exact trace"], HapConfig.paper().distillation)
+    assert [share for _, share in seen[::2]] == [others.get(name, 0.5) for name in METHODS]
+
+
 def test_a_fold_is_not_trained_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(comparison_job.SETTINGS, "sst2", Setting(None, 1))
+    features = load_dataset("parquet", data_files=str(tmp_path / "sst2" / "train.parquet"))["train"].features
+    words = ["good", "bad", "film", "plot"]
+    own_rows = {"sentence": [f"{a} {b} {c}" for a in words for b in words for c in words[:2]], "label": [0, 1] * 16}
+    Dataset.from_dict(own_rows, features=features).to_parquet(tmp_path / "sst2" / "train.parquet")
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out", fold=True)
     rows = job.task.data["train"]
     kept, held_out = job._fold(rows)
     assert len(job.train) == 26 and len(job.evaluated) == 6
     assert sorted([*kept, *held_out]) == list(range(len(rows)))
+    trained, evaluated = ({tuple(ids) for ids in data["input_ids"]} for data in (job.train, job.evaluated))
+    assert len(trained) == 26 and len(evaluated) == 6 and not trained & evaluated
+    main([*tiny, "--methods", "random", "--recover", "False"])  # From another dense model.
     (cell,) = main([*tiny, "--methods", "hap", "--fold", "--recover", "False"])["grid"]
     assert cell["fold"] and "recovered" not in cell
+    assert len((tmp_path / "out" / "cells.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_line_that_was_cut_is_named(tiny, tmp_path):
+    main([*tiny, "--methods", "random", "--recover", "False"])
+    file = tmp_path / "out" / "cells.jsonl"
+    file.write_text(file.read_text() + '{"task": "sst2", "me')
+    with pytest.raises(ValueError, match="Line 2 of .*cells.jsonl' is no cell; remove it"):
+        main([*tiny, "--methods", "gradient", "--recover", "False"])
 
 
 def test_a_fold_of_phrases_shares_no_sentence_with_training(tmp_path, tiny, monkeypatch):
@@ -220,7 +256,9 @@ def test_table_of_means_over_seeds_and_tasks():
         for seed, accuracy in enumerate(values)
     ]
     control = [make_cell(CONTROL, task=task, ratio=0, recovered=0.82) for task in ("mrpc", "sst2")]
-    *_, own, nothing = table(cells + control).splitlines()
+    header, _, dense, *_, own, nothing = table(cells + control).splitlines()
+    assert header == "| dense models, x 100 | mrpc accuracy | sst2 accuracy |"
+    assert dense == "| the dense model | 80.0 ± 0.0 | 80.0 ± 0.0 |"
     assert own == "| hap | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
     assert nothing == f"| {CONTROL} | +2.0 [1] | +2.0 [1] | +2.0 |"
 
@@ -236,7 +274,27 @@ def test_differences_are_paired():
     dense, row = differences(cells, "hap")
     assert dense == {"other": "the dense model", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(-1.0)}
     assert row == {"other": "gradient", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(2.0)}  # Too few to resample.
-    assert differences_table(cells, "hap").splitlines()[-1] == "| gradient | +2.0 |"
+    assert differences_table(cells, "hap").splitlines()[-1] == "| over gradient | +2.0 |"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    cells = [make_cell(recovered=0.8), make_cell("gradient", recovered=0.8002)]
+    assert differences_table(cells, "hap").splitlines()[-2:] == [
+        "| over the dense model | 0.0 |",
+        "| over gradient | 0.0 |",
+    ]
+
+
+def test_means_over_cells_are_of_what_all_methods_have():
+    cells = [make_cell(), make_cell("gradient"), make_cell(CONTROL, ratio=0)]
+    lonely = {**make_cell(task="sst2"), "seconds": {"score": 99.0, "prune": 99.0, "recover": 99.0}}
+    assert shared([*cells, lonely]) == cells[:2]
+    assert seconds_table([*cells, lonely]).splitlines() == [
+        "| seconds: score + prune + recover | 60% |",
+        "| --- | --- |",
+        "| hap | 3 + 2 + 1 |",
+        "| gradient | 3 + 2 + 1 |",
+    ]
 
 
 def test_intervals_are_those_of_the_mean_of_pairs():
@@ -275,8 +333,8 @@ def is_drawn(path):
 
 def test_presets_ask_for_known_cells():
     keys = {name: [key for grid in grids.values() for key in grid.keys()] for name, grids in PRESETS.items()}
-    # Main: 4 tasks x 3 seeds x (5 methods x 3 ratios + what recovery alone does); heads: 3 methods; parts: 10.
-    assert len(keys["full"]) == 4 * 3 * (5 * 3 + 1) + 4 * 3 * 3 * 3 + 2 * 2 * 10 * 2
+    # Main: 4 tasks x 3 seeds x (5 methods x 3 ratios + what recovery alone does); heads: 3 methods; parts: 11.
+    assert len(keys["full"]) == 4 * 3 * (5 * 3 + 1) + 4 * 3 * 3 * 3 + 2 * 2 * 11 * 2
     with pytest.raises(ValueError, match="between 0 and 1, got .60"):
         Grid(["mrpc"], ["hap"], [60.0], [0])
     with pytest.raises(ValueError, match="not by budget 'latency'"):
