@@ -26,9 +26,9 @@ from transformers import (
 
 from hap_transformers import HapConfig, HapTrainer, Sensitivity
 from hap_transformers.blocks import attention_blocks, feed_forward_blocks
+from hap_transformers.metrics import own_metrics
 from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.tasks import load_task
-from hap_transformers.trainer import NOT_METRICS
 
 
 @dataclass
@@ -210,5 +210,4 @@ class Job:
         return trainer
 
     def _measure(self, trainer: HapTrainer) -> dict[str, float]:
-        metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-        return {name: round(value, 5) for name, value in metrics.items() if not name.endswith(NOT_METRICS)}
+        return {name: round(value, 5) for name, value in own_metrics(trainer.evaluate()).items()}

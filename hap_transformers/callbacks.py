@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .plan import PruningPlan
 
@@ -42,3 +49,10 @@ class HapCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Called when the model is pruned and refitted, and its costs are measured."""
+
+
+def tell_callbacks(trainer: Trainer, event: str, model: PreTrainedModel, plan: PruningPlan) -> None:
+    """Calls a method of a trainer's callbacks that hear of pruning."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, HapCallback):
+            getattr(callback, event)(trainer.args, trainer.state, trainer.control, model=model, plan=plan)

@@ -6,6 +6,7 @@ config remembers its sizes.
 """
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class HapStructureLoader(HfQuantizer):
     ) -> None:
         structure = self.quantization_config.to_dict()
         name = model.config.name_or_path
-        if checkpoint_files is None and name and Path(name).is_dir():  # Transformers 4 does not say what it reads.
+        # Transformers 4 does not say what it reads: with `subfolder`, not what lies here.
+        if checkpoint_files is None and name and _holds(Path(name), structure):
             safe = [str(file) for file in Path(name).glob("model*.safetensors")]
             checkpoint_files = safe or [str(file) for file in Path(name).glob("pytorch_model*.bin")]
         validate_weights(model, structure, checkpoint_files or ())
@@ -121,6 +123,12 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
                         f"The checkpoint's config gives '{name}' the shape {expected}, but its weights have "
                         f"{shapes[name]}. The config and the weights do not belong together."
                     )
+
+
+def _holds(folder: Path, structure: Mapping[str, Any]) -> bool:
+    """Whether a folder has the config of a model of this structure."""
+    file = folder / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("quantization_config") == structure
 
 
 _prune_heads_of_transformers_4: Any = getattr(PreTrainedModel, "prune_heads", None)

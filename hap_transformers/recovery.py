@@ -13,6 +13,21 @@ from .distillation import distillation_loss, hidden_loss, hidden_states
 from .resuming import RECOVERY
 
 
+NO_TEACHER = (
+    "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it trains on the "
+    "labels alone. Pass teacher=... to distil, or set distillation=0."
+)
+NOT_DISTILLED = (
+    "{name}.compute_loss does not call HapTrainer's, which distils from the dense model: the pruned model trains on "
+    "the labels alone. Call super().compute_loss(...), pass compute_loss_func in its place, or set distillation=0."
+)
+
+OPTIMIZER_DROPPED = (
+    "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() makes one "
+    "from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
+)
+
+
 @contextmanager
 def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[None]:
     """Puts the recovery's settings, and its own folder for checkpoints, in the place of the training arguments'.
@@ -62,11 +77,15 @@ def with_distillation(
         model (`PreTrainedModel`): The pruned model, unwrapped.
         config (`HapConfig`): The weights.
     """
+    problem_type = model.config.problem_type
+    if problem_type is None and labels is not None and labels.is_floating_point() and labels.ndim > 1:
+        # As the model's own loss would take them; with another loss it is never asked.
+        problem_type = "multi_label_classification" if labels.shape[-1] > 1 else "regression"
     distilled = distillation_loss(
         outputs,
         targets,
         config.distillation_temperature,
-        problem_type=model.config.problem_type,
+        problem_type=problem_type,
         labels=labels,
         shifted=model.can_generate() and not model.config.is_encoder_decoder,
     )

@@ -3,7 +3,6 @@
 import copy
 from contextlib import nullcontext
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +16,20 @@ from transformers.utils import logging
 from .blocks import attention_blocks
 from .budgets import all_blocks
 from .calibration import calibration_batches
-from .callbacks import HapCallback
+from .callbacks import tell_callbacks
 from .config import HapConfig
 from .efficiency import measure_costs
 from .files import whole_files
 from .hub import write_card
 from .latency_table import LatencyTable
+from .metrics import metrics_of_best, own_metrics
 from .model_card import TAGS, base_model_of
+from .own_loss import averages_over_batches, counting_items, model_inputs
 from .plan import PruningPlan
 from .planning import plan_pruning
 from .processes import made_once, validate_same_plan
 from .reconstruction import reconstruct
-from .recovery import recovery_arguments, with_distillation
+from .recovery import NO_TEACHER, NOT_DISTILLED, OPTIMIZER_DROPPED, recovery_arguments, with_distillation
 from .remote_code import export_remote_code
 from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
 from .sensitivity import Sensitivity, estimate_sensitivity
@@ -43,8 +44,6 @@ logger = logging.get_logger(__name__)
 
 # Examples in the batch whose FLOPs and latency the card tells.
 COST_EXAMPLES = 8
-# Ends of the names that `Trainer.evaluate` adds to the metrics.
-NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
 class HapTrainer(Trainer):
@@ -80,6 +79,8 @@ class HapTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             attention_blocks(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
+            if self.compute_loss_func is not None:
+                self.compute_loss_func = counting_items(self.compute_loss_func)
         self.hap_config = hap_config
         self.teacher = teacher
         self.latency_table = latency_table
@@ -89,7 +90,7 @@ class HapTrainer(Trainer):
         # What `create_model_card` tells: metrics by phase, costs dense and pruned.
         self.results: dict[str, dict[str, Any]] = {"metrics": {}}
         self._phase = "pruned" if self._is_pruned() else "dense"
-        self._exports_remote_code = False
+        self._exports_remote_code = self._has_distilled = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Trains as `Trainer.train` does; a pruned model with the recovery settings of `hap_config`.
@@ -109,10 +110,7 @@ class HapTrainer(Trainer):
         if self.teacher is not None and self._distils():
             self.teacher.eval().to(self.args.device)
         elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
-            logger.warning(
-                "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it "
-                "trains on the labels alone. Pass teacher=... to distil, or set distillation=0."
-            )
+            logger.warning(NO_TEACHER)
         config = self.hap_config if self._phase == "recovered" else None
         with nullcontext() if config is None else recovery_arguments(self.args, config):
             if resume_from_checkpoint is True:
@@ -125,12 +123,7 @@ class HapTrainer(Trainer):
         """Evaluates as `Trainer.evaluate` does, and keeps the metrics for the model card."""
         metrics = super().evaluate(*args, **kwargs)
         if self.hap_config is not None:
-            kept = {
-                name.removeprefix("eval_"): float(value)
-                for name, value in metrics.items()
-                if name.startswith("eval_") and isinstance(value, Real) and not name.endswith(NOT_METRICS)
-            }
-            self.results["metrics"].setdefault(self._phase, {}).update(kept)
+            self.results["metrics"].setdefault(self._phase, {}).update(own_metrics(metrics))
         return metrics
 
     def compute_loss(
@@ -143,21 +136,27 @@ class HapTrainer(Trainer):
         """Computes the loss as `Trainer.compute_loss` does, and that of distillation while a pruned model trains."""
         if self.teacher is None or not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._has_distilled = True
         # The loss may take them out of the inputs.
         labels = inputs.get(self.label_names[0]) if len(self.label_names) == 1 else None
         mask = inputs.get("attention_mask")
         if self._require_config().distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         with torch.no_grad():
-            targets = self.teacher(**inputs)
+            targets = self.teacher(**model_inputs(self, inputs))
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
         loss = with_distillation(loss, outputs, targets, labels, mask, self._unwrapped_model(), self._require_config())
-        # Where losses are sums over the items of several batches, Trainer does not average over these batches itself.
-        averaged = self.compute_loss_func is None
-        averaged = averaged and (num_items_in_batch is None or not self.model_accepts_loss_kwargs)
-        if not averaged:
+        if not averages_over_batches(self, num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Trains on a batch as `Trainer.training_step` does, and warns where a loss of one's own does not distil."""
+        loss = super().training_step(*args, **kwargs)
+        if self._distils() and not self._has_distilled:
+            self._has_distilled = True
+            logger.warning(NOT_DISTILLED.format(name=type(self).__name__))
+        return loss
 
     def estimate_sensitivity(self) -> Sensitivity:
         """Scores heads and neurons of the model on the training set, with this trainer's `compute_loss`.
@@ -171,7 +170,7 @@ class HapTrainer(Trainer):
         """
         config = self._require_config()
         self.sensitivity = estimate_sensitivity(
-            self._unwrapped_model(),
+            self._placed_model(),
             self._scoring_batches(config.max_examples),
             config.method,
             components=("heads",) if config.budget == "heads" else ("heads", "neurons"),
@@ -196,12 +195,13 @@ class HapTrainer(Trainer):
         Raises:
             ValueError: As [`plan_pruning`] does.
         """
-        config, model = self._require_config(), self._unwrapped_model()
+        config, model = self._require_config(), self._placed_model()
         inputs = None
         if config.sequence_length is not None:
             inputs = with_length(self._prepare_inputs(next(iter(self._scoring_batches(1)))), config.sequence_length)
         elif config.budget in ("flops", "latency"):
             inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
+        inputs = None if inputs is None else model_inputs(self, inputs)
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
             measure = partial(LatencyTable.measure, model, inputs, progress=not self.args.disable_tqdm)
             self.latency_table = made_once(measure, self.accelerator)
@@ -235,8 +235,7 @@ class HapTrainer(Trainer):
             ValueError: If there is no `hap_config` or no training data to refit on, the plan does not fit the model,
                 processes have different plans, or the refit fails; the model is then as it was.
         """
-        config = self._require_config()
-        model = self._unwrapped_model()
+        config, model = self._require_config(), self._placed_model()
         validate_same_plan(plan, self.accelerator)
         if plan is None:
             plan = self.plan(self.estimate_sensitivity())
@@ -247,10 +246,11 @@ class HapTrainer(Trainer):
             validate_sliceable(model, all_blocks(model))  # A refit reaches blocks that lose nothing, too.
         if not self._is_pruned():
             self._note_costs(model, "dense")
-        self._tell_callbacks("on_prune_begin", plan)
+        tell_callbacks(self, "on_prune_begin", model, plan)
         dense = copy.deepcopy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
+            self._note_costs(model, "pruned")  # Before the refit, which puts back what it wrote if it fails itself.
             if batches is not None and dense is not None:
                 reconstruct(
                     model,
@@ -262,18 +262,15 @@ class HapTrainer(Trainer):
                     progress=not self.args.disable_tqdm,
                     accelerator=self.accelerator,
                 )
-            self._note_costs(model, "pruned")
         if self.teacher is None and config.distils:
             self.teacher = dense
         model.add_model_tags(list(TAGS))
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
-            logger.warning(
-                "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() "
-                "makes one from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
-            )
+            logger.warning(OPTIMIZER_DROPPED)
             self._has_own_optimizer = False
         self.optimizer = self.lr_scheduler = None
+        self.model_init = None  # type: ignore[assignment]  # The next train() would begin with a new dense model.
         self.accelerator.free_memory()
         self.pruning_plan = plan
         self._phase = "pruned"
@@ -283,7 +280,7 @@ class HapTrainer(Trainer):
         neurons = sum(len(removed) for removed in plan.neurons.values())
         costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
         self.log({"hap_heads_removed": plan.num_heads, "hap_neurons_removed": neurons, **costs})
-        self._tell_callbacks("on_prune_end", plan)
+        tell_callbacks(self, "on_prune_end", self._unwrapped_model(), plan)
         return plan
 
     def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:  # type: ignore[override]
@@ -334,12 +331,6 @@ class HapTrainer(Trainer):
         if self._exports_remote_code:
             export_remote_code(folder)  # The model has been saved there just before.
 
-    def _tell_callbacks(self, event: str, plan: PruningPlan) -> None:
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, HapCallback):
-                about = {"model": self._unwrapped_model(), "plan": plan}
-                getattr(callback, event)(self.args, self.state, self.control, **about)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save or not isinstance(self._unwrapped_model(), PreTrainedModel):
             return super()._save(output_dir, state_dict)
@@ -359,6 +350,8 @@ class HapTrainer(Trainer):
     def _load_best_model(self) -> None:
         validate_same_structure(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         super()._load_best_model()
+        if self.hap_config is not None:  # The last evaluation was of other weights.
+            self.results["metrics"].setdefault(self._phase, {}).update(metrics_of_best(self.state))
 
     def _distils(self) -> bool:
         wanted = self.hap_config is not None and self.hap_config.distils
@@ -384,12 +377,19 @@ class HapTrainer(Trainer):
     def _unwrapped_model(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model)
 
+    def _placed_model(self) -> PreTrainedModel:
+        """The model on the device of its inputs, to which Trainer takes some only when it wraps or evaluates them."""
+        model = self._unwrapped_model()
+        if self.model_wrapped is self.model and not self.is_model_parallel and model.device != self.args.device:
+            self._move_model_to_device(model, self.args.device)
+        return model
+
     def _scoring_batches(self, max_examples: int) -> DataLoader:
         dataset = self.train_dataset
         if dataset is None:
             raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
         collate_fn = self._get_collator_with_removed_columns(self.data_collator, description="scoring")
-        return calibration_batches(dataset, max_examples, self.args.seed, self.args.train_batch_size, collate_fn)
+        return calibration_batches(dataset, max_examples, self.args.seed, self._train_batch_size, collate_fn)
 
     def _refit_batches(self) -> list[dict[str, Any]]:
         """The batches that are scored on, also of a data set whose length is not known."""

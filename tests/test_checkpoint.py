@@ -326,3 +326,12 @@ def test_pickled_weights_are_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="from safetensors only"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_pruned_checkpoint_below_a_dense_one(tmp_path):
+    dense = make_model(dtype=torch.float32)
+    dense.save_pretrained(tmp_path)
+    pruned = prune(make_model(dtype=torch.float32))
+    pruned.save_pretrained(tmp_path / "checkpoint-5")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, subfolder="checkpoint-5")
+    assert equal(loaded, pruned)

@@ -1,5 +1,6 @@
 from conftest import make_model
 from huggingface_hub import ModelCard
+from test_trainer import make_trainer
 
 from hap_transformers import PruningPlan, apply_plan
 from hap_transformers.model_card import make_model_card
@@ -62,3 +63,25 @@ def test_the_index_is_of_the_pruned_model(tmp_path):
     assert dense_only.data.eval_results is None and "| dense | 0.9000 |" in dense_only.text
     not_recovered = make_card(tmp_path, results={"metrics": {"dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.8}}})
     assert [result.metric_value for result in not_recovered.data.eval_results] == [0.8]
+
+
+def test_own_words_in_the_output_folder_are_kept(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.create_model_card()  # Of the dense model, by `Trainer`.
+    trainer.prune()
+    trainer.create_model_card()
+    written = ModelCard.load(tmp_path / "README.md")
+    assert "Heads and neurons left" in written.text  # In the place of Trainer's.
+    mark = next(line for line in written.text.splitlines() if line.startswith("<!-- Written by hap_transformers"))
+    (tmp_path / "README.md").write_text(written.content.replace(mark, "My own words.").replace("- pruned\n", ""))
+    trainer.create_model_card(tags="later")
+    kept = ModelCard.load(tmp_path / "README.md")
+    assert "My own words." in kept.text and {"hap", "pruned", "later"} <= set(kept.data.tags)
+
+
+def test_a_repository_with_a_license_alone_gets_a_card(tmp_path):
+    trainer = make_trainer(tmp_path)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    trainer.prune()
+    trainer.create_model_card()
+    assert "Heads and neurons left" in ModelCard.load(tmp_path / "README.md").text

@@ -147,6 +147,9 @@ def test_the_best_model_of_each_phase(tmp_path, greater):
         assert best == str(folder / "checkpoint-4")
         kept = type(trainer.model).from_pretrained(best).state_dict()
         assert same(weights(trainer), kept)
+        # The card tells of the weights that are kept, not of those evaluated last.
+        phase = "dense" if folder == tmp_path else "recovered"
+        assert trainer.results["metrics"][phase]["told"] == (3.0 if greater else -3.0)
         if folder == tmp_path:
             trainer.compute_metrics, metrics = None, trainer.compute_metrics
             trainer.prune()

@@ -53,7 +53,7 @@ def test_wrong_input_is_named_and_changes_nothing(here, wrong):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.parametrize("calls", [0, 7, 10, 11, 13])  # Costs take five calls each; then the refit begins.
 @pytest.mark.parametrize(
     "removed",
     [
@@ -77,7 +77,6 @@ def test_a_refit_that_breaks_off_leaves_the_model_as_it_was(here, error, calls, 
         return compute_loss(*args, **kwargs)
 
     plan = hap.PruningPlan.for_model(here.model, **removed)
-    own._note_costs = lambda *args: None
     own.compute_loss = breaking_off
     with pytest.raises(error):
         own.prune(plan)
@@ -89,6 +88,22 @@ def test_a_refit_that_breaks_off_leaves_the_model_as_it_was(here, error, calls, 
     own.compute_loss = compute_loss
     own.prune(plan)
     own.train()
+
+
+def test_costs_that_cannot_be_measured_leave_the_model_as_it_was(here):
+    own = trainer(here, model=here.model.float())
+    before, note_costs = copy.deepcopy(here.model), own._note_costs
+
+    def breaking_off(model, size):
+        if size == "pruned":
+            raise KeyboardInterrupt
+        note_costs(model, size)
+
+    own._note_costs = breaking_off
+    with pytest.raises(KeyboardInterrupt):
+        own.prune(hap.PruningPlan.for_model(here.model, heads={0: [1]}))
+    assert all(torch.equal(p, q) for p, q in zip(here.model.parameters(), before.parameters(), strict=True))
+    assert torch.equal(*(model.eval()(**here.batch).logits for model in (here.model, before)))
 
 
 @pytest.mark.parametrize(
