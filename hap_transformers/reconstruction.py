@@ -138,7 +138,7 @@ def _put_back_on_error(blocks: list[Block]) -> Iterator[None]:
 
 @dataclass
 class _Sums:
-    """Sums over tokens, in float64, from which a projection is refitted.
+    """Sums over tokens, in float64 and where there is float64, from which a projection is refitted.
 
     Args:
         tokens (`torch.Tensor`): Their number.
@@ -159,12 +159,14 @@ class _Sums:
         """No tokens yet, of so many inputs or by default the projection's."""
         inputs, outputs = inputs or output.in_features, output.out_features
         shapes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
-        return cls(*(output.module.weight.new_zeros(shape, dtype=torch.float64) for shape in shapes))
+        device = output.module.weight.device
+        device = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64.
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Adds the tokens of a call, but for padding."""
         x, y = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, y))
-        x, y = valid_tokens(x, mask), valid_tokens(y, mask)
+        x, y = (valid_tokens(tensor, mask).to(self.x.device) for tensor in (x, y))
         self.tokens += len(x)
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)
@@ -203,10 +205,10 @@ class _Sums:
                 f"What '{output.name}' reads, or should give, is not finite. Check the weights and the batches "
                 "for NaN or infinity. The model was not refitted."
             )
-        matrix = output.matrix(weight).double()
+        matrix = output.matrix(weight).to(xx.device).double()
         change = solve_ridge(xx, xy - xx @ matrix.T, ridge)
         with torch.no_grad():
             matrix = matrix + change.T
-            weight.copy_(matrix.T if isinstance(output.module, Conv1D) else matrix)
+            weight.copy_((matrix.T if isinstance(output.module, Conv1D) else matrix).to(weight.dtype))
             if bias is not None:
-                bias.copy_((self.y - matrix @ self.x) / self.tokens)
+                bias.copy_(((self.y - matrix @ self.x) / self.tokens).to(bias.dtype))
