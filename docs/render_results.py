@@ -18,7 +18,7 @@ BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
 from comparison_grids import PRESETS  # noqa: E402
 from comparison_plots import plot_gains  # noqa: E402
-from comparison_table import differences_table, table  # noqa: E402
+from comparison_table import differences_table, seconds_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
 
@@ -123,7 +123,7 @@ def main() -> None:
     study, speed = HERE / "study.md", HERE / "speed.md"
     cells = PRESETS["full"]["main"].cells_in(HERE / "results" / "cells.jsonl")
     write_into(README, "differences", differences_table(cells, "hap"))
-    write_into(study, "main", table(cells) + "\n\n" + differences_table(cells, "hap"))
+    write_into(study, "main", "\n\n".join([table(cells), differences_table(cells, "hap"), seconds_table(cells)]))
     plot_gains(cells, HERE / "images" / "comparison.png")
     longer = PRESETS["full"]["main"].cells_in(HERE / "results" / "longer_recovery.jsonl")
     write_into(study, "longer", table(longer) + "\n\n" + differences_table(longer, "hap"))
