@@ -143,6 +143,7 @@ class Job:
         set_seed(self.seed)
         seconds = [time.perf_counter()]
         trainer.prune(method.plan(trainer, sensitivity))
+        method.finish(trainer.model)
         seconds.append(time.perf_counter())
         cell["pruned"] = self._measure(trainer)
         if recover:
@@ -155,9 +156,14 @@ class Job:
         phases = {"score": sensitivity.seconds, "prune": seconds[1] - seconds[0]}
         cell["seconds"] = {**phases, "recover": seconds[-1] - seconds[-2]} if recover else phases
         cell["seconds"] = {phase: round(value, 1) for phase, value in cell["seconds"].items()}
-        cell["heads"] = [block.num_components for block in attention_blocks(trainer.model)]
-        cell["neurons"] = [block.num_components - block.implant_rank for block in feed_forward_blocks(trainer.model)]
-        cell["implants"] = [block.implant_rank for block in feed_forward_blocks(trainer.model)]
+        feed_forward = feed_forward_blocks(trainer.model)
+        kept = {
+            "heads": [block.num_components for block in attention_blocks(trainer.model)],
+            "neurons": [block.num_components - block.implant_rank for block in feed_forward],
+            "implants": [block.implant_rank for block in feed_forward],
+        }
+        dropped = [0] * (dense.config.num_hidden_layers - len(feed_forward))  # Only ever from the top.
+        cell |= {name: layers + dropped for name, layers in kept.items()}
         cell["parameters"] = trainer.results["parameters"]
         return cell
 

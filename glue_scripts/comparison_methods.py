@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch_pruning_plan import torch_pruning_plan
+from transformers import PreTrainedModel
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, Sensitivity, plan_pruning
+from hap_transformers.blocks import attention_blocks, feed_forward_blocks
 
 
 def configured(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
@@ -43,6 +45,15 @@ def top_layers(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
     return plan_pruning(scores, trainer.model, budget=config.budget, ratio=config.ratio, weigh_costs=False, **floors)
 
 
+def drop_empty_layers(model: PreTrainedModel) -> None:
+    """Takes layers out that have neither heads nor neurons left, whose layer norms would still act on what passes."""
+    blocks = zip(attention_blocks(model), feed_forward_blocks(model), strict=True)
+    kept = [i for i, own in enumerate(blocks) if any(block.num_components for block in own)]
+    encoder = model.base_model.encoder
+    encoder.layer = torch.nn.ModuleList(encoder.layer[i] for i in kept)
+    model.config.num_hidden_layers = len(kept)
+
+
 def torch_pruning(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
     """What Torch-Pruning chooses, on the examples that other methods score."""
     if trainer.hap_config.budget != "params":
@@ -63,10 +74,12 @@ class Method:
     Args:
         config (`dict[str, Any]`): What `HapConfig` says beside the ratio.
         plan (`Callable`): Plans from a trainer and the scores of its model by `config`'s method.
+        finish (`Callable`): What is done to the pruned model before it recovers.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     plan: Callable[[HapTrainer, Sensitivity], PruningPlan] = configured
+    finish: Callable[[PreTrainedModel], None] = lambda model: None
 
     @property
     def score(self) -> str:
@@ -82,7 +95,7 @@ METHODS = {
     "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
     "gradient, neurons normalized": Method({"method": "gradient", "refit": False}, same_share_normalized),
     "gradient, floor and refit": Method({"method": "gradient"}),
-    "top layers dropped": Method({"method": "gradient"}, top_layers),
+    "top layers dropped": Method({"method": "gradient"}, top_layers, drop_empty_layers),
     "top layers, floor and refit": Method({"method": "gradient", "min_heads": 1, "min_neurons": 0.05}, top_layers),
     "random": Method({"method": "random", "refit": False}, same_share),
     "hap without refit": Method({"refit": False}),

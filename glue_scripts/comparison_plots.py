@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from hap_transformers import Sensitivity
 
 
-COLOURS = ["#2a7f62", "#bf616a", "#d08770", "#5e81ac", "#b48ead", "#a3be8c", "#ebcb8b", "#4c566a", "#88c0d0"]
+COLOURS = ["#2a7f62", "#bf616a", "#d08770", "#5e81ac", "#b48ead", "#a3be8c"]
+COLOURS += ["#ebcb8b", "#4c566a", "#88c0d0", "#8f5e3b", "#d81b60"]
 
 # What falls further leaves the picture: the others could not be told apart.
 LOWEST = -20
@@ -91,15 +92,17 @@ def plot_kept(cells: list[Cell], path: str | Path) -> None:
     figure = Figure(figsize=(2.5 + 2.6 * len(ratios), 1.0 + 0.7 * len(methods)), layout="constrained")
     panels = figure.subplots(2, len(ratios), squeeze=False, sharex=True, sharey=True)
     for row, kind in zip(panels, ("heads", "neurons"), strict=True):
+        most = max(max(cell[kind]) for cell in cells)
         for axes, ratio in zip(row, ratios, strict=True):
             own = [cell for cell in shared(cells) if cell["ratio"] == ratio]
             chosen = [[cell[kind] for cell in own if cell["method"] == name] for name in methods]
             width = len(cells[0][kind])
             kept = np.array([np.mean(kept, axis=0) if kept else np.full(width, np.nan) for kept in chosen])
-            axes.imshow(kept, cmap="YlGn", aspect="auto", vmin=0)
+            axes.imshow(kept, cmap="YlGn", aspect="auto", vmin=0, vmax=most)
             for (i, j), value in np.ndenumerate(kept):
                 if not np.isnan(value):
-                    axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6)
+                    colour = "white" if value > 0.6 * most else "black"
+                    axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
             axes.set_title(f"{kind} kept, {ratio:.0%} removed", fontsize=9)
             axes.set_xticks(range(width))
             axes.set_yticks(range(len(methods)), methods, fontsize=7)
@@ -125,7 +128,8 @@ def plot_rank_correlations(scores: dict[str, list[Sensitivity]], path: str | Pat
         )
         axes.imshow(values, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(values):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
+            colour = "white" if abs(value) > 0.8 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_xticks(range(len(scores)), list(scores), rotation=30, ha="right", fontsize=7)
         axes.set_yticks(range(len(scores)), list(scores), fontsize=7)
         axes.set_title(f"rank correlation, {kind}", fontsize=9)

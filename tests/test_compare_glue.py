@@ -20,7 +20,8 @@ from compare_glue import _each, _pool, main
 from comparison_grids import PRESETS, Grid
 from comparison_job import Job, Setting
 from comparison_latency import structure
-from comparison_methods import CONTROL, METHODS
+from comparison_methods import CONTROL, METHODS, drop_empty_layers
+from comparison_plots import COLOURS
 from comparison_table import differences, differences_table, seconds_table, shared, table, write_csv
 from conftest import make_batch, make_model
 from datasets import ClassLabel, Dataset, load_dataset
@@ -29,7 +30,7 @@ from scipy.stats import norm
 from test_scripts import ROWS, model_dir  # noqa: F401
 from torch_pruning_plan import torch_pruning_plan
 
-from hap_transformers import HapConfig, HapTrainer
+from hap_transformers import HapConfig, HapTrainer, PruningPlan, apply_plan
 from hap_transformers.budgets import make_budget
 
 
@@ -51,6 +52,11 @@ def tiny(tmp_path, model_dir, monkeypatch):  # noqa: F811
     monkeypatch.setattr(comparison_job, "RECOVERY_STEPS", 2)
     own = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--tasks", "sst2", "--seeds", "0"]
     return [*own, "--ratios", "0.5"]
+
+
+@pytest.mark.parametrize("grid", [grid for grids in PRESETS.values() for grid in grids.values()])
+def test_a_preset_has_a_colour_for_every_method(grid):
+    assert len(grid.methods) <= len(set(COLOURS))
 
 
 def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
@@ -80,6 +86,19 @@ def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
     assert {structure(cell) for cell in cells} == set(latencies)
     for kind in ("gains", "kept", "latency", "ranks"):
         assert is_drawn(tmp_path / "out" / f"grid-{kind}.png")
+
+
+def test_dropped_layers_leave_a_shorter_model():
+    model, shorter = (make_model(num_hidden_layers=3) for _ in range(2))
+    shorter.base_model.encoder.layer = shorter.base_model.encoder.layer[:2]
+    everything = {"heads": {2: range(4)}, "neurons": {2: range(24)}}
+    apply_plan(model, PruningPlan.for_model(model, **everything))
+    batch = make_batch()
+    wanted = shorter(**batch).logits
+    assert not torch.allclose(model(**batch).logits, wanted)  # The empty layer's norms still act.
+    drop_empty_layers(model)
+    torch.testing.assert_close(model(**batch).logits, wanted, rtol=0, atol=0)
+    assert model.config.num_hidden_layers == 2
 
 
 def test_recovery_has_its_steps_and_evaluation_little_padding(tiny, tmp_path, monkeypatch):
