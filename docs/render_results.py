@@ -1,6 +1,6 @@
-"""Draws the README's picture, and writes its table and those of `docs/`, from committed results.
+"""Writes the tables of the README and of `docs/`, and draws the study's pictures, from committed results.
 
-These are `docs/results/{cells,longer_recovery,heads}.jsonl`, made by `glue_scripts/compare_glue.py`, and
+These are `docs/results/{cells,longer_recovery}.jsonl`, made by `glue_scripts/compare_glue.py`, and
 `benchmarks/{sensitivity,latency,prune,imports}.json`:
 
     python docs/render_results.py
@@ -17,7 +17,7 @@ README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
 from comparison_grids import PRESETS  # noqa: E402
-from comparison_plots import plot_gains  # noqa: E402
+from comparison_plots import plot_gains, plot_kept  # noqa: E402
 from comparison_table import differences_table, seconds_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
@@ -118,25 +118,46 @@ def read(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    """Writes all of it."""
+def grids() -> dict[str, list[dict]]:
+    """The study's cells by grid."""
+    full, results = PRESETS["full"], HERE / "results"
+    found = {name: grid.cells_in(results / "cells.jsonl") for name, grid in full.items()}
+    return found | {"longer": full["main"].cells_in(results / "longer_recovery.jsonl")}
+
+
+def texts() -> dict[tuple[Path, str], str]:
+    """What belongs between the marks of each file."""
     study, speed = HERE / "study.md", HERE / "speed.md"
-    cells = PRESETS["full"]["main"].cells_in(HERE / "results" / "cells.jsonl")
-    write_into(README, "differences", differences_table(cells, "hap"))
-    write_into(study, "main", "\n\n".join([table(cells), differences_table(cells, "hap"), seconds_table(cells)]))
-    rivals = [cell for cell in cells if cell["method"] != "random"]  # So far below that it flattens all others.
-    plot_gains(rivals, HERE / "images" / "comparison.png")
-    longer = PRESETS["full"]["main"].cells_in(HERE / "results" / "longer_recovery.jsonl")
-    write_into(study, "longer", table(longer) + "\n\n" + differences_table(longer, "hap"))
-    heads = PRESETS["full"]["heads"].cells_in(HERE / "results" / "heads.jsonl")
-    write_into(study, "heads", table(heads) + "\n\n" + differences_table(heads, "hap"))
+    found = {}
+    for name, cells in grids().items():
+        tables = [table(cells), differences_table(cells, "hap"), seconds_table(cells)]
+        found[study, name] = "\n\n".join(tables[:2] if name == "longer" else tables)
+    found[README, "differences"] = differences_table(grids()["main"], "hap")
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
-    write_into(speed, "benchmark", table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark))
+    found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
-    write_into(speed, "latency", "\n\n".join(parts))
-    write_into(speed, "pruning", phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning))
-    write_into(speed, "imports", describe_imports(read(BENCHMARKS / "imports.json")))
-    write_into(HERE / "reliability.md", "figures", describe_reliability(read(HERE / "results" / "reliability.json")))
+    found[speed, "latency"] = "\n\n".join(parts)
+    found[speed, "pruning"] = phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning)
+    found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
+    found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
+    return found
+
+
+def draw() -> None:
+    """Draws the study's pictures."""
+    images, found = HERE / "images", grids()
+    # Random choices fall so far that they flatten all others.
+    plot_gains([cell for cell in found["main"] if cell["method"] != "random"], images / "comparison.png")
+    plot_kept(found["main"], images / "kept.png")
+    plot_gains(found["heads"], images / "heads.png")
+    plot_gains(found["parts"], images / "parts.png")
+
+
+def main() -> None:
+    """Writes and draws all of it."""
+    for (file, name), text in texts().items():
+        write_into(file, name, text)
+    draw()
 
 
 if __name__ == "__main__":

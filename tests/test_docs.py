@@ -1,5 +1,6 @@
 """What the documentation refers to is there, and its snippets run as they stand."""
 
+import importlib
 import re
 
 import pytest
@@ -30,6 +31,14 @@ def test_the_promises_name_tests_that_exist():
         path = (ROOT / "tests" / "reliability" / file).resolve()
         assert path.is_file(), file
         assert not function or f"def {function}(" in path.read_text(), function
+
+
+@pytest.mark.any_release
+def test_tables_are_those_of_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    render_results = importlib.import_module("render_results")
+    for (file, name), text in render_results.texts().items():
+        assert f"<!-- {name} -->\n{text}\n<!-- end of {name} -->" in file.read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "SECURITY.md", *PAGES], ids=name_of)
