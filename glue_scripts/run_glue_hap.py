@@ -28,7 +28,6 @@ from stages import Stages
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
     TrainingArguments,
@@ -44,7 +43,8 @@ from hap_transformers.plots import plot_head_sensitivity
 from hap_transformers.releases import TRANSFORMERS_4
 from hap_transformers.report import interval, write_report
 from hap_transformers.resuming import RECOVERY
-from hap_transformers.tasks import Task, load_task
+from hap_transformers.structure import recorded_structure
+from hap_transformers.tasks import Task, load_task, load_tokenizer
 
 
 PICTURE = "head_sensitivity.png"
@@ -112,12 +112,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
         stages = Stages(output, command)
     config = AutoConfig.from_pretrained(model_path, num_labels=task.num_labels, finetuning_task=task.name)
+    if recorded_structure(config) is not None:
+        raise ValueError(
+            f"'{model_path}' is pruned already, and this script begins with a dense model. To prune further, call "
+            "HapTrainer.prune() in Python."
+        )
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: i for i, label in enumerate(task.labels)}
     else:
         config.problem_type = "regression"
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = load_tokenizer(model_path)
     fine_tuned = stages.dense.exists()
     model = AutoModelForSequenceClassification.from_pretrained(
         stages.dense if fine_tuned else model_path, config=config
@@ -156,7 +161,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.evaluate()
 
     inputs = _one_batch(trainer, data)
-    latency = compare_latency({"dense": dense, "pruned": trainer.model}, inputs)
+    latency = _latency({"dense": dense, "pruned": trainer.model}, inputs, trainer)
     results = {
         "task": task.name,
         "model": _public_name(script.model_name_or_path) if script.model_name_or_path else DEMO_MODEL,
@@ -249,6 +254,16 @@ def _one_batch(trainer: HapTrainer, data: DatasetDict) -> dict[str, torch.Tensor
     ]
     batch = trainer.data_collator(rows)
     return {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
+
+
+def _latency(models: dict[str, Any], inputs: dict[str, torch.Tensor], trainer: HapTrainer) -> dict[str, float]:
+    """Seconds of models in the trainer's precision, whether it has prepared them before or not."""
+    bare = {
+        name: trainer.accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False)
+        for name, model in models.items()
+    }
+    with trainer.accelerator.autocast():
+        return compare_latency(bare, inputs)
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -3,15 +3,13 @@
 import copy
 import json
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-    from transformers import PreTrainedModel
 
 # The libraries are imported by the commands that need them: help and completion should not wait for them.
 app = typer.Typer(
@@ -30,6 +28,7 @@ Batch = Annotated[int, typer.Option(help="Texts or images at once.", min=1)]
 Length = Annotated[int, typer.Option(help="Tokens of a text.", min=1)]
 MaxExamples = Annotated[int, typer.Option(help="Training examples to look at.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the draw of examples, and of probes.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")]
 
 
 @app.callback()
@@ -43,9 +42,10 @@ def options(
 def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = False) -> None:
     """Tell a model's heads and neurons a layer, parameters and FLOPs."""
     from .blocks import attention_blocks, feed_forward_blocks
+    from .cli_loading import load_model
     from .efficiency import count_flops, count_parameters, example_inputs
 
-    loaded = _load(model)
+    loaded = load_model(model, "cpu")
     heads, neurons = attention_blocks(loaded), feed_forward_blocks(loaded)
     figures: dict[str, Any] = {
         "model": model,
@@ -84,16 +84,21 @@ def score(
     batch: Batch = 16,
     length: Length = 128,
     seed: Seed = 0,
+    device: Device = None,
     output: Annotated[Path, typer.Option(help="File for the scores.")] = Path("sensitivity.safetensors"),
     state_file: Annotated[Path | None, typer.Option(help="File to go on from after an interruption.")] = None,
     json_: Json = False,
 ) -> None:
     """Score every attention head and FFN neuron of a fine-tuned model."""
-    from .sensitivity import estimate_sensitivity
+    from .cli_loading import load_model, training_batches
+    from .sensitivity.estimate import WITHOUT_DATA, estimate_sensitivity
 
     _require_folder(output)
-    loaded = _load(model)
-    batches = _batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed)
+    loaded = load_model(model, device)
+    data = task, data_dir, train_file
+    batches: Iterable[Any] = ()
+    if method not in WITHOUT_DATA:
+        batches = training_batches(model, loaded, *data, max_examples, batch, length, seed)
     found = estimate_sensitivity(
         loaded,
         batches,
@@ -111,7 +116,8 @@ def score(
         spans = [f"{own.min():.2e} to {own.max():.2e}" if len(own) else "" for own in (heads, neurons)]
         rows.append([str(layer), *spans])
     told = "" if found.reliability is None else f", reliability {found.reliability:.2f}"
-    _print({**figures, "file": str(output)}, rows, f"{method} on {found.num_examples} examples{told}: {output}", json_)
+    title = f"{method} on {found.num_examples} examples{told}, on {loaded.device.type}: {output}"
+    _print({**figures, "file": str(output)}, rows, title, json_)
 
 
 @app.command()
@@ -131,10 +137,12 @@ def plan(
     implant_ratio: Annotated[float, typer.Option(help="Share of removed neurons that linear maps replace.")] = 0.0,
     batch: Batch = 1,
     length: Length = 128,
+    device: Device = None,
     output: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
     json_: Json = False,
 ) -> None:
     """Choose which heads and neurons go, to meet a budget."""
+    from .cli_loading import load_model
     from .efficiency import count_encoder_parameters, count_parameters, example_inputs
     from .latency_table import LatencyTable
     from .planning import plan_pruning
@@ -144,7 +152,7 @@ def plan(
     scores = Sensitivity.load(sensitivity)
     if not (model or scores.model):
         raise ValueError(f"'{sensitivity}' does not say which model was scored; pass --model.")
-    loaded = _load(model or scores.model)
+    loaded = load_model(model or scores.model, device)
     inputs = example_inputs(loaded, batch, length) if budget in ("flops", "latency") else None
     made = plan_pruning(
         scores,
@@ -168,6 +176,8 @@ def plan(
         f"{gone['heads']} heads and {gone['neurons']} neurons to remove: {output}\n"
         f"{left:,} of {whole:,} parameters will be left, {encoder - whole + left:,} of {encoder:,} in the encoder"
     )
+    if budget == "latency":
+        title += f"; latency is that of {loaded.device.type}"
     if not any(gone.values()):
         title = f"Nothing to remove: the model meets {budget} {ratio:.0%} already, as ratios are of the dense model"
         rows = []
@@ -186,26 +196,30 @@ def prune(
     batch: Batch = 16,
     length: Length = 128,
     seed: Seed = 0,
+    device: Device = None,
     json_: Json = False,
 ) -> None:
     """Remove what a plan names, for real; with a task or file, refit what is left on its examples."""
-    from transformers import AutoTokenizer
-
+    from .cli_loading import load_model, training_batches
     from .efficiency import count_parameters
     from .plan import PruningPlan
     from .reconstruction import reconstruct
     from .surgery import apply_plan
+    from .tasks import load_tokenizer
 
     if data_dir and not task:
         raise ValueError("--data-dir needs --task.")
-    loaded, chosen = _load(model), PruningPlan.load(plan)
-    tokenizer = AutoTokenizer.from_pretrained(model) if loaded.main_input_name == "input_ids" else None
+    loaded, chosen = load_model(model, device), PruningPlan.load(plan)
+    tokenizer = None
+    if loaded.main_input_name == "input_ids":
+        with suppress(ValueError):  # What is not refitted needs none.
+            tokenizer = load_tokenizer(model)
     chosen.validate(loaded)
     empty = not any([*chosen.heads.values(), *chosen.neurons.values()])
     refits = not empty and (task is not None or train_file is not None)
-    batches = (
-        _batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed) if refits else None
-    )
+    batches = None
+    if refits:
+        batches = training_batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed)
     dense = copy.deepcopy(loaded)
     apply_plan(loaded, chosen)
     if batches is not None:
@@ -228,13 +242,15 @@ def bench(
     pruned: Annotated[str, typer.Argument(help="The model to compare it with.", show_default=False)],
     batch: Batch = 8,
     length: Length = 128,
+    device: Device = None,
     repeats: Annotated[int, typer.Option(help="Timed forward passes of each.", min=1)] = 15,
     json_: Json = False,
 ) -> None:
     """Time two models against each other, and count their parameters and FLOPs."""
+    from .cli_loading import load_model
     from .efficiency import compare_latency, count_flops, count_parameters, example_inputs
 
-    models = {"dense": _load(model), "pruned": _load(pruned)}
+    models = {"dense": load_model(model, device), "pruned": load_model(pruned, device)}
     inputs = example_inputs(models["dense"], batch, length)
     seconds = compare_latency(models, inputs, repeats, progress=True)
     figures: dict[str, dict[str, float]] = {
@@ -246,7 +262,8 @@ def bench(
     rows = [["", *(names if len(set(names)) == 2 else (model, pruned)), "left"]]
     for name, own in figures.items():
         rows.append([name, *(f"{own[key]:,}" for key in ("dense", "pruned")), f"{own['pruned'] / own['dense']:.1%}"])
-    _print(figures, rows, f"{batch} x {length} tokens, medians of {repeats} passes", json_)
+    where = models["dense"].device.type
+    _print(figures, rows, f"{batch} x {length} tokens, medians of {repeats} passes on {where}", json_)
 
 
 @app.command()
@@ -260,65 +277,6 @@ def report(
 
     page = write_report(folder, output)
     _print({"file": str(page)}, [], str(page), json_)
-
-
-def _load(name: str) -> "PreTrainedModel":
-    """The model of the class that its config names."""
-    import transformers
-
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-    except OSError as error:
-        if Path(name).is_dir():
-            raise
-        raise FileNotFoundError(
-            f"There is no folder '{name}', nor a model of that name on the Hub: {error}"
-        ) from error
-    known = [own for own in config.architectures or () if hasattr(transformers, own)]
-    model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
-    return model_class.from_pretrained(name).eval()
-
-
-def _batches(
-    name: str,
-    model: "PreTrainedModel",
-    task_name: str | None,
-    data_dir: str | None,
-    train_file: str | None,
-    max_examples: int,
-    batch: int,
-    length: int,
-    seed: int,
-) -> "DataLoader":
-    """Training examples of a task that a model was fine-tuned for."""
-    import datasets
-    from transformers import AutoTokenizer, DataCollatorWithPadding
-
-    from .calibration import calibration_batches
-    from .tasks import load_task
-
-    if not (task_name or train_file):
-        raise ValueError("Say which data: --task with a GLUE task, or --train-file with your own.")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    task = load_task(task_name, data_dir, train_file, train_file)
-    if model.config.num_labels != task.num_labels:
-        raise ValueError(
-            f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
-            "model that was fine-tuned for the task."
-        )
-    own = [str(label).lower() for _, label in sorted((model.config.id2label or {}).items())]
-    labels = [label.lower() for label in task.labels or ()]
-    if own != labels and sorted(own) == sorted(labels):
-        raise ValueError(
-            f"'{name}' numbers the classes {', '.join(own)}, task '{task.name}' {', '.join(labels)}: examples would "
-            "be scored with wrong labels. Score in Python, on examples labelled as the model's config says."
-        )
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    rows = task.tokenize(tokenizer, length)["train"]
-    return calibration_batches(rows, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
 
 
 def _require_folder(file: Path) -> None:

@@ -30,27 +30,45 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
     """Inputs of the shape that a model takes, to count and to time it with.
 
     Args:
-        model (`PreTrainedModel`): A model of texts or images.
-        batch (`int`, *optional*, defaults to 1): Number of texts or images.
+        model (`PreTrainedModel`): A model of texts, images or spectrograms.
+        batch (`int`, *optional*, defaults to 1): Number of texts, images or spectrograms.
         length (`int`, *optional*, defaults to 128): Tokens of a text.
 
     Raises:
         ValueError: If the model takes something else, or shorter texts.
     """
     config, name = model.config, model.main_input_name
+    floats: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     if name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
-        return {name: torch.zeros(batch, config.num_channels, *size, dtype=model.dtype, device=model.device)}
-    if name != "input_ids":
-        raise ValueError(f"{type(model).__name__} takes '{name}'; only models of texts and images can be measured.")
-    if length > getattr(config, "max_position_embeddings", length):
+        return {name: torch.zeros(batch, config.num_channels, *size, **floats)}
+    if name == "input_features":  # Whisper's encoder takes spectrograms of a fixed length.
+        inputs = {name: torch.zeros(batch, config.num_mel_bins, 2 * config.max_source_positions, **floats)}
+    elif name == "input_ids":
+        most = _most_tokens(model)
+        if most is not None and length > most:
+            raise ValueError(f"{type(model).__name__} takes at most {most} tokens, not {length}.")
+        # Tokens that are not padding, the last of them the end of the sentence, where there is one.
+        ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
+        end = getattr(config, "eos_token_id", None)
+        ids[:, -1] = (end[0] if isinstance(end, list) else end) or ids[0, 0]
+        inputs = {name: ids, "attention_mask": torch.ones_like(ids)}
+    else:
         raise ValueError(
-            f"{type(model).__name__} takes at most {config.max_position_embeddings} tokens, not {length}."
+            f"{type(model).__name__} takes '{name}'; only models of texts, images and spectrograms can be measured."
         )
-    # Tokens that are not padding, the last of them the end of the sentence, where there is one.
-    ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
-    ids[:, -1] = getattr(config, "eos_token_id", None) or ids[0, 0]
-    return {name: ids, "attention_mask": torch.ones_like(ids)}
+    if config.is_encoder_decoder and type(model).__name__.endswith(("Model", "ForConditionalGeneration")):
+        start = torch.full((batch, 1), config.decoder_start_token_id or 0, device=model.device)
+        inputs["decoder_input_ids"] = start  # Others make their own of the encoder's.
+    return inputs
+
+
+def _most_tokens(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have; RoBERTa's like count positions from behind that of padding."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    embeddings = [own for name, own in model.named_modules() if name.endswith("position_embeddings")]
+    skipped = [own.padding_idx + 1 for own in embeddings if getattr(own, "padding_idx", None) is not None]
+    return None if most is None else most - max(skipped, default=0)
 
 
 def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:

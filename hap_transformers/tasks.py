@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, DatasetDict, Features, load_dataset
+from datasets import ClassLabel, DatasetDict, Features, Value, load_dataset
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 
 
 # Texts of each task, as nyu-mll/glue names them.
@@ -80,6 +80,30 @@ class Task:
         return compute
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model.
+
+    Where a folder has none, Transformers 5 makes an empty one, to which all words are unknown, and 4.57 fails.
+
+    Args:
+        name (`str`): Hub name or folder of the model.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    remedy = (
+        f"'{name}' has no tokenizer that can be loaded. Save the one the model was trained with in that folder by "
+        "tokenizer.save_pretrained(...); a trainer does that itself if it was made with processing_class=tokenizer."
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{remedy} ({error})") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(remedy)
+    return tokenizer
+
+
 def load_task(
     task_name: str | None = None,
     data_dir: str | None = None,
@@ -140,14 +164,23 @@ def _own_task(files: dict[str, str]) -> Task:
         raise ValueError(f"'{files['train']}' is neither CSV nor JSON; expected .csv, .json or .jsonl.")
     data = load_dataset(kind, data_files=files)
     features = data["train"].features
-    texts = tuple(name for name in features if name != "label" and features[name].dtype in ("string", "large_string"))
+    strings = [name for name, own in features.items() if getattr(own, "dtype", None) in ("string", "large_string")]
+    texts = tuple(name for name in strings if name != "label")
     if "label" not in features or not texts:
         raise ValueError(f"'{files['train']}' has columns {list(features)}; it needs 'label' and one or two of text.")
     if len(texts) > 2:
         raise ValueError(f"'{files['train']}' has the text columns {texts}; keep the one or two to classify.")
+    if not isinstance(features["label"], Value):
+        raise ValueError(
+            f"The labels of '{files['train']}' are {features['label']}; one number or word a row is needed."
+        )
+    for split, file in files.items():
+        for column in ("label", *texts):
+            if None in (values := data[split][column]):
+                raise ValueError(f"'{file}' has no {column} in row {list(values).index(None) + 1}; fill or remove it.")
     if features["label"].dtype.startswith("float"):
         return Task("custom", data, texts, labels=None)
-    names = sorted({str(label) for label in data["train"]["label"]})
+    names = [str(label) for label in sorted(set(data["train"]["label"]))]  # Numbers in their own order.
     unknown = {str(label) for label in data["validation"]["label"]} - set(names)
     if unknown:
         raise ValueError(f"'{files['validation']}' has labels that '{files['train']}' lacks: {sorted(unknown)}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import make_model
 from test_scripts import ROWS, model_dir, write_csv  # noqa: F401
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -163,3 +164,35 @@ def test_a_model_for_another_task(fine_tuned):
     config.save_pretrained(model)
     with pytest.raises(ValueError, match="numbers the classes yes, no, task 'custom' no, yes"):
         hap("score", model, "--train-file", train)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path, fine_tuned):
+    """Transformers makes an empty one, to which all words are unknown."""
+    model, train = fine_tuned
+    own = AutoModelForSequenceClassification.from_pretrained(model)
+    own.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"bare' has no tokenizer .* processing_class=tokenizer"):
+        hap("score", tmp_path / "bare", "--train-file", train, "--output", tmp_path / "scores")
+    assert hap("score", tmp_path / "bare", "--method", "magnitude", "--output", tmp_path / "scores")["examples"] == 0
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    PruningPlan.for_model(own, heads={0: [1]}).save(plan)
+    assert not hap("prune", tmp_path / "bare", "--plan", plan, "--output", out)["refitted"]
+    assert not list(out.glob("*token*"))
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        hap("prune", tmp_path / "bare", "--plan", plan, "--output", out, "--train-file", train)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
+def test_scores_classifiers_alone(tmp_path, fine_tuned, name):
+    model, train = fine_tuned
+    getattr(transformers, name)(AutoConfig.from_pretrained(model)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"is a {name}, not a model that was fine-tuned to classify"):
+        hap("score", tmp_path / "other", "--train-file", train)
+
+
+def test_the_device_is_chosen_and_told(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    command = ["score", str(model), "--train-file", train, "--device", "cpu", "--output", str(tmp_path / "scores")]
+    assert "on 32 examples" in (told := CliRunner().invoke(app, command).output) and "on cpu" in told
+    with pytest.raises(RuntimeError, match="nowhere"):
+        hap("bench", model, model, "--device", "nowhere")

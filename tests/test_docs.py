@@ -85,6 +85,14 @@ def test_snippets_run(page, surroundings):
         exec(compile(snippet, str(page), "exec"), surroundings)
 
 
+@pytest.mark.any_release
+def test_the_loss_of_the_own_model_is_divided_by_trainer(surroundings):
+    """With gradient accumulation; where `forward` takes `**kwargs`, Trainer takes it that the model does it itself."""
+    page = ROOT / "docs" / "how_to" / "own_model.md"
+    exec(SNIPPET.findall(page.read_text())[0], surroundings)
+    assert not surroundings["trainer"].model_accepts_loss_kwargs
+
+
 def test_the_reference_has_every_public_name():
     shown = set()
     for page in (ROOT / "docs" / "api").glob("*.md"):

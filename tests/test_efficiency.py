@@ -1,9 +1,10 @@
 import pytest
 import torch
 from conftest import make_batch, make_model
-from zoo import HIDDEN
+from transformers import T5ForConditionalGeneration
+from zoo import HIDDEN, ZOO
 
-from hap_transformers.efficiency import compare_latency, count_flops, count_parameters
+from hap_transformers.efficiency import compare_latency, count_flops, count_parameters, example_inputs
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -32,3 +33,28 @@ def test_measuring_leaves_the_mode_alone():
     seconds = compare_latency({"model": model}, batch, repeats=1)
     assert seconds["model"] > 0
     assert model.training and not model.classifier.training
+
+
+@pytest.mark.parametrize("model_type", ZOO)
+def test_every_architecture_takes_the_example_inputs(model_type):
+    model = ZOO[model_type].model(torch.float32, eos_token_id=2)  # GPT-2's own is beyond a tiny vocabulary.
+    with torch.no_grad():
+        logits = model(**example_inputs(model, batch=2, length=5))[0]
+    assert logits.shape[0] == 2 and torch.isfinite(logits).all()
+
+
+def test_example_inputs_of_a_decoder_and_of_several_ends():
+    tiny = ZOO["t5"]
+    model = T5ForConditionalGeneration(tiny.config())
+    assert model(**example_inputs(model, 2, 5)).logits.shape[:2] == (2, 1)
+    model = ZOO["llama"].model(torch.float32)
+    model.config.eos_token_id = [7, 8]
+    assert example_inputs(model, 1, 5)["input_ids"][0].tolist() == [5, 5, 5, 5, 7]
+
+
+def test_positions_that_begin_behind_that_of_padding():
+    model = make_model("roberta", dtype=torch.float32)
+    most = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    assert torch.isfinite(model(**example_inputs(model, 1, most)).logits).all()
+    with pytest.raises(ValueError, match=f"takes at most {most} tokens, not {most + 1}"):
+        example_inputs(model, 1, most + 1)

@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import run_glue_hap
+import torch
 from conftest import GLUE, make_model, needs_glue
 from datasets import Dataset, load_dataset
 from demo_data import load_demo_dataset
 from run_glue_hap import main
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EvalPrediction
 
-from hap_transformers import PruningPlan, Sensitivity, tasks
+from hap_transformers import HapTrainer, PruningPlan, Sensitivity, tasks
 
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "good", "bad", "film", "plot"]
@@ -147,6 +149,60 @@ def test_wrong_columns(tmp_path, header, message):
         (tmp_path / f"{split}.csv").write_text(f"{header}\n{row}\n")
     with pytest.raises(ValueError, match=message):
         tasks.load_task(train_file=str(tmp_path / "train.csv"), validation_file=str(tmp_path / "validation.csv"))
+
+
+def test_numbers_are_classes_in_their_own_order(tmp_path):
+    file = write_csv(tmp_path / "rows.csv", [(f"film {i}", i) for i in (10, 2, 0, 1, 9, 11, 3)])
+    assert tasks.load_task(train_file=file, validation_file=file).labels == ["0", "1", "2", "3", "9", "10", "11"]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [({"text": "film", "label": None}, "no label in row 2"), ({"text": None, "label": "a"}, "no text in row 2")],
+)
+def test_rows_with_something_missing(tmp_path, row, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, [{"text": "good film", "label": "b"}, row])))
+    with pytest.raises(ValueError, match=rf"rows.jsonl' has {message}; fill or remove it"):
+        tasks.load_task(train_file=str(file), validation_file=str(file))
+
+
+def test_columns_that_are_no_text(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{i} film", "label": i, "tags": ["a"], "about": {"source": "b"}} for i in range(2)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert tasks.load_task(train_file=str(file), validation_file=str(file)).texts == ("text",)
+    file.write_text("\n".join(json.dumps({**row, "label": ["a", "b"]}) for row in rows))
+    with pytest.raises(ValueError, match="one number or word a row is needed"):
+        tasks.load_task(train_file=str(file), validation_file=str(file))
+
+
+def test_a_pruned_model_is_refused_at_once(tmp_path, model_dir):
+    model = make_model(vocab_size=40).float()
+    model.prune_heads({0: [1]})
+    model.save_pretrained(model_dir)
+    with pytest.raises(ValueError, match="is pruned already"):
+        main(flags(tmp_path, model_dir, *own_files(tmp_path)))
+
+
+def test_precision_of_latencies_after_a_resumption(tmp_path, model_dir, monkeypatch):
+    command = flags(tmp_path, model_dir, *own_files(tmp_path), "--bf16", "True", "--max_examples", "8")
+    found = []
+
+    def measured(models, inputs):
+        for model in models.values():
+            dense = model.base_model.encoder.layer[0].attention.output.dense
+            dense.register_forward_hook(lambda module, given, output: found.append(output.dtype))
+            model(**inputs)
+        return dict.fromkeys(models, 1.0)
+
+    monkeypatch.setattr(run_glue_hap, "compare_latency", measured)
+    with monkeypatch.context() as broken:
+        broken.setattr(HapTrainer, "estimate_sensitivity", lambda self: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            main(command)
+    main(command)
+    assert found == [torch.bfloat16, torch.bfloat16]  # Of the dense model and of the pruned one.
 
 
 def test_validation_with_an_unseen_label(tmp_path):

@@ -194,8 +194,6 @@ def estimate_sensitivity(
             reliable=None if tolerance is None else lambda moments: (reliability(moments) or 0.0) >= tolerance,
             save=None if state is None else state.save,
         )
-    if state is not None:
-        state.delete()
     if method == "kronecker":
         costs, order = surgeon_costs(task.blocks, done.moments.sums, done.moments.num_examples, progress)
         if accelerator is not None and accelerator.num_processes > 1:  # Another machine may round another way.
@@ -203,6 +201,8 @@ def estimate_sensitivity(
         result = make_sensitivity(method, blocks, costs.cpu(), order=order.cpu())
     else:
         result = make_sensitivity(method, blocks, scores(done.moments.mean), done.moments)
+    if state is not None:
+        state.delete()
     result.num_examples, result.num_probes = done.moments.num_examples, done.num_probes
     result.converged, result.reliability = done.converged, reliability(done.moments)
     result.model = model.config.name_or_path or ""

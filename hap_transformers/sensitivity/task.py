@@ -22,7 +22,7 @@ def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     Raises:
         ValueError: If the model returns no loss.
     """
-    loss = model(**inputs).loss
+    loss = getattr(model(**inputs), "loss", None)  # A bare encoder's outputs have no such field.
     if loss is None:
         raise ValueError(
             f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches "

@@ -5,6 +5,7 @@ import torch
 from conftest import make_batch, make_model
 
 from hap_transformers import estimate_sensitivity
+from hap_transformers.sensitivity import estimate
 
 
 BATCHES = [make_batch(size=3 + seed % 2, seed=seed) for seed in range(5)]
@@ -72,3 +73,19 @@ def test_something_else_is_refused(tmp_path):
     (tmp_path / "state").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a state file"):
         estimate_sensitivity(make_model(), BATCHES, state_file=tmp_path / "state", progress=False)
+
+
+def test_goes_on_from_a_file_after_an_interruption_while_costs_are_added_up(tmp_path, monkeypatch):
+    state, whole = tmp_path / "state", estimate_sensitivity(make_model(), BATCHES, progress=False)
+
+    def interruption(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted_costs:
+        interrupted_costs.setattr(estimate, "surgeon_costs", interruption)
+        with pytest.raises(KeyboardInterrupt):
+            estimate_sensitivity(make_model(), BATCHES, state_file=state, progress=False)
+    monkeypatch.setattr(estimate, "SAMPLED", {"kronecker": lambda *_: pytest.fail("a batch was scored again")})
+    resumed = estimate_sensitivity(make_model(), BATCHES, state_file=state, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.heads, resumed.heads, strict=True))
+    assert not state.exists()
