@@ -206,9 +206,12 @@ def _layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str
         lists = [path + part for path in paths]
         missing = [path for path in lists if path not in modules]
         if missing:
+            wrapped = getattr(model, "peft_config", None) is not None
             raise ValueError(
                 f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
                 f"'{model.config.model_type}' are expected; this model cannot be scored or pruned."
+                + wrapped
+                * " Merge its adapters first (`merge_and_unload`)."
             )
         paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
     return paths

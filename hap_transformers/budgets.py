@@ -8,6 +8,7 @@ from operator import mul
 from typing import Any
 
 import torch
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
@@ -100,6 +101,8 @@ def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     if recorded_structure(config) is not None:
         del config.quantization_config
     shipped = (base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
+    # Classes of one's own may have only a base without layers there.
+    shipped = (base for base in shipped if issubclass(base, PreTrainedModel) and base.forward is not Module.forward)
     with device:
         return next(shipped, type(model))(config)
 

@@ -38,8 +38,10 @@ def distillation_loss(
         `torch.Tensor`: The mean over positions, and over outputs.
 
     Raises:
-        ValueError: If there are no logits.
+        ValueError: If there are no logits, or outputs have no names.
     """
+    if isinstance(student, tuple):
+        raise ValueError("The model returns tuples, whose logits have no name. Set config.return_dict to True.")
     names = [name for name, value in student.items() if "logits" in name and torch.is_floating_point(value)]
     if not names:
         raise ValueError(
@@ -48,24 +50,29 @@ def distillation_loss(
     losses = []
     for name in names:
         own, target = student[name].float(), teacher[name].float()
+        kind = problem_type
+        whole = labels is not None and labels.shape == own.shape and not labels.is_floating_point()
+        if whole and problem_type is None and own.shape[-1] > 1:
+            # A question of yes or no for each token, as ELECTRA is pretrained on.
+            own, target, kind = own[..., None], target[..., None], "multi_label_classification"
         if labels is not None and labels.shape == own.shape[:-1]:
             counted = labels != -100
             if shifted:
                 own, target, counted = own[:, :-1], target[:, :-1], counted[:, 1:]
             own, target = own[counted], target[counted]
         own, target = own.flatten(0, -2), target.flatten(0, -2)
-        losses.append(_distance(own, target, temperature, problem_type) if len(own) else own.sum())
+        losses.append(_distance(own, target, temperature, kind) if len(own) else own.sum())
     return torch.stack(losses).mean()
 
 
 def _distance(own: torch.Tensor, target: torch.Tensor, temperature: float, problem_type: str | None) -> torch.Tensor:
     """The distance of logits, each `(positions, classes)`."""
-    if problem_type == "regression" or own.shape[-1] == 1:
-        return F.mse_loss(own, target) / 2
     if problem_type == "multi_label_classification":
         probabilities = (target / temperature).sigmoid()
         scaled = [F.binary_cross_entropy_with_logits(z / temperature, probabilities) for z in (own, target)]
         return temperature**2 * (scaled[0] - scaled[1])
+    if problem_type == "regression" or own.shape[-1] == 1:
+        return F.mse_loss(own, target) / 2
     own_logs, target_logs = ((logits / temperature).log_softmax(-1) for logits in (own, target))
     return temperature**2 * F.kl_div(own_logs, target_logs, log_target=True, reduction="batchmean")
 
@@ -88,5 +95,12 @@ def hidden_loss(
 
 
 def hidden_states(outputs: ModelOutput | Mapping[str, Any]) -> Sequence[torch.Tensor]:
-    """Hidden states of the layers that are pruned: of encoder-decoders the encoder's."""
-    return outputs["encoder_hidden_states"] if "encoder_hidden_states" in outputs else outputs["hidden_states"]
+    """Hidden states of the layers that are pruned: of encoder-decoders the encoder's.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    for name in ("encoder_hidden_states", "hidden_states"):
+        if name in outputs:
+            return outputs[name]
+    raise ValueError(f"The model's outputs {sorted(outputs)} have no hidden states. Set distillation_hidden=0.")

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .blocks import layers
+from .tokens import validate_length
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -45,9 +46,7 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
     if name == "input_features":  # Whisper's encoder takes spectrograms of a fixed length.
         inputs = {name: torch.zeros(batch, config.num_mel_bins, 2 * config.max_source_positions, **floats)}
     elif name == "input_ids":
-        most = _most_tokens(model)
-        if most is not None and length > most:
-            raise ValueError(f"{type(model).__name__} takes at most {most} tokens, not {length}.")
+        validate_length(model, length)
         # Tokens that are not padding, the last of them the end of the sentence, where there is one.
         ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
         end = getattr(config, "eos_token_id", None)
@@ -61,14 +60,6 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
         start = torch.full((batch, 1), config.decoder_start_token_id or 0, device=model.device)
         inputs["decoder_input_ids"] = start  # Others make their own of the encoder's.
     return inputs
-
-
-def _most_tokens(model: PreTrainedModel) -> int | None:
-    """How many tokens a text may have; RoBERTa's like count positions from behind that of padding."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    embeddings = [own for name, own in model.named_modules() if name.endswith("position_embeddings")]
-    skipped = [own.padding_idx + 1 for own in embeddings if getattr(own, "padding_idx", None) is not None]
-    return None if most is None else most - max(skipped, default=0)
 
 
 def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:

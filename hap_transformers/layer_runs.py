@@ -109,6 +109,9 @@ class LayerRuns:
         attention, feed_forward = self.blocks[2 * layer : 2 * layer + 2]
         if self.norm_first:
             handles.append(attention.output.module.register_forward_hook(attended))
+            crossed = getattr(self.layers[layer], "crossattention", None)
+            if crossed is not None:  # GPT-2 as a decoder adds what it reads of the encoder, too.
+                handles.append(crossed.c_proj.register_forward_hook(attended))
         else:
             handles.append(feed_forward.inputs[0].module.register_forward_pre_hook(normalized))
         if not self.repeats:

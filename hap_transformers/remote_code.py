@@ -59,6 +59,16 @@ class PrunedModel:
 '''
 
 
+# Another release of Transformers may not have the class, and need not, unless it is asked for.
+MODEL_CLASS = """
+if hasattr(transformers, "{name}"):
+
+    class Pruned{name}(PrunedModel, transformers.{name}):
+        _auto_class = "{auto_class}"
+
+"""
+
+
 def export_remote_code(folder: str | Path) -> None:
     """Makes a saved pruned model loadable without this package.
 
@@ -96,8 +106,10 @@ def export_remote_code(folder: str | Path) -> None:
         entry = f"ARCHITECTURES[{config.model_type!r}] = Architecture({fields})\n\n"
     imports = "\n".join(f"from .hap_{module} import {name}  # noqa: F401" for module, name in MODULES.items())
     source = MODELING.format(imports=imports, entry=entry)
-    for name in sorted(set(classes.values())):
-        source += f"\nclass Pruned{name}(PrunedModel, transformers.{name}):\n    pass\n\n"
+    # The first auto class of each: Transformers 4 takes the code along with a saved copy only where it is named.
+    made = {name: auto_class for auto_class, name in reversed(classes.items())}
+    for name, auto_class in sorted(made.items()):
+        source += MODEL_CLASS.format(name=name, auto_class=auto_class)
     folder = path.parent
     write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
     for module in MODULES:

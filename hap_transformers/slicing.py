@@ -37,8 +37,9 @@ def validate_sliceable(model: PreTrainedModel, blocks: Iterable[Block]) -> None:
                 )
             plain = isinstance(module, nn.Linear | Conv1D) and "weight" in own and own.keys() <= {"weight", "bias"}
             if not plain or any(type(p) is not nn.Parameter or p.dtype not in SLICEABLE for p in own.values()):
+                kind = f"{type(module).__module__}.{type(module).__name__}"
                 raise ValueError(
-                    f"Cannot prune {type(model).__name__}: '{projection.name}' is a {type(module).__name__} of dtype "
+                    f"Cannot prune {type(model).__name__}: '{projection.name}' is a {kind} of dtype "
                     f"{module.weight.dtype}, and only plain Linear and Conv1D layers can be sliced. Prune before "
                     "quantizing or adding adapters, or merge adapters first. Nothing was pruned."
                 )

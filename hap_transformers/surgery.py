@@ -53,7 +53,7 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
         model (`PreTrainedModel`): The model.
     """
     modules = {
-        module: {name: copy(v) if isinstance(v, dict) else v for name, v in vars(module).items()}
+        module: {name: (v, copy(v) if isinstance(v, dict) else None) for name, v in vars(module).items()}
         for module in model.modules()
     }
     classes = {module: type(module) for module in model.modules()}  # Modules that are emptied change it.
@@ -64,7 +64,11 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
     except BaseException:
         for module, attributes in modules.items():
             vars(module).clear()
-            vars(module).update(attributes)
+            for name, (value, content) in attributes.items():
+                if content is not None:  # The same dictionary again: hooks' handles know it.
+                    value.clear()
+                    value.update(content)
+                vars(module)[name] = value
             module.__class__ = classes[module]
         for parameter, value in required.items():
             parameter.requires_grad_(value)

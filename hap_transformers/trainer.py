@@ -37,7 +37,7 @@ from .sensitivity.batches import scored_batches
 from .slicing import validate_sliceable
 from .structure import recorded_structure
 from .surgery import apply_plan, undone_on_error
-from .tokens import with_length
+from .tokens import validate_length, with_length
 
 
 logger = logging.get_logger(__name__)
@@ -79,11 +79,11 @@ class HapTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             attention_blocks(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
+            if hap_config.sequence_length is not None:
+                validate_length(self._unwrapped_model(), hap_config.sequence_length)
             if self.compute_loss_func is not None:
                 self.compute_loss_func = counting_items(self.compute_loss_func)
-        self.hap_config = hap_config
-        self.teacher = teacher
-        self.latency_table = latency_table
+        self.hap_config, self.teacher, self.latency_table = hap_config, teacher, latency_table
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
         self.pruning_plan: PruningPlan | None = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from hap_transformers.distillation import distillation_loss, hidden_loss
+from hap_transformers.distillation import distillation_loss, hidden_loss, hidden_states
 
 
 T = 2.0
@@ -75,3 +75,20 @@ def test_hidden_states_without_padding():
     a, b = own[mask.bool()], target[mask.bool()]
     expected = (a - b).square().sum() / b.square().sum()
     torch.testing.assert_close(hidden_loss([own], [target], mask), expected)
+
+
+def test_a_logit_a_token():
+    """ELECTRA's discriminator says yes or no of each token."""
+    own, target = torch.zeros(2, 3), torch.tensor([[3.0, 3, 3], [-1, 2, 9]])
+    labels = torch.tensor([[0, 1, 0], [1, 1, -100]])
+    found = distillation_loss({"logits": own}, {"logits": target}, 2.0, labels=labels)
+    p = (target.flatten()[:5] / 2).sigmoid()
+    divergence = p * (p / 0.5).log() + (1 - p) * ((1 - p) / 0.5).log()
+    torch.testing.assert_close(found, 4 * divergence.mean())
+
+
+def test_outputs_without_names_or_hidden_states():
+    with pytest.raises(ValueError, match="Set config.return_dict to True"):
+        distillation_loss((torch.zeros(2, 2),), (torch.zeros(2, 2),), 2.0)
+    with pytest.raises(ValueError, match="have no hidden states. Set distillation_hidden=0"):
+        hidden_states({"logits": torch.zeros(2, 2)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_batch, make_model
-from transformers import BertModel
+from transformers import BertModel, BertPreTrainedModel
 from zoo import HEADS, LAYERS, NEURONS, ZOO
 
 from hap_transformers import (
@@ -121,6 +121,25 @@ def test_a_model_that_its_config_does_not_tell_all_of_can_be_pruned_again():
 
 
 TABLE = LatencyTable("bert", [0, 2, 4], [0.0, 3.0, 4.0], [0, 24], [0.0, 12.0], 1.0, {"input_ids": [1, 8]})
+
+
+def test_a_class_of_ones_own_can_be_planned_again():
+    """Of Transformers' classes it has only a base that has no layers."""
+
+    class OwnHead(BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = BertModel(config, add_pooling_layer=False)
+            self.post_init()
+
+        def forward(self, **inputs):
+            return self.bert(**inputs)
+
+    model, whole = OwnHead(ZOO["bert"].config()), OwnHead(ZOO["bert"].config())
+    apply_plan(model, plan_pruning(random_scores(model), model, ratio=0.3))
+    plan = plan_pruning(random_scores(model), model, ratio=0.6)
+    encoder, saved = count_parameters(whole.bert.encoder), count_parameters(whole) - plan.promise["parameters"]
+    assert 0.6 * encoder <= saved < 0.8 * encoder
 
 
 def test_latency_follows_the_table():

@@ -5,13 +5,14 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_model, untouched
+from conftest import make_batch, make_model, untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 from zoo import ALL_HEADS, ALL_NEURONS, HEADS, LAYERS, NEURONS, ZOO, logits, masked
 
 from hap_transformers import PruningPlan, apply_plan, prune_heads
+from hap_transformers.surgery import undone_on_error
 
 
 def count(model):
@@ -122,6 +123,17 @@ def test_training_a_pruned_model(model_type):
     logits(model.train(), tiny).square().sum().backward()
     optimizer.step()
     assert not torch.equal(logits(model.eval(), tiny), before)
+
+
+def test_hooks_can_be_removed_after_an_error():
+    model, calls = make_model(), []
+    handle = model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(RuntimeError, match="interrupted"), undone_on_error(model):
+        apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}))
+        raise RuntimeError("interrupted")
+    handle.remove()
+    model(**make_batch())
+    assert not calls
 
 
 def test_base_model_without_head():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from zoo import ZOO
 
 from hap_transformers import tokens
 
@@ -17,6 +18,41 @@ def test_a_mask_of_another_shape_is_passed_over():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     assert tokens.valid_tokens(x, mask).tolist() == [[0, 1], [2, 3], [6, 7]]
     assert len(tokens.valid_tokens(x, mask[:, :2])) == len(tokens.valid_tokens(x, None)) == 6
+
+
+def test_choices_are_examples():
+    """The model sees two choices of two examples as four texts."""
+    x, mask = torch.arange(12.0).view(4, 3, 1), torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]])
+    assert tokens.valid_tokens(x, mask).flatten().tolist() == [0, 1, 3, 6, 7, 8, 9, 10]
+    inputs = {"input_ids": torch.tensor([[[5, 6, 7], [8, 9, 7]]]), "attention_mask": torch.ones(1, 2, 3)}
+    longer = tokens.with_length(inputs, 4)
+    assert longer["input_ids"].tolist() == [[[5, 6, 7, 5], [8, 9, 7, 8]]] and longer["attention_mask"].shape == (
+        1,
+        2,
+        4,
+    )
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart", "mpnet"])
+def test_texts_longer_than_the_table_of_positions(model_type):
+    model = ZOO[model_type].model(torch.float32, eos_token_id=2)
+
+    def runs(length):
+        ids = torch.full((1, length), 5)
+        ids[:, -1] = 2
+        try:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    for length in (28, 29, 30, 31, 32, 33, 34, 35):
+        if runs(length):
+            tokens.validate_length(model, length)
+        else:
+            with pytest.raises(ValueError, match=f"takes at most .* tokens, not {length}"):
+                tokens.validate_length(model, length)
+    assert runs(28) and not runs(35)
 
 
 def test_inputs_of_another_length():

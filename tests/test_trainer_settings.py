@@ -1,10 +1,11 @@
 """Settings of `Trainer` by which it makes, places or feeds the model in its own way."""
 
+import pytest
 import torch
 from conftest import make_model
 from test_trainer import make_trainer
 
-from hap_transformers import HapTrainer
+from hap_transformers import HapConfig, HapTrainer
 
 
 def test_a_model_made_by_the_trainer_stays_pruned(tmp_path):
@@ -46,3 +47,9 @@ def test_a_model_that_trainer_has_not_placed_yet_is_placed_to_be_scored(tmp_path
     monkeypatch.setattr(trainer, "_move_model_to_device", lambda model, device: placed.append((model, device)))
     trainer.prune()
     assert placed == [(trainer.model, trainer.args.device)]
+
+
+def test_a_text_longer_than_the_model_takes_is_refused_at_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="BertForSequenceClassification takes at most 32 tokens, not 512"):
+        HapTrainer(make_model(), trainer.args, hap_config=HapConfig(sequence_length=512))
