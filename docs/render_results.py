@@ -17,7 +17,8 @@ README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
 from comparison_grids import PRESETS  # noqa: E402
-from comparison_plots import plot_gains, plot_kept  # noqa: E402
+from comparison_latency import measure_latencies  # noqa: E402
+from comparison_plots import plot_gains, plot_kept, plot_latency  # noqa: E402
 from comparison_table import differences_table, seconds_table, table  # noqa: E402
 from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
 from markdown_table import table as table_of_ratios  # noqa: E402
@@ -147,7 +148,9 @@ def draw() -> None:
     """Draws the study's pictures."""
     images, found = HERE / "images", grids()
     # Random choices fall so far that they flatten all others.
-    plot_gains([cell for cell in found["main"] if cell["method"] != "random"], images / "comparison.png")
+    rivals = [cell for cell in found["main"] if cell["method"] != "random"]
+    plot_gains(rivals, images / "comparison.png")
+    plot_latency(rivals, measure_latencies(rivals, HERE / "results" / "latencies.json"), images / "latency.png")
     plot_kept(found["main"], images / "kept.png")
     plot_gains(found["heads"], images / "heads.png")
     plot_gains(found["parts"], images / "parts.png")
