@@ -126,14 +126,14 @@ def grids() -> dict[str, list[dict]]:
     return found | {"longer": full["main"].cells_in(results / "longer_recovery.jsonl")}
 
 
-def texts() -> dict[tuple[Path, str], str]:
-    """What belongs between the marks of each file."""
+def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
+    """What belongs between the marks of each file, of the study's cells by grid and of what else was measured."""
     study, speed = HERE / "study.md", HERE / "speed.md"
     found = {}
-    for name, cells in grids().items():
+    for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, "hap"), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[:2] if name == "longer" else tables)
-    found[README, "differences"] = differences_table(grids()["main"], "hap")
+    found[README, "differences"] = differences_table(cells_of["main"], "hap")
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
@@ -144,23 +144,24 @@ def texts() -> dict[tuple[Path, str], str]:
     return found
 
 
-def draw() -> None:
+def draw(cells_of: dict[str, list[dict]]) -> None:
     """Draws the study's pictures."""
-    images, found = HERE / "images", grids()
+    images, main_cells = HERE / "images", cells_of["main"]
     # Random choices fall so far that they flatten all others.
-    rivals = [cell for cell in found["main"] if cell["method"] != "random"]
+    rivals = [cell for cell in main_cells if cell["method"] != "random"]
     plot_gains(rivals, images / "comparison.png")
     plot_latency(rivals, measure_latencies(rivals, HERE / "results" / "latencies.json"), images / "latency.png")
-    plot_kept(found["main"], images / "kept.png")
-    plot_gains(found["heads"], images / "heads.png")
-    plot_gains(found["parts"], images / "parts.png")
+    plot_kept(main_cells, images / "kept.png")
+    plot_gains(cells_of["heads"], images / "heads.png")
+    plot_gains(cells_of["parts"], images / "parts.png")
 
 
 def main() -> None:
     """Writes and draws all of it."""
-    for (file, name), text in texts().items():
+    cells_of = grids()
+    for (file, name), text in texts(cells_of).items():
         write_into(file, name, text)
-    draw()
+    draw(cells_of)
 
 
 if __name__ == "__main__":

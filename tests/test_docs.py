@@ -37,7 +37,7 @@ def test_the_promises_name_tests_that_exist():
 def test_tables_are_those_of_the_committed_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     render_results = importlib.import_module("render_results")
-    for (file, name), text in render_results.texts().items():
+    for (file, name), text in render_results.texts(render_results.grids()).items():
         assert f"<!-- {name} -->\n{text}\n<!-- end of {name} -->" in file.read_text(encoding="utf-8"), name
 
 

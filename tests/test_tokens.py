@@ -26,11 +26,8 @@ def test_choices_are_examples():
     assert tokens.valid_tokens(x, mask).flatten().tolist() == [0, 1, 3, 6, 7, 8, 9, 10]
     inputs = {"input_ids": torch.tensor([[[5, 6, 7], [8, 9, 7]]]), "attention_mask": torch.ones(1, 2, 3)}
     longer = tokens.with_length(inputs, 4)
-    assert longer["input_ids"].tolist() == [[[5, 6, 7, 5], [8, 9, 7, 8]]] and longer["attention_mask"].shape == (
-        1,
-        2,
-        4,
-    )
+    assert longer["input_ids"].tolist() == [[[5, 6, 7, 5], [8, 9, 7, 8]]]
+    assert longer["attention_mask"].shape == (1, 2, 4)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart", "mpnet"])
