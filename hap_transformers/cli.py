@@ -152,7 +152,7 @@ def plan(
     scores = Sensitivity.load(sensitivity)
     if not (model or scores.model):
         raise ValueError(f"'{sensitivity}' does not say which model was scored; pass --model.")
-    loaded = load_model(model or scores.model, device)
+    loaded = load_model(model or scores.model, device if budget == "latency" else "cpu")  # The rest is counted.
     inputs = example_inputs(loaded, batch, length) if budget in ("flops", "latency") else None
     made = plan_pruning(
         scores,
