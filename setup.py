@@ -34,7 +34,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["hap_transformers", "hap_transformers.*"]),
-    package_data={"hap_transformers": ["py.typed", "*.jinja"]},
+    package_data={"hap_transformers": ["py.typed", "reporting/*.jinja"]},
     entry_points={"console_scripts": ["hap = hap_transformers.cli:main"]},
     python_requires=">=3.10",
     install_requires=[

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hap_transformers import Sensitivity, estimate_sensitivity
-from hap_transformers.tasks import load_task
+from hap_transformers.data.tasks import load_task
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "glue_scripts"))

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from hap_transformers import HapConfig, HapTrainer, Sensitivity
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
-from hap_transformers.metrics import own_metrics
-from hap_transformers.releases import TRANSFORMERS_4
-from hap_transformers.tasks import load_task
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
+from hap_transformers.components.releases import TRANSFORMERS_4
+from hap_transformers.data.metrics import own_metrics
+from hap_transformers.data.tasks import load_task
 
 
 @dataclass

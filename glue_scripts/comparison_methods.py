@@ -9,7 +9,7 @@ from torch_pruning_plan import torch_pruning_plan
 from transformers import PreTrainedModel
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, Sensitivity, plan_pruning
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
 
 
 def configured(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub.constants import HF_HOME
 
-from hap_transformers.tasks import Task
+from hap_transformers.data.tasks import Task
 
 
 SDIST = "vaderSentiment-3.3.2.tar.gz"

@@ -36,15 +36,15 @@ from transformers import (
 
 import hap_transformers
 from hap_transformers import HapConfig, HapTrainer
+from hap_transformers.components.releases import TRANSFORMERS_4
+from hap_transformers.components.structure import recorded_structure
+from hap_transformers.data.tasks import Task, load_task, load_tokenizer
 from hap_transformers.efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
 from hap_transformers.files import write_text
-from hap_transformers.model_card import COSTS
-from hap_transformers.plots import plot_head_sensitivity
-from hap_transformers.releases import TRANSFORMERS_4
-from hap_transformers.report import interval, write_report
-from hap_transformers.resuming import RECOVERY
-from hap_transformers.structure import recorded_structure
-from hap_transformers.tasks import Task, load_task, load_tokenizer
+from hap_transformers.reporting.card import COSTS
+from hap_transformers.reporting.page import interval, write_report
+from hap_transformers.reporting.plots import plot_head_sensitivity
+from hap_transformers.training.resuming import RECOVERY
 
 
 PICTURE = "head_sensitivity.png"

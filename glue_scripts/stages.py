@@ -9,7 +9,7 @@ from typing import Any
 
 from hap_transformers import HapTrainer, Sensitivity
 from hap_transformers.files import write_text
-from hap_transformers.resuming import RECOVERY, last_whole_checkpoint
+from hap_transformers.training.resuming import RECOVERY, last_whole_checkpoint
 
 
 class Stages:

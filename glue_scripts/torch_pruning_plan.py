@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hap_transformers import PruningPlan
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
-from hap_transformers.budgets import make_budget
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
+from hap_transformers.planning.budgets import make_budget
 
 
 def torch_pruning_plan(

@@ -4,19 +4,19 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 `model.push_to_hub` upload a card with pruned models.
 """
 
-from . import checkpoint as checkpoint
-from . import hub as hub
-from .architectures import ARCHITECTURES, Architecture
-from .callbacks import HapCallback
-from .config import HapConfig
-from .latency_table import LatencyTable
-from .plan import PruningPlan
-from .planning import plan_pruning
-from .reconstruction import reconstruct
-from .remote_code import export_remote_code
+from .checkpoints import from_pretrained as from_pretrained
+from .checkpoints.remote_code import export_remote_code
+from .components.architectures import ARCHITECTURES, Architecture
+from .planning.latency_table import LatencyTable
+from .planning.plan_pruning import plan_pruning
+from .refit.reconstruct import reconstruct
+from .reporting import hub as hub
 from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
-from .surgery import apply_plan, prune_heads
-from .trainer import HapTrainer
+from .surgery.apply_plan import apply_plan, prune_heads
+from .surgery.plan import PruningPlan
+from .training.callbacks import HapCallback
+from .training.config import HapConfig
+from .training.trainer import HapTrainer
 from .version import __version__
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .blocks import layers
+from .components.groups import layers
 from .tokens import validate_length
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertToke
 from zoo import HEADS, NEURONS, ZOO, logits
 
 from hap_transformers import HapTrainer, PruningPlan, apply_plan
-from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 RELOAD = """

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from hap_transformers import PruningPlan, Sensitivity, apply_plan
 from hap_transformers.cli import app
+from hap_transformers.data.tasks import load_task
 from hap_transformers.efficiency import count_flops, example_inputs
-from hap_transformers.tasks import load_task
 
 
 @pytest.fixture

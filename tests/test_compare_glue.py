@@ -31,7 +31,7 @@ from test_scripts import ROWS, model_dir  # noqa: F401
 from torch_pruning_plan import torch_pruning_plan
 
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, apply_plan
-from hap_transformers.budgets import make_budget
+from hap_transformers.planning.budgets import make_budget
 
 
 pytestmark = pytest.mark.any_release

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from hap_transformers.distillation import distillation_loss, hidden_loss, hidden_states
+from hap_transformers.training.distillation import distillation_loss, hidden_loss, hidden_states
 
 
 T = 2.0

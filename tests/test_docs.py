@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import hap_transformers
 from hap_transformers.cli import app
-from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -9,7 +9,7 @@ import torch
 from zoo import HEADS, NEURONS, ZOO
 
 from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.releases import TRANSFORMERS_4
+from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 def pruned(model_type):

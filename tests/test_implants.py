@@ -18,9 +18,9 @@ from hap_transformers import (
     plan_pruning,
     reconstruct,
 )
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
-from hap_transformers.implants import reduced_rank_regression
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
 from hap_transformers.sensitivity.scores import COMPARABLE_METHODS
+from hap_transformers.surgery.implants import reduced_rank_regression
 
 
 REMOVED, RANK = [1, 5, 6, 9], 3

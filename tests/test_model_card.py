@@ -3,7 +3,7 @@ from huggingface_hub import ModelCard
 from test_trainer import make_trainer
 
 from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.model_card import make_model_card
+from hap_transformers.reporting.card import make_model_card
 
 
 RESULTS = {

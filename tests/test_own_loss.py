@@ -6,8 +6,8 @@ from test_trainer import Rows, make_trainer
 from torch.nn import functional as F
 
 from hap_transformers import HapConfig, HapTrainer
-from hap_transformers.own_loss import averages_over_batches, counting_items
-from hap_transformers.recovery import with_distillation
+from hap_transformers.training.custom_loss import averages_over_batches, counting_items
+from hap_transformers.training.recovery import with_distillation
 
 
 def with_loss(tmp_path, function, **arguments):

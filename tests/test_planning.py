@@ -20,7 +20,7 @@ from hap_transformers import (
     plan_pruning,
     prune_heads,
 )
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
 from hap_transformers.efficiency import count_flops, count_parameters
 
 

@@ -3,7 +3,7 @@ import torch
 from conftest import make_model
 
 from hap_transformers import PruningPlan, Sensitivity
-from hap_transformers.plots import plot_head_sensitivity, plot_structure
+from hap_transformers.reporting.plots import plot_head_sensitivity, plot_structure
 
 
 def test_draws_negative_scores_and_crosses(tmp_path):

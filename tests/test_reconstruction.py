@@ -11,7 +11,7 @@ from conftest import make_model
 from zoo import ALL_HEADS, ALL_NEURONS, VOCABULARY, ZOO
 
 from hap_transformers import PruningPlan, apply_plan, reconstruct
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
 
 
 def make_batches(tiny, count=4):

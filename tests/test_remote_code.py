@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from zoo import HEADS, NEURONS, ZOO
 
 from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan, export_remote_code, remote_code
-from hap_transformers.remote_code import _classes_of
+from hap_transformers.checkpoints.remote_code import _classes_of
 
 
 # An import of the package fails here, as where it is not installed.

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hap_transformers import PruningPlan, estimate_sensitivity
 from hap_transformers.cli import app
-from hap_transformers.report import head_cells, interval, write_report
+from hap_transformers.reporting.page import head_cells, interval, write_report
 
 
 needs_chromium = pytest.mark.skipif(

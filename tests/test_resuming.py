@@ -6,8 +6,8 @@ from test_trainer import Rows, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hap_transformers import HapConfig, PruningPlan
-from hap_transformers.releases import TRANSFORMERS_4
-from hap_transformers.resuming import last_whole_checkpoint
+from hap_transformers.components.releases import TRANSFORMERS_4
+from hap_transformers.training.resuming import last_whole_checkpoint
 
 
 CONFIG = {"ratio": 0.5, "max_examples": 8, "recovery_epochs": 2, "recovery_learning_rate": 5e-4}

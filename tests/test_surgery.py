@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 from zoo import ALL_HEADS, ALL_NEURONS, HEADS, LAYERS, NEURONS, ZOO, logits, masked
 
 from hap_transformers import PruningPlan, apply_plan, prune_heads
-from hap_transformers.surgery import undone_on_error
+from hap_transformers.surgery.apply_plan import undone_on_error
 
 
 def count(model):

@@ -31,8 +31,8 @@ from hap_transformers import (
     plan_pruning,
     reconstruct,
 )
+from hap_transformers.components.releases import TRANSFORMERS_4
 from hap_transformers.efficiency import count_flops
-from hap_transformers.releases import TRANSFORMERS_4
 
 
 class Rows(Dataset):
@@ -297,7 +297,7 @@ def test_accumulated_batches_distil_as_one(tmp_path):
 
 def test_without_the_dense_model_there_is_no_distillation(tmp_path, monkeypatch):
     seen, warnings = [], []
-    monkeypatch.setattr("hap_transformers.trainer.logger.warning", warnings.append)
+    monkeypatch.setattr("hap_transformers.training.trainer.logger.warning", warnings.append)
     trainer = make_trainer(tmp_path / "first")
     dense = copy.deepcopy(trainer.model)
     trainer.prune()

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from hap_transformers.releases import VIT_RENAMED
+from hap_transformers.components.releases import VIT_RENAMED
 
 
 LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks
-from ..sharded import is_sharded
+from ..components.groups import AttentionBlock, Block, attention_blocks, feed_forward_blocks
+from ..components.sharded import is_sharded
 from .accumulate import Progress, accumulate
 from .fisher import fisher
 from .gauss_newton import gauss_newton_trace
@@ -25,8 +25,8 @@ from .kronecker import kronecker, num_sums, surgeon_costs
 from .magnitude import magnitude
 from .precision import Precision
 from .random import random
-from .report import Sensitivity
 from .scores import component_scores, make_sensitivity
+from .sensitivity import Sensitivity
 from .state_file import StateFile
 from .statistics import SampleMoments
 from .task import LossFunction, ScoringTask, model_loss

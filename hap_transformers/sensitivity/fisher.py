@@ -2,7 +2,7 @@
 
 import torch
 
-from ..blocks import AttentionBlock
+from ..components.groups import AttentionBlock
 from .backward_pass import captured_logits, directions_of_batch
 from .batches import ScoredBatch
 from .masks import masked_components

@@ -5,8 +5,8 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from ..blocks import Block
-from ..projections import Projection
+from ..components.groups import Block
+from ..components.projections import Projection
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch
 from .ghost_norms import gram_matrix, prefers_ghost, squared_gradient_norms

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
-from ..blocks import Block
+from ..components.groups import Block
 from .batches import ScoredBatch
 from .probes import rademacher
 from .task import Samples, ScoringTask

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..blocks import Block
-from ..sharded import whole_values
+from ..components.groups import Block
+from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch

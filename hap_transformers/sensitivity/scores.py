@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..blocks import AttentionBlock, Block, FeedForwardBlock
-from .report import Sensitivity
+from ..components.groups import AttentionBlock, Block, FeedForwardBlock
+from .sensitivity import Sensitivity
 from .statistics import SampleMoments
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..blocks import Block
-from ..sharded import whole_values
+from ..components.groups import Block
+from ..components.sharded import whole_values
 from .batches import ScoredBatch
 from .precision import Precision
 

@@ -9,7 +9,7 @@ from conftest import LONG, make_batch, make_model
 from transformers import AutoModelForSequenceClassification
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, reconstruct
-from hap_transformers.blocks import attention_blocks
+from hap_transformers.components.groups import attention_blocks
 
 
 ROUNDS = 200 if LONG else 30

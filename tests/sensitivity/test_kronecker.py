@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from zoo import HEADS, LAYERS, ZOO
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity
-from hap_transformers.blocks import attention_blocks, feed_forward_blocks
+from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
 from hap_transformers.sensitivity.surgeon import removal_costs
 
 

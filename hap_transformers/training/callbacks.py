@@ -11,7 +11,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .plan import PruningPlan
+from ..surgery.plan import PruningPlan
 
 
 class HapCallback(TrainerCallback):

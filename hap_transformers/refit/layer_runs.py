@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures import get_architecture
-from .blocks import Block, attention_blocks, feed_forward_blocks, layers
-from .efficiency import evaluating
+from ..components.architectures import get_architecture
+from ..components.groups import Block, attention_blocks, feed_forward_blocks, layers
+from ..efficiency import evaluating
 
 
 ForwardFunction = Callable[[PreTrainedModel, dict[str, Any]], Any]

@@ -13,31 +13,31 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .blocks import attention_blocks
-from .budgets import all_blocks
-from .calibration import calibration_batches
+from ..checkpoints.remote_code import export_remote_code
+from ..components.groups import attention_blocks
+from ..components.slicing import validate_sliceable
+from ..components.structure import recorded_structure
+from ..data.calibration import calibration_batches
+from ..data.metrics import metrics_of_best, own_metrics
+from ..efficiency import measure_costs
+from ..files import whole_files
+from ..planning.budgets import all_blocks
+from ..planning.latency_table import LatencyTable
+from ..planning.plan_pruning import plan_pruning
+from ..refit.reconstruct import reconstruct
+from ..reporting.card import TAGS, base_model_of
+from ..reporting.hub import write_card
+from ..sensitivity import Sensitivity, estimate_sensitivity
+from ..sensitivity.batches import scored_batches
+from ..surgery.apply_plan import apply_plan, undone_on_error
+from ..surgery.plan import PruningPlan
+from ..tokens import validate_length, with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
-from .efficiency import measure_costs
-from .files import whole_files
-from .hub import write_card
-from .latency_table import LatencyTable
-from .metrics import metrics_of_best, own_metrics
-from .model_card import TAGS, base_model_of
-from .own_loss import averages_over_batches, counting_items, model_inputs
-from .plan import PruningPlan
-from .planning import plan_pruning
+from .custom_loss import averages_over_batches, counting_items, model_inputs
 from .processes import made_once, validate_same_plan
-from .reconstruction import reconstruct
 from .recovery import NO_TEACHER, NOT_DISTILLED, OPTIMIZER_DROPPED, recovery_arguments, with_distillation
-from .remote_code import export_remote_code
 from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
-from .sensitivity import Sensitivity, estimate_sensitivity
-from .sensitivity.batches import scored_batches
-from .slicing import validate_sliceable
-from .structure import recorded_structure
-from .surgery import apply_plan, undone_on_error
-from .tokens import validate_length, with_length
 
 
 logger = logging.get_logger(__name__)

@@ -7,13 +7,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from .blocks import attention_blocks, feed_forward_blocks
-from .efficiency import count_parameters
-from .plan import PruningPlan
-from .version import __version__
+from ..components.groups import attention_blocks, feed_forward_blocks
+from ..efficiency import count_parameters
+from ..surgery.plan import PruningPlan
+from ..version import __version__
 
 
-TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TAGS = ("hap", "pruned", "hap_transformers")
 COSTS = {
     "parameters": "parameters",

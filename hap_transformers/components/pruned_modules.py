@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
-from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .groups import AttentionBlock, Block, FeedForwardBlock
 from .releases import TRANSFORMERS_4
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
-from .architectures import ARCHITECTURES
-from .files import write_text
-from .structure import recorded_structure
+from ..components.architectures import ARCHITECTURES
+from ..components.structure import recorded_structure
+from ..files import write_text
 
 
 # `structure` and what it imports, with names from each. They need nothing but torch and transformers.

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .tokens import valid_tokens
+from ..tokens import valid_tokens
 
 
 def distillation_loss(

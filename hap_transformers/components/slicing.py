@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .groups import AttentionBlock, Block, FeedForwardBlock
 from .pruned_modules import fit_modules, set_implant_rank
 from .sharded import is_sharded
 

@@ -11,7 +11,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .structure import recorded_structure
+from ..components.structure import recorded_structure
 
 
 # Where checkpoints of pruned models go, within the output folder. What starts so is not pushed to the Hub.

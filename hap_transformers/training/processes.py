@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from .plan import PruningPlan
+from ..surgery.plan import PruningPlan
 
 
 def made_once(make: Callable[[], Any], accelerator: Accelerator) -> Any:

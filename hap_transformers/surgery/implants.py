@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .blocks import FeedForwardBlock
-from .projections import Projection
-from .pruned_modules import set_implant_rank
-from .ridge import solve_ridge
+from ..components.groups import FeedForwardBlock
+from ..components.projections import Projection
+from ..components.pruned_modules import set_implant_rank
+from ..refit.ridge import solve_ridge
 
 
 def validate_implantable(model: PreTrainedModel, blocks: Iterable[FeedForwardBlock]) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, Block
+from ..components.groups import AttentionBlock, Block
+from ..sensitivity import COMPARABLE_METHODS, Sensitivity
+from ..surgery.plan import PruningPlan
 from .budgets import BUDGETS, Budget, all_blocks, dense_counts, make_budget
 from .latency_table import LatencyTable
-from .plan import PruningPlan
-from .sensitivity import COMPARABLE_METHODS, Sensitivity
 
 
 # Share of the rank of an implant in the neurons that it takes the place of.

@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .architectures import ARCHITECTURES
-from .blocks import attention_blocks, feed_forward_blocks
-from .pruned_modules import freeze_idle_parameters
-from .releases import TRANSFORMERS_4
-from .structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
-from .surgery import prune_heads
+from ..components.architectures import ARCHITECTURES
+from ..components.groups import attention_blocks, feed_forward_blocks
+from ..components.pruned_modules import freeze_idle_parameters
+from ..components.releases import TRANSFORMERS_4
+from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
+from ..surgery.apply_plan import prune_heads
 
 
 @register_quantization_config(METHOD)

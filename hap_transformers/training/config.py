@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
-from .planning import validate_planning
-from .sensitivity import METHODS, validate_scoring
+from ..files import write_text
+from ..planning.plan_pruning import validate_planning
+from ..sensitivity import METHODS, validate_scoring
 
 
 @dataclass

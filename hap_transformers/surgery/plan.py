@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, attention_blocks, feed_forward_blocks
-from .efficiency import count_parameters
-from .files import write_text
+from ..components.groups import AttentionBlock, attention_blocks, feed_forward_blocks
+from ..efficiency import count_parameters
+from ..files import write_text
 
 
 @dataclass

@@ -41,9 +41,9 @@ def options(
 @app.command()
 def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = False) -> None:
     """Tell a model's heads and neurons a layer, parameters and FLOPs."""
-    from .blocks import attention_blocks, feed_forward_blocks
-    from .cli_loading import load_model
-    from .efficiency import count_flops, count_parameters, example_inputs
+    from ..components.groups import attention_blocks, feed_forward_blocks
+    from ..efficiency import count_flops, count_parameters, example_inputs
+    from .loading import load_model
 
     loaded = load_model(model, "cpu")
     heads, neurons = attention_blocks(loaded), feed_forward_blocks(loaded)
@@ -90,8 +90,8 @@ def score(
     json_: Json = False,
 ) -> None:
     """Score every attention head and FFN neuron of a fine-tuned model."""
-    from .cli_loading import load_model, training_batches
-    from .sensitivity.estimate import WITHOUT_DATA, estimate_sensitivity
+    from ..sensitivity.estimate import WITHOUT_DATA, estimate_sensitivity
+    from .loading import load_model, training_batches
 
     _require_folder(output)
     loaded = load_model(model, device)
@@ -142,11 +142,11 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Choose which heads and neurons go, to meet a budget."""
-    from .cli_loading import load_model
-    from .efficiency import count_encoder_parameters, count_parameters, example_inputs
-    from .latency_table import LatencyTable
-    from .planning import plan_pruning
-    from .sensitivity import Sensitivity
+    from ..efficiency import count_encoder_parameters, count_parameters, example_inputs
+    from ..planning.latency_table import LatencyTable
+    from ..planning.plan_pruning import plan_pruning
+    from ..sensitivity import Sensitivity
+    from .loading import load_model
 
     _require_folder(output)
     scores = Sensitivity.load(sensitivity)
@@ -200,12 +200,12 @@ def prune(
     json_: Json = False,
 ) -> None:
     """Remove what a plan names, for real; with a task or file, refit what is left on its examples."""
-    from .cli_loading import load_model, training_batches
-    from .efficiency import count_parameters
-    from .plan import PruningPlan
-    from .reconstruction import reconstruct
-    from .surgery import apply_plan
-    from .tasks import load_tokenizer
+    from ..data.tasks import load_tokenizer
+    from ..efficiency import count_parameters
+    from ..refit.reconstruct import reconstruct
+    from ..surgery.apply_plan import apply_plan
+    from ..surgery.plan import PruningPlan
+    from .loading import load_model, training_batches
 
     if data_dir and not task:
         raise ValueError("--data-dir needs --task.")
@@ -247,8 +247,8 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time two models against each other, and count their parameters and FLOPs."""
-    from .cli_loading import load_model
-    from .efficiency import compare_latency, count_flops, count_parameters, example_inputs
+    from ..efficiency import compare_latency, count_flops, count_parameters, example_inputs
+    from .loading import load_model
 
     models = {"dense": load_model(model, device), "pruned": load_model(pruned, device)}
     inputs = example_inputs(models["dense"], batch, length)
@@ -273,7 +273,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write one self-contained page about a run."""
-    from .report import write_report
+    from ..reporting.page import write_report
 
     page = write_report(folder, output)
     _print({"file": str(page)}, [], str(page), json_)

@@ -6,11 +6,11 @@ from copy import copy, deepcopy
 
 from transformers import PreTrainedModel
 
-from .blocks import Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from ..components.groups import Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from ..components.slicing import keep_components, validate_in_memory, validate_sliceable
+from ..components.structure import record_structure, validate_record
 from .implants import insert_implant, validate_implantable
 from .plan import PruningPlan, validate_heads
-from .slicing import keep_components, validate_in_memory, validate_sliceable
-from .structure import record_structure, validate_record
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:

@@ -9,8 +9,8 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from .calibration import calibration_batches
-from .tasks import load_task, load_tokenizer
+from ..data.calibration import calibration_batches
+from ..data.tasks import load_task, load_tokenizer
 
 
 def load_model(name: str, device: str | None = None) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .blocks import AttentionBlock, Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from .groups import AttentionBlock, Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
 from .pruned_modules import set_implant_rank
 from .slicing import keep_components, validate_sliceable
 

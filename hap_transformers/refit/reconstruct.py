@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import Block, FeedForwardBlock
-from .implants import reduced_rank_regression, set_input_map
+from ..components.groups import Block, FeedForwardBlock
+from ..components.projections import Projection
+from ..components.slicing import validate_sliceable
+from ..surgery.implants import reduced_rank_regression, set_input_map
+from ..tokens import products, valid_tokens
 from .layer_runs import ForwardFunction, LayerRuns
-from .projections import Projection
 from .ridge import solve_ridge
-from .slicing import validate_sliceable
-from .tokens import products, valid_tokens
 
 
 def reconstruct(

@@ -11,11 +11,11 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .blocks import attention_blocks, feed_forward_blocks
-from .efficiency import compare_latency
-from .files import write_text
-from .plan import PruningPlan
-from .surgery import apply_plan
+from ..components.groups import attention_blocks, feed_forward_blocks
+from ..efficiency import compare_latency
+from ..files import write_text
+from ..surgery.apply_plan import apply_plan
+from ..surgery.plan import PruningPlan
 
 
 @dataclass

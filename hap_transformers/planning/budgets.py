@@ -11,10 +11,10 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from .blocks import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
-from .efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
+from ..components.groups import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
+from ..components.structure import recorded_structure
+from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
-from .structure import recorded_structure
 
 
 BUDGETS = ("params", "flops", "latency", "heads")

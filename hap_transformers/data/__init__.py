@@ -1,0 +1,1 @@
+"""Tasks, their metrics, and the examples that are scored and refitted on."""

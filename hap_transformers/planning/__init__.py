@@ -1,0 +1,1 @@
+"""Decides what to remove: budgets, measured latency, and the choice itself."""

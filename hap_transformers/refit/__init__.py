@@ -1,0 +1,1 @@
+"""Closed-form refit of a pruned model: no labels, no gradient descent."""

@@ -1,0 +1,1 @@
+"""Cards, pages, plots and uploads."""

@@ -1,0 +1,1 @@
+"""`HapTrainer`: `transformers.Trainer` that can also score, prune and recover."""
