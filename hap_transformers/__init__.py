@@ -6,12 +6,13 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 
 from .checkpoints import from_pretrained as from_pretrained
 from .checkpoints.remote_code import export_remote_code
-from .components.architectures import ARCHITECTURES, Architecture
+from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
 from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
+from .planning.settings import PlanningSettings
 from .refit.reconstruct import reconstruct
 from .reporting import hub as hub
-from .sensitivity import METHODS, Sensitivity, estimate_sensitivity
+from .sensitivity import METHODS, Method, Sensitivity, estimate_sensitivity, register_method
 from .surgery.apply_plan import apply_plan, prune_heads
 from .surgery.plan import PruningPlan
 from .training.callbacks import HapCallback
@@ -27,7 +28,11 @@ __all__ = [
     "HapCallback",
     "HapConfig",
     "HapTrainer",
+    "HeadNames",
     "LatencyTable",
+    "Method",
+    "NeuronNames",
+    "PlanningSettings",
     "PruningPlan",
     "Sensitivity",
     "__version__",
@@ -37,4 +42,5 @@ __all__ = [
     "plan_pruning",
     "prune_heads",
     "reconstruct",
+    "register_method",
 ]

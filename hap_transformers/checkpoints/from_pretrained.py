@@ -14,13 +14,11 @@ from typing import Any
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
-from ..components.groups import attention_blocks, feed_forward_blocks
-from ..components.pruned_modules import freeze_idle_parameters
+from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.releases import TRANSFORMERS_4
 from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
 from ..surgery.apply_plan import prune_heads
@@ -64,14 +62,14 @@ class HapStructureLoader(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
-        for block in (*attention_blocks(model), *feed_forward_blocks(model)):
-            freeze_idle_parameters(block)  # Transformers lets all parameters that it loads require gradients.
+        freeze_idle_parameters(find_groups(model))  # Transformers lets all parameters it loads require gradients.
         for part in model.modules():
             if isinstance(part, PreTrainedModel):  # What Transformers notes of quantized models.
                 vars(part.config).pop("_is_quantized", None)
                 vars(part.config).pop("_pre_quantization_dtype", None)
-        pruned_heads = getattr(model.config, "pruned_heads", None) or {}
-        model.config.pruned_heads = {int(layer): heads for layer, heads in pruned_heads.items()}
+        for name in (f"pruned_{kind.name}" for kind in KINDS.values() if kind.keeps_numbers):
+            if (recorded := getattr(model.config, name, None)) is not None:
+                setattr(model.config, name, {int(layer): numbers for layer, numbers in recorded.items()})
         model.config.quantization_config = self.quantization_config.to_dict()
         return model
 
@@ -105,18 +103,19 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         with safe_open(file, framework="pt") as tensors:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
     stored = sum(math.prod(shape) for shape in shapes.values())
-    for block, count in recorded_counts(model, structure):
-        dense = max(block.num_components, 1)
-        *inputs, output = block.sliced
-        sizes = [(p, p.out_features * p.parts // dense * count, p.in_features) for p in inputs]
-        sizes.append((output, output.out_features, output.in_features // dense * count))
-        if files and max(rows * columns for _, rows, columns in sizes) > stored:
+    for group, count in recorded_counts(model, structure):
+        dense = max(group.num_components, 1)
+        rows = [
+            (p, p.out_features * p.parts // dense * count, p.in_features) for p in (*group.writers, *group.followers)
+        ]
+        columns = [(p, p.out_features * p.parts, p.in_features // dense * count) for p in group.readers]
+        if files and max(outputs * inputs for _, outputs, inputs in rows + columns) > stored:
             raise ValueError(
-                f"The checkpoint's config gives layer {block.index} {count} components, for which its weight files "
-                "are too small. The config and the weights do not belong together."
+                f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, for which its weight "
+                "files are too small. The config and the weights do not belong together."
             )
-        for projection, *size in sizes:
-            expected = size[::-1] if isinstance(projection.module, Conv1D) else size
+        for projection, outputs, inputs in rows + columns:
+            expected = projection.stored_shape(outputs, inputs)
             for name in (f"{projection.name}.weight", f"{model.base_model_prefix}.{projection.name}.weight"):
                 if shapes.get(name, expected) != expected:
                     raise ValueError(

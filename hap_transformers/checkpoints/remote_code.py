@@ -2,29 +2,34 @@
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+from .. import components
 from ..components.architectures import ARCHITECTURES
+from ..components.groups import KINDS
 from ..components.structure import recorded_structure
 from ..files import write_text
 
 
-# `structure` and what it imports, with names from each. They need nothing but torch and transformers.
+# The files of `components`, with names from each. They need nothing but torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
-    "architectures": "ARCHITECTURES, Architecture",
+    "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
     "projections": "Projection",
-    "blocks": "attention_blocks, feed_forward_blocks",
+    "groups": "find_groups, freeze_idle_parameters",
     "sharded": "is_sharded",
-    "pruned_modules": "freeze_idle_parameters, set_implant_rank",
+    "subclasses": "take_class",
+    "heads": "HEADS",
+    "neurons": "NEURONS",
     "slicing": "keep_components",
     "structure": "rebuild_structure, recorded_structure",
 }
+COMPONENTS = Path(components.__file__).parent
 SHIPPED = dict(ARCHITECTURES)
+SHIPPED_KINDS = set(KINDS)
 
 MODELING = '''"""Models pruned by hap_transformers, for `trust_remote_code=True` where it is not installed."""
 
@@ -52,8 +57,7 @@ class PrunedModel:
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for block in (*attention_blocks(model), *feed_forward_blocks(model)):
-            freeze_idle_parameters(block)
+        freeze_idle_parameters(find_groups(model))
         return loaded
 
 '''
@@ -86,14 +90,22 @@ def export_remote_code(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If the folder has no `config.json`.
-        ValueError: If the config is not that of a pruned model, or Transformers has no class for its type.
+        ValueError: If the config is not that of a pruned model, Transformers has no class for its type, or it has
+            components of a kind that this package does not ship.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' has no config.json; save the model there first.")
     config = AutoConfig.from_pretrained(folder)
-    if recorded_structure(config) is None:
-        raise ValueError("The config says nothing of pruning; a dense model needs no remote code.")
+    structure = recorded_structure(config)
+    if structure is None:
+        raise ValueError("The config records no pruning; a dense model needs no remote code.")
+    custom = sorted(structure.keys() & (KINDS.keys() - SHIPPED_KINDS))
+    if custom:
+        raise ValueError(
+            f"The model was pruned by custom kinds of component, {', '.join(custom)}, whose code is not part of "
+            "hap_transformers. Publish that code yourself, with hap_transformers as a requirement."
+        )
     classes = _classes_of(config)
     if not classes or config.model_type not in ARCHITECTURES:
         raise ValueError(
@@ -102,8 +114,7 @@ def export_remote_code(folder: str | Path) -> None:
         )
     entry = ""
     if ARCHITECTURES[config.model_type] != SHIPPED.get(config.model_type):
-        fields = ", ".join(f"{name}={value!r}" for name, value in asdict(ARCHITECTURES[config.model_type]).items())
-        entry = f"ARCHITECTURES[{config.model_type!r}] = Architecture({fields})\n\n"
+        entry = f"ARCHITECTURES[{config.model_type!r}] = {ARCHITECTURES[config.model_type]!r}\n\n"
     imports = "\n".join(f"from .hap_{module} import {name}  # noqa: F401" for module, name in MODULES.items())
     source = MODELING.format(imports=imports, entry=entry)
     # The first auto class of each: Transformers 4 takes the code along with a saved copy only where it is named.
@@ -113,7 +124,7 @@ def export_remote_code(folder: str | Path) -> None:
     folder = path.parent
     write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
     for module in MODULES:
-        text = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        text = (COMPONENTS / f"{module}.py").read_text(encoding="utf-8")
         renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
         write_text(folder / f"hap_{module}.py", renamed)
     auto_map = {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}

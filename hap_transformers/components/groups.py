@@ -1,192 +1,205 @@
-"""A uniform view of a model's attention and feed-forward blocks, through the architecture table."""
+"""Groups of interchangeable components, and the kinds of component that there are.
 
-from collections.abc import Mapping, Sequence
+A component is what can be removed: an attention head, an FFN neuron. All kinds share one shape, the [`Group`]; a
+[`Kind`] says what differs. To add a kind, write one file like `neurons.py` that ends with `register_kind(...)`, and
+give its names to the entries of `ARCHITECTURES`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture, get_architecture
-from .projections import Projection, find_projections
+from .projections import Projection
 
 
 @dataclass
-class Block:
-    """Components of one layer that can be removed one by one: attention heads, or feed-forward neurons.
+class Group:
+    """Components of one layer that can be removed one by one.
 
-    A component owns, in every input projection, one of `num_components` equal runs of rows (and biases), and such a
-    run of columns of the output projection. The output projection's bias belongs to no component.
+    A component owns one of `num_components` equal runs of rows (and biases) in every writer and follower, and such a
+    run of columns in every reader. A reader's bias belongs to no component.
 
     Args:
-        index (`int`): Number of the layer.
-        inputs (`list[Projection]`): The projections whose rows belong to the components.
-        output (`Projection`): The projection whose columns belong to the components.
-        num_components (`int`): Number of components.
+        kind (`Kind`): What the components are.
+        layer (`int`): Number of the layer.
+        writers (`list[Projection]`): Projections whose output rows the components own.
+        followers (`list[Projection]`): Projections that shrink with the writers, but are not scored.
+        readers (`list[Projection]`): Projections whose input columns the components own.
+        kept (`Sequence[int]`): Numbers of the components that are left.
+        original (`int`): Components are numbered from 0 to `original - 1`.
+        core (`nn.Module`, *optional*): The module that works on the components between writers and readers, such as
+            the attention or the activation.
+        names (`Any`, *optional*): The architecture's names for this kind.
     """
 
-    index: int
-    inputs: list[Projection]
-    output: Projection
-    num_components: int
+    kind: "Kind"
+    layer: int
+    writers: list[Projection]
+    followers: list[Projection]
+    readers: list[Projection]
+    kept: Sequence[int]
+    original: int
+    core: nn.Module | None = None
+    names: Any = None
 
     @property
-    def sliced(self) -> list[Projection]:
-        """All projections that get smaller with the block, the output last."""
-        return [*self.inputs, self.output]
+    def num_components(self) -> int:
+        """Number of components that are left."""
+        return len(self.kept)
+
+    @property
+    def reader(self) -> Projection:
+        """The one reader."""
+        (reader,) = self.readers
+        return reader
+
+    @property
+    def projections(self) -> list[Projection]:
+        """All projections that shrink with the group, readers last."""
+        return [*self.writers, *self.followers, *self.readers]
 
     @property
     def implant_rank(self) -> int:
-        """Number of linear neurons, which only feed-forward blocks have."""
-        return 0
+        """Number of linear components at the end of the group, which form a low-rank map."""
+        return 0 if self.core is None else vars(self.core).get("implant_rank", 0)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """The weights that components own, each once, among those of their modules."""
-        owned = [p for projection in self.inputs for p in projection.parameters] + [self.output.module.weight]
-        return list(dict.fromkeys(owned))
+        """The parameters that hold scored weights, each once."""
+        written = [parameter for projection in self.writers for parameter in projection.parameters]
+        return list(dict.fromkeys([*written, *(reader.module.weight for reader in self.readers)]))
 
     def sum_over_components(self, tensors: Mapping[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Sums tensors shaped like `parameters` into one number a component, shape `(num_components,)`."""
-        owned = [self.output.matrix(tensors[self.output.module.weight]).T]
-        for projection in self.inputs:
-            owned.append(projection.matrix(tensors[projection.module.weight]))
-            if projection.module.bias is not None:
-                owned.append(projection.outputs_of(tensors[projection.module.bias]))
-        return torch.stack([rows.reshape(self.num_components, -1).sum(1) for rows in owned]).sum(0)
+        """Sums tensors shaped like `parameters` into one number per component, shape `(num_components,)`."""
+        runs = [reader.matrix(tensors[reader.module.weight]).T for reader in self.readers]
+        for projection in self.writers:
+            runs.append(projection.matrix(tensors[projection.module.weight]))
+            if projection.has_bias:
+                runs.append(projection.outputs_of(tensors[projection.module.bias]))
+        return torch.stack([rows.reshape(self.num_components, -1).sum(1) for rows in runs]).sum(0)
 
     def weights_per_component(self) -> int:
-        """Number of weights one component owns (p_c); 0 where no component is left."""
-        rows = sum(weights_by_rows(projection) for projection in self.inputs)
-        return (rows + self.output.module.weight.numel()) // max(self.num_components, 1)
+        """Number of scored weights that one component owns (p_c); 0 where no component is left."""
+        rows = sum(projection.weights_by_rows() for projection in self.writers)
+        columns = sum(reader.module.weight.numel() for reader in self.readers)
+        return (rows + columns) // max(self.num_components, 1)
 
     def parameters_per_component(self) -> int:
         """Number of parameters that go with one component, scored or not; 0 where no component is left."""
-        unscored = [projection for projection in self.sliced[:-1] if projection not in self.inputs]
-        positions = sum(weights_by_rows(projection) for projection in unscored)
-        return self.weights_per_component() + positions // max(self.num_components, 1)
+        unscored = sum(projection.weights_by_rows() for projection in self.followers)
+        return self.weights_per_component() + unscored // max(self.num_components, 1)
 
 
-@dataclass
-class AttentionBlock(Block):
-    """One layer's attention, seen the same way in every architecture.
-
-    Args:
-        attention (`nn.Module`): The module that splits its input into heads.
-        kept_heads (`Sequence[int]`): The heads still there, by their number in the original model.
-        num_original_heads (`int`): Heads the original model had here.
-        architecture (`Architecture`): The table entry the block was read through.
-        position_inputs (`list[Projection]`): Projections of relative positions; a head owns rows of them, too, but
-            they are no part of its score.
-    """
-
-    attention: nn.Module
-    kept_heads: Sequence[int]
-    num_original_heads: int
-    architecture: Architecture
-    position_inputs: list[Projection]
-
-    @property
-    def sliced(self) -> list[Projection]:
-        """All projections that get smaller with the block, the output last."""
-        return [*self.inputs, *self.position_inputs, self.output]
-
-    @property
-    def num_heads(self) -> int:
-        """Number of heads still there."""
-        return self.num_components
+def empty_parameters(group: Group) -> set[torch.Tensor]:
+    """Parameters of a group's projections without elements."""
+    return {p for projection in group.projections for p in projection.parameters if p.numel() == 0}
 
 
-@dataclass
-class FeedForwardBlock(Block):
-    """One layer's feed-forward block; a component is a neuron.
-
-    The last neurons may be an implant: linear ones, which together are a low-rank map.
+@dataclass(frozen=True)
+class Kind:
+    """What differs between kinds of component.
 
     Args:
-        activation (`nn.Module`, *optional*): The activation, where the architecture table names it.
+        name (`str`): Name in scores, plans and configs, such as `"heads"`.
+        singular (`str`): The same for one component, such as `"head"`.
+        label (`str`): Words for tables and cards, such as `"attention heads"`.
+        find (`Callable`): Takes a model and its [`Architecture`], returns the model's groups, first layer first.
+        fit (`Callable`): Makes the modules of a group work with the components that its projections hold. It is called
+            after every change of their number.
+        floor (`float`): What every group keeps at least, for scores that do not foresee a refit.
+        floor_is_share (`bool`): Whether floors are shares of the dense model's components, or numbers of components.
+        step (`int`, *optional*, defaults to 1): Groups that lose components keep a multiple of this.
+        keeps_numbers (`bool`, *optional*, defaults to `False`): Whether components keep the numbers of the dense model
+            (`config.pruned_NAME` then records which are gone), or are numbered anew after each removal.
+        implant (`Callable`, *optional*): Takes a group and a rank, makes the last components of the group linear, so
+            that they form a low-rank map of that rank. `None` where implants cannot replace removed components.
+        idle (`Callable`, *optional*): Takes a group without components, returns the parameters that its layer no
+            longer uses. By default these are the parameters without elements.
     """
 
-    activation: nn.Module | None = None
+    name: str
+    singular: str
+    label: str
+    find: Callable[[PreTrainedModel, Architecture], list[Group]]
+    fit: Callable[[Group], None]
+    floor: float
+    floor_is_share: bool
+    step: int = 1
+    keeps_numbers: bool = False
+    implant: Callable[[Group, int], None] | None = None
+    idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
 
-    @property
-    def implant_rank(self) -> int:
-        """Number of linear neurons."""
-        return 0 if self.activation is None else vars(self.activation).get("implant_rank", 0)
+
+# In the order in which a layer runs them.
+KINDS: dict[str, Kind] = {}
 
 
-def weights_by_rows(projection: Projection) -> int:
-    """Number of weights and biases behind a projection's outputs."""
-    return projection.out_features * (projection.in_features + (projection.module.bias is not None))
+def register_kind(kind: Kind) -> None:
+    """Makes a kind of component known to scoring, planning, surgery, checkpoints, cards and the command line.
 
-
-def attention_blocks(model: PreTrainedModel) -> list[AttentionBlock]:
-    """Lists a model's self-attention blocks (of encoder-decoders: the encoder's), first layer first.
-
-    What is left of a pruned layer is read off its weights and `config.pruned_heads`, so that the view is right for
-    fresh, pruned and reloaded models alike.
+    A model has components of the kinds that its entry in `ARCHITECTURES` has names for. Kinds are registered in the
+    order in which a layer runs them.
 
     Raises:
-        ValueError: If the architecture is unknown, or the weights and `config.pruned_heads` contradict each other.
+        ValueError: If there is a kind of that name.
     """
-    architecture, config = get_architecture(model), model.config
-    total = getattr(config, architecture.config_heads)
-    head_size = (
-        getattr(config, architecture.config_head_size, None) or config.hidden_size // config.num_attention_heads
-    )
-    recorded = {str(i): heads for i, heads in (getattr(config, "pruned_heads", None) or {}).items()}
-    roles = (architecture.query, architecture.key, architecture.value)
-    blocks = []
-    for index, path in enumerate(_layer_paths(model, architecture)):
-        inputs = find_projections(model.base_model, path, roles)
-        (output,) = find_projections(model.base_model, path, (architecture.output,))
-        count = inputs[1].out_features // head_size
-        kept: Sequence[int] = range(total)
-        if count != total:
-            kept = [head for head in kept if head not in recorded.get(str(index), ())]
-        if count != len(kept):
-            raise ValueError(
-                f"Layer {index} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "
-                f"{len(kept)}. Do not edit config.pruned_heads by hand; reload the model from its checkpoint."
-            )
-        blocks.append(
-            AttentionBlock(
-                index=index,
-                inputs=inputs,
-                output=output,
-                num_components=count,
-                attention=model.base_model.get_submodule(path + architecture.attention),
-                kept_heads=kept,
-                num_original_heads=total,
-                architecture=architecture,
-                position_inputs=find_projections(model.base_model, path, architecture.position_inputs, optional=True),
-            )
-        )
-    return blocks
+    if kind.name in KINDS:
+        raise ValueError(f"There is a kind '{kind.name}' already; give yours another name.")
+    KINDS[kind.name] = kind
 
 
-def feed_forward_blocks(model: PreTrainedModel) -> list[FeedForwardBlock]:
-    """Lists a model's feed-forward blocks (of encoder-decoders: the encoder's), first layer first.
+def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Group]:
+    """Lists a model's groups (of encoder-decoders: the encoder's), kind by kind, first layer first.
+
+    What is left of a pruned layer is read from its weights and the config, so fresh, pruned and reloaded models are
+    all seen as they are.
+
+    Args:
+        model (`PreTrainedModel`): A model of a supported architecture.
+        kinds (`Iterable[str]`, *optional*): Names of the kinds to look for; by default all.
 
     Raises:
-        ValueError: If the architecture is unknown.
+        ValueError: If the architecture is unknown, or its entry or the config does not fit the model.
     """
     architecture = get_architecture(model)
-    blocks = []
-    for index, path in enumerate(_layer_paths(model, architecture)):
-        inputs = find_projections(model.base_model, path, architecture.ffn_inputs, optional=True)
-        (output,) = find_projections(model.base_model, path, (architecture.ffn_output,))
-        sizes = {projection.out_features for projection in inputs}
-        if sizes != {output.in_features}:
-            raise ValueError(
-                f"'{output.name}' of {type(model).__name__} reads {output.in_features} neurons, but "
-                f"{[projection.name for projection in inputs]} give {sorted(sizes)}; the entry of "
-                f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES does not fit this model."
-            )
-        activation = architecture.activation
-        module = model.base_model.get_submodule(path + activation) if activation else None
-        blocks.append(FeedForwardBlock(index, inputs, output, output.in_features, activation=module))
-    return blocks
+    wanted = KINDS if kinds is None else set(kinds)
+    found = [kind for kind in KINDS.values() if kind.name in architecture.names and kind.name in wanted]
+    return [group for kind in found for group in kind.find(model, architecture)]
+
+
+def by_kind(groups: Iterable[Group]) -> dict[Kind, list[Group]]:
+    """Sorts groups by their kind, in the order in which kinds appear."""
+    found: dict[Kind, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.kind, []).append(group)
+    return found
+
+
+def of_kind(groups: Iterable[Group], name: str) -> list[Group]:
+    """The groups of one kind."""
+    return [group for group in groups if group.kind.name == name]
+
+
+def in_forward_order(groups: Iterable[Group]) -> list[Group]:
+    """The groups in the order in which a model runs them: layer by layer, kinds as they are registered."""
+    places = {name: place for place, name in enumerate(KINDS)}
+    return sorted(groups, key=lambda group: (group.layer, places[group.kind.name]))
+
+
+def freeze_idle_parameters(groups: Iterable[Group]) -> None:
+    """Lets parameters that layers without components do not use require no gradients.
+
+    DistributedDataParallel would wait for their gradients.
+    """
+    for group in groups:
+        if not group.num_components:
+            for parameter in group.kind.idle(group):
+                parameter.requires_grad_(False)
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -195,23 +208,34 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         ValueError: If the architecture is unknown.
     """
-    paths = _layer_paths(model, get_architecture(model))
+    paths = layer_paths(model, get_architecture(model))
     return [model.base_model.get_submodule(path.removesuffix(".")) for path in paths]
 
 
-def _layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
-    """Path of every layer from the base model, with a final dot."""
+def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
+    """Path of every layer from the base model, with a final dot.
+
+    Raises:
+        ValueError: If the model does not have the lists of layers that the architecture names.
+    """
     modules, paths = dict(model.base_model.named_modules()), [""]
     for part in architecture.layers.split(".*."):
         lists = [path + part for path in paths]
         missing = [path for path in lists if path not in modules]
         if missing:
             wrapped = getattr(model, "peft_config", None) is not None
+            remedy = " Merge its adapters first (`merge_and_unload`)." if wrapped else ""
             raise ValueError(
                 f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
-                f"'{model.config.model_type}' are expected; this model cannot be scored or pruned."
-                + wrapped
-                * " Merge its adapters first (`merge_and_unload`)."
+                f"'{model.config.model_type}' are expected; this model cannot be scored or pruned.{remedy}"
             )
         paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
     return paths
+
+
+def attention_blocks(model):  # TEMPORARY
+    return of_kind(find_groups(model), "heads")
+
+
+def feed_forward_blocks(model):  # TEMPORARY
+    return of_kind(find_groups(model), "neurons")

@@ -1,25 +1,31 @@
-"""A linear map inside a model, seen as a matrix of shape (outputs, inputs) however the module stores it."""
+"""A linear map inside a model, seen as a matrix of shape (outputs, inputs) however its module stores it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Projection:
-    """A Linear or Conv1D, or one of the equal parts of a fused one (queries, keys and values; neurons and gates).
+    """A `nn.Linear`, or one of the equal parts of a fused one (queries, keys and values; neurons and gates).
+
+    Subclasses are the other ways to store a linear map: each says where outputs and inputs lie in the weight.
 
     Args:
         name (`str`): Path of the module from `model.base_model`.
-        module (`nn.Linear` or `Conv1D`): The module that owns the weights.
+        module (`nn.Module`): The module that owns the weights.
         part (`int`, *optional*, defaults to 0): Which of the equal parts of the module's outputs this is.
-        parts (`int`, *optional*, defaults to 1): How many parts there are.
+        parts (`int`, *optional*, defaults to 1): Number of parts.
     """
 
     name: str
-    module: nn.Linear | Conv1D
+    module: Any
     part: int = 0
     parts: int = 1
 
@@ -29,23 +35,118 @@ class Projection:
         return [p for p in (self.module.weight, self.module.bias) if p is not None]
 
     @property
+    def has_bias(self) -> bool:
+        """Whether the outputs have biases."""
+        return self.module.bias is not None
+
+    @property
     def out_features(self) -> int:
-        """Number of outputs."""
-        return self.module.weight.shape[1 if isinstance(self.module, Conv1D) else 0] // self.parts
+        """Number of outputs of this part."""
+        return self.module_matrix(self.module.weight).shape[0] // self.parts
 
     @property
     def in_features(self) -> int:
         """Number of inputs."""
-        return self.module.weight.shape[0 if isinstance(self.module, Conv1D) else 1]
+        return self.module_matrix(self.module.weight).shape[1]
 
-    def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This projection's part of a tensor whose last dimension is the module's outputs."""
-        return tensor.narrow(-1, self.part * self.out_features, self.out_features)
+    @property
+    def is_plain(self) -> bool:
+        """Whether the module is known, and its parameters are a weight and a bias of ordinary floating point."""
+        parameters = dict(self.module.named_parameters(recurse=False))
+        known = isinstance(self.module, tuple(STORED_AS)) and "weight" in parameters
+        return (
+            known
+            and parameters.keys() <= {"weight", "bias"}
+            and all(type(p) is nn.Parameter and p.dtype in DTYPES for p in parameters.values())
+        )
+
+    def module_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """All parts, shape `(outputs of the module, inputs)`, of a tensor shaped like the module's weight."""
+        return weight
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """This projection's part, shape `(outputs, inputs)`, of a tensor shaped like the module's weight."""
-        stored = weight if isinstance(self.module, Conv1D) else weight.T
-        return self.outputs_of(stored).T
+        """This part, shape `(outputs, inputs)`, of a tensor shaped like the module's weight."""
+        return self.outputs_of(self.module_matrix(weight).T).T
+
+    def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This part of a tensor whose last dimension is the module's outputs."""
+        return tensor.narrow(-1, self.part * self.out_features, self.out_features)
+
+    def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
+        """What the module read, shape `(examples, tokens, inputs)`."""
+        return inputs.reshape(examples, -1, inputs.shape[-1])
+
+    def cotangents(self, gradients: torch.Tensor, examples: int) -> torch.Tensor:
+        """Gradients of the module's outputs, shape `(examples, tokens, outputs of the module)`."""
+        return gradients.reshape(examples, -1, gradients.shape[-1])
+
+    def stored_shape(self, outputs: int, inputs: int) -> list[int]:
+        """Shape of the weight of a module with so many outputs and inputs."""
+        return [outputs, inputs]
+
+    def keep(self, index: torch.Tensor, *, outputs: bool) -> None:
+        """Keeps some outputs, or inputs, of the whole module, whose parameters are replaced.
+
+        Args:
+            index (`torch.Tensor`): Positions to keep, in the order that they shall have.
+            outputs (`bool`): Whether positions are those of outputs, over all parts, or of inputs.
+        """
+        module = self.module
+        index = index.to(module.weight.device)
+        module.weight = _selected(module.weight, self._dimension(outputs), index)
+        if outputs and self.has_bias:
+            module.bias = _selected(module.bias, 0, index)
+        self._note_sizes()
+
+    def write(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Puts numbers into the weight, and into the bias if there is one.
+
+        Args:
+            matrix (`torch.Tensor`): Shape `(outputs, inputs)`.
+            bias (`torch.Tensor`, *optional*): Shape `(outputs,)`.
+        """
+        with torch.no_grad():
+            self.matrix(self.module.weight).copy_(matrix)
+            if bias is not None:
+                self.outputs_of(self.module.bias).copy_(bias)
+
+    def weights_by_rows(self) -> int:
+        """Number of weights and biases behind this part's outputs."""
+        return self.out_features * (self.in_features + self.has_bias)
+
+    def _dimension(self, outputs: bool) -> int:
+        return 0 if outputs else 1
+
+    def _note_sizes(self) -> None:
+        self.module.out_features, self.module.in_features = self.module.weight.shape
+
+
+class Conv1DProjection(Projection):
+    """A `Conv1D` of GPT-2, which stores (inputs, outputs), or a part of a fused one."""
+
+    def module_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """All parts, shape `(outputs of the module, inputs)`, of a tensor shaped like the module's weight."""
+        return weight.T
+
+    def stored_shape(self, outputs: int, inputs: int) -> list[int]:
+        """Shape of the weight of a module with so many outputs and inputs."""
+        return [inputs, outputs]
+
+    def _dimension(self, outputs: bool) -> int:
+        return 1 if outputs else 0
+
+    def _note_sizes(self) -> None:
+        self.module.nx, self.module.nf = self.module.weight.shape
+
+
+# Another way to store a linear map is a subclass of `Projection` and an entry here.
+STORED_AS: dict[type[nn.Module], type[Projection]] = {nn.Linear: Projection, Conv1D: Conv1DProjection}
+
+
+def make_projection(name: str, module: nn.Module, part: int = 0, parts: int = 1) -> Projection:
+    """The view of a module; one of an unknown kind is seen as a `nn.Linear` until it is refused by name."""
+    view = next((view for stored, view in STORED_AS.items() if isinstance(module, stored)), Projection)
+    return view(name, module, part, parts)
 
 
 def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optional: bool = False) -> list[Projection]:
@@ -68,7 +169,11 @@ def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optiona
             "hap_transformers.ARCHITECTURES does not fit this model."
         )
     return [
-        Projection(path + name, modules[name], names[:i].count(name), names.count(name))
+        make_projection(path + name, modules[name], names[:i].count(name), names.count(name))
         for i, name in enumerate(names)
         if name in modules
     ]
+
+
+def _selected(parameter: torch.Tensor, dim: int, index: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)

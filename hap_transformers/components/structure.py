@@ -1,73 +1,82 @@
-"""What a pruned model's config says of its structure, and a dense model cut down to it."""
+"""The structure of a pruned model as its config records it, and a dense model cut down to a record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .groups import AttentionBlock, Block, FeedForwardBlock, attention_blocks, feed_forward_blocks
-from .pruned_modules import set_implant_rank
+from .groups import KINDS, Group, Kind, by_kind, find_groups
 from .slicing import keep_components, validate_sliceable
 
 
 METHOD = "hap"
 
 
-def record_structure(model: PreTrainedModel, blocks: Sequence[Block], changed: Sequence[Block]) -> None:
+def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: Sequence[Group]) -> None:
     """Writes what is left into the config.
 
-    `config.pruned_heads` says which heads are gone, as in Transformers 4. `config.quantization_config` says how many
-    heads and neurons pruned layers have, and how many of the neurons are linear; it bears that name because
-    Transformers lets nothing else change a model between its construction and the loading of its weights.
+    `config.quantization_config` records how many components of each kind pruned layers have, by the layer's number,
+    and how many of them are linear. It has that name because Transformers lets nothing else change a model between its
+    construction and the loading of its weights. For kinds that keep their numbers, `config.pruned_NAME` records which
+    components are gone, as `config.pruned_heads` does in Transformers 4.
 
     Args:
         model (`PreTrainedModel`): The model.
-        blocks (`Sequence[Block]`): All its blocks.
-        changed (`Sequence[Block]`): Those that have just lost components.
+        groups (`Sequence[Group]`): All its groups.
+        changed (`Sequence[Group]`): Those that have just lost components.
     """
     recorded = recorded_structure(model.config) or {}
-    heads = {block.index: block for block in blocks if isinstance(block, AttentionBlock)}
-    heads = {index: block for index, block in heads.items() if block.num_components < block.num_original_heads}
-    neurons = {str(block.index): block.num_components for block in changed if not isinstance(block, AttentionBlock)}
-    model.config.pruned_heads = {index: _heads_gone(block) for index, block in heads.items()}
-    implants = {str(block.index): block.implant_rank for block in blocks if isinstance(block, FeedForwardBlock)}
-    implants = {layer: rank for layer, rank in implants.items() if rank}
+    counts: dict[str, dict[str, int]] = {}
+    for kind, members in by_kind(groups).items():
+        if kind.keeps_numbers:
+            fewer = [group for group in members if group.num_components < group.original]
+            setattr(model.config, f"pruned_{kind.name}", {group.layer: numbers_gone(group) for group in fewer})
+            counts[kind.name] = {str(group.layer): group.num_components for group in fewer}
+        else:
+            fewer = [group for group in changed if group.kind == kind]
+            now = {str(group.layer): group.num_components for group in fewer}
+            counts[kind.name] = {**(recorded.get(kind.name) or {}), **now}
+    implants = {str(group.layer): group.implant_rank for group in groups if group.implant_rank}
     if changed or recorded:
-        model.config.quantization_config = {
-            "quant_method": METHOD,
-            "heads": {str(index): block.num_components for index, block in heads.items()},
-            "neurons": {**(recorded.get("neurons") or {}), **neurons},
-            **({"implants": implants} if implants else {}),
-        }
+        structure = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
+        model.config.quantization_config = structure
 
 
-def validate_record(model: PreTrainedModel, blocks: Sequence[Block]) -> None:
+def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     """Checks that a model's config describes this model, before more is removed and written into it.
 
     Raises:
         ValueError: If it describes another one: a config was shared between models, or taken from a pruned one.
     """
-    pruned_heads = {int(layer): set(h) for layer, h in (getattr(model.config, "pruned_heads", None) or {}).items()}
-    neurons = (recorded_structure(model.config) or {}).get("neurons") or {}
-    for block in blocks:
-        if isinstance(block, AttentionBlock):
-            fits = pruned_heads.get(block.index, set()) == set(_heads_gone(block))
+    recorded = recorded_structure(model.config) or {}
+    for group in groups:
+        if group.kind.keeps_numbers:
+            gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
+            fits = set(gone) == set(numbers_gone(group))
         else:
-            fits = neurons.get(str(block.index), block.num_components) == block.num_components
+            counts = recorded.get(group.kind.name) or {}
+            fits = counts.get(str(group.layer), group.num_components) == group.num_components
         if not fits:
             raise ValueError(
-                f"The config of this {type(model).__name__} says that layer {block.index} was pruned otherwise than "
-                "it is. Models that share a config, or were made from that of a pruned model, cannot be pruned; make "
-                "each from a copy.deepcopy(config). Nothing was pruned."
+                f"The config of this {type(model).__name__} records a different pruning of layer {group.layer} than "
+                "its weights show. Give each model its own copy.deepcopy(config), made before any pruning. Nothing "
+                "was pruned."
             )
 
 
-def _heads_gone(block: AttentionBlock) -> list[int]:
-    return sorted(set(range(block.num_original_heads)) - set(block.kept_heads))
+def numbers_gone(group: Group) -> list[int]:
+    """Numbers of the components that a group has lost."""
+    return sorted(set(range(group.original)) - set(group.kept))
+
+
+def recorded_numbers(config: PretrainedConfig, kind: Kind) -> dict[str, list[int]]:
+    """For each layer, the numbers of the components that `config.pruned_NAME` records as gone."""
+    recorded = getattr(config, f"pruned_{kind.name}", None) or {}
+    return {str(layer): numbers for layer, numbers in recorded.items()}
 
 
 def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:
-    """The structure in a config, or `None` if it says of none."""
+    """The structure in a config, or `None` if it records none."""
     recorded = getattr(config, "quantization_config", None)
     if recorded is None:
         return None
@@ -75,48 +84,29 @@ def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:
     return recorded if recorded.get("quant_method") == METHOD else None
 
 
-def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Block, int]]:
-    """Pairs every block of a model with the number of components it shall have.
+def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
+    """Pairs every group of a model with the number of components it shall have.
 
     Args:
         model (`PreTrainedModel`): The model as built from its config, dense or rebuilt already.
         structure (`Mapping[str, Any]`): What [`record_structure`] wrote.
 
     Raises:
-        ValueError: If the record names a layer that does not exist, gives it a number of heads or neurons that is
-            not a whole number between zero and the dense model's, or contradicts `config.pruned_heads`.
+        ValueError: If the record names a kind or layer that does not exist, gives it a number of components that is
+            not a whole number between zero and the dense model's, or contradicts `config.pruned_NAME`.
     """
-    unknown = structure.keys() - {"quant_method", "heads", "neurons", "implants"}
+    unknown = structure.keys() - {"quant_method", "implants", *KINDS}
     if unknown:
         raise ValueError(
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
-            "does not know. Upgrade the package."
+            "does not know. Upgrade the package, or register the kinds it names."
         )
-    _validate_pruned_heads(model)
-    counts: list[tuple[Block, int]] = []
-    for kind, blocks in (("heads", attention_blocks(model)), ("neurons", feed_forward_blocks(model))):
-        recorded = structure.get(kind) or {}
-        if not isinstance(recorded, Mapping) or recorded.keys() - {str(block.index) for block in blocks}:
-            raise ValueError(
-                f"The checkpoint's config gives numbers of {kind} by layer as {recorded!r:.200}; "
-                f"{type(model).__name__} has layers 0 to {len(blocks) - 1}."
-            )
-        for block in blocks:
-            count = recorded.get(str(block.index), block.num_components)
-            if type(count) is not int or not 0 <= count <= block.num_components:
-                raise ValueError(
-                    f"The checkpoint's config gives layer {block.index} {count!r:.200} {kind}; expected a whole "
-                    f"number from 0 to {block.num_components}."
-                )
-            if isinstance(block, AttentionBlock):
-                left = len(_heads_left(model, block))
-                if left != count:
-                    raise ValueError(
-                        f"The checkpoint's config gives layer {block.index} {count} heads, but its pruned_heads "
-                        f"leaves it {left} of {block.num_original_heads}."
-                    )
-            counts.append((block, count))
-    _recorded_implants(model, structure)
+    found = by_kind(find_groups(model))
+    for kind, groups in found.items():
+        if kind.keeps_numbers:
+            _validate_numbers(model, kind, groups)
+    counts = [pair for kind, groups in found.items() for pair in _counts_of_kind(model, structure, kind, groups)]
+    _recorded_implants([group for group, _ in counts], structure)
     return counts
 
 
@@ -126,46 +116,73 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
     Raises:
         ValueError: As [`recorded_counts`] does, before anything is changed.
     """
-    counts = [(block, count) for block, count in recorded_counts(model, structure) if count < block.num_components]
-    validate_sliceable(model, [block for block, _ in counts])
-    for block, count in counts:
-        heads_left = isinstance(block, AttentionBlock) and _heads_left(model, block)
-        keep_components(block, heads_left or range(count))
-    for block, rank in _recorded_implants(model, structure):
-        set_implant_rank(block, rank)
+    counts = recorded_counts(model, structure)
+    fewer = [(group, count) for group, count in counts if count < group.num_components]
+    validate_sliceable(model, [group for group, _ in fewer])
+    for group, count in fewer:
+        keep_components(group, _positions_left(model, group) if group.kind.keeps_numbers else range(count))
+    for group, rank in _recorded_implants([group for group, _ in counts], structure):
+        assert group.kind.implant is not None  # Only such groups are paired with a rank.
+        group.kind.implant(group, rank)
 
 
-def _recorded_implants(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[FeedForwardBlock, int]]:
-    """Every block that has an implant, with its rank."""
-    blocks = {str(block.index): block for block in feed_forward_blocks(model)}
-    recorded, neurons = structure.get("implants") or {}, structure.get("neurons") or {}
+def _counts_of_kind(
+    model: PreTrainedModel, structure: Mapping[str, Any], kind: Kind, groups: Sequence[Group]
+) -> list[tuple[Group, int]]:
+    recorded = structure.get(kind.name) or {}
+    if not isinstance(recorded, Mapping) or recorded.keys() - {str(group.layer) for group in groups}:
+        raise ValueError(
+            f"The checkpoint's config gives numbers of {kind.name} by layer as {recorded!r:.200}; "
+            f"{type(model).__name__} has layers 0 to {len(groups) - 1}."
+        )
+    counts = []
+    for group in groups:
+        count = recorded.get(str(group.layer), group.num_components)
+        if type(count) is not int or not 0 <= count <= group.num_components:
+            raise ValueError(
+                f"The checkpoint's config gives layer {group.layer} {count!r:.200} {kind.name}; expected a whole "
+                f"number from 0 to {group.num_components}."
+            )
+        left = len(_positions_left(model, group)) if kind.keeps_numbers else count
+        if left != count:
+            raise ValueError(
+                f"The checkpoint's config gives layer {group.layer} {count} {kind.name}, but its pruned_{kind.name} "
+                f"leaves it {left} of {group.original}."
+            )
+        counts.append((group, count))
+    return counts
+
+
+def _recorded_implants(groups: Sequence[Group], structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
+    """Every group that has an implant, with its rank."""
+    able = {str(group.layer): group for group in groups if group.kind.implant is not None}
+    recorded = structure.get("implants") or {}
     if not isinstance(recorded, Mapping):
         raise ValueError(f"The checkpoint's config gives implants by layer as {recorded!r:.200}.")
     for layer, rank in recorded.items():
-        width = neurons.get(layer, 0)
-        if layer not in blocks or type(rank) is not int or not 0 < rank <= width or blocks[layer].activation is None:
+        width = (structure.get(able[layer].kind.name) or {}).get(layer, 0) if layer in able else 0
+        if layer not in able or type(rank) is not int or not 0 < rank <= width or able[layer].core is None:
             raise ValueError(
                 f"The checkpoint's config gives layer {layer!r:.20} an implant of rank {rank!r:.200}; expected a "
-                f"whole number from 1 to its {width} neurons, in layers 0 to {len(blocks) - 1} of an architecture "
+                f"whole number from 1 to its {width} components, in layers 0 to {len(able) - 1} of an architecture "
                 "whose activation is known."
             )
-    return [(blocks[layer], rank) for layer, rank in recorded.items()]
+    return [(able[layer], rank) for layer, rank in recorded.items()]
 
 
-def _validate_pruned_heads(model: PreTrainedModel) -> None:
-    blocks = {str(block.index): block for block in attention_blocks(model)}
-    recorded = getattr(model.config, "pruned_heads", None) or {}
-    for layer, heads in recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]:
-        total = blocks[str(layer)].num_original_heads if str(layer) in blocks else 0
-        if not isinstance(heads, list) or any(type(head) is not int or not 0 <= head < total for head in heads):
+def _validate_numbers(model: PreTrainedModel, kind: Kind, groups: Sequence[Group]) -> None:
+    by_layer = {str(group.layer): group for group in groups}
+    recorded = getattr(model.config, f"pruned_{kind.name}", None) or {}
+    for layer, numbers in recorded.items() if isinstance(recorded, Mapping) else [("", recorded)]:
+        total = by_layer[str(layer)].original if str(layer) in by_layer else 0
+        if not isinstance(numbers, list) or any(type(n) is not int or not 0 <= n < total for n in numbers):
             raise ValueError(
-                f"The pruned_heads of the checkpoint's config are {recorded!r:.200}; expected heads of layers 0 to "
-                f"{len(blocks) - 1}."
+                f"The pruned_{kind.name} of the checkpoint's config are {recorded!r:.200}; expected {kind.name} of "
+                f"layers 0 to {len(groups) - 1}."
             )
 
 
-def _heads_left(model: PreTrainedModel, block: AttentionBlock) -> Sequence[int]:
-    """The numbers of a dense block's heads that `config.pruned_heads` leaves."""
-    recorded = getattr(model.config, "pruned_heads", None) or {}
-    pruned = {str(layer): heads for layer, heads in recorded.items()}.get(str(block.index))
-    return [head for head in block.kept_heads if head not in pruned] if pruned else block.kept_heads
+def _positions_left(model: PreTrainedModel, group: Group) -> list[int]:
+    """Positions in a dense group of the components that `config.pruned_NAME` leaves."""
+    gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
+    return [position for position, number in enumerate(group.kept) if number not in gone]

@@ -1,6 +1,6 @@
-"""What heads and neurons cost, in each currency that a budget can be in."""
+"""What a model's components cost, in each measure that a budget can be a share of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -11,23 +11,20 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from ..components.groups import AttentionBlock, Block, attention_blocks, feed_forward_blocks, layers
+from ..components.groups import KINDS, Group, find_groups, layers, of_kind
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
 
 
-BUDGETS = ("params", "flops", "latency", "heads")
-
-
 @dataclass
 class Budget:
-    """The costs of a model's encoder in one currency.
+    """The costs of a model's encoder in one measure.
 
     Args:
         dense (`float`): What the encoder costs before any pruning.
         now (`float`): What it costs as it is.
-        costs (`list[Callable[[int], float]]`): For each block, the cost of so many of its components.
+        costs (`list[Callable[[int], float]]`): For each group, the cost of so many of its components.
         outside (`float`): What the rest of the model costs.
     """
 
@@ -37,97 +34,137 @@ class Budget:
     outside: float
 
 
-def make_budget(
-    name: str,
-    model: PreTrainedModel,
-    inputs: Mapping[str, Any] | None = None,
-    latency_table: LatencyTable | None = None,
-) -> Budget:
-    """The costs of a model in one currency.
+@dataclass
+class Surroundings:
+    """What costs are measured with.
 
     Args:
-        name (`str`): One of `BUDGETS`.
-        model (`PreTrainedModel`): The model; it is only looked at.
+        model (`PreTrainedModel`): The model; it is only read.
+        groups (`Sequence[Group]`): All its groups.
         inputs (`Mapping[str, Any]`, *optional*): The batch whose FLOPs count.
-        latency_table (`LatencyTable`, *optional*): Seconds by heads and neurons.
+        latency_table (`LatencyTable`, *optional*): Seconds by number of components.
+    """
+
+    model: PreTrainedModel
+    groups: Sequence[Group]
+    inputs: Mapping[str, Any] | None = None
+    latency_table: LatencyTable | None = None
+
+
+def make_budget(name: str, given: Surroundings) -> Budget:
+    """The costs of a model in one measure.
+
+    Args:
+        name (`str`): `"params"`, `"flops"`, `"latency"`, or the name of a kind, whose components are counted.
+        given (`Surroundings`): The model, and what its costs are measured with.
 
     Raises:
-        ValueError: If the currency is unknown, or `inputs` or `latency_table` are missing or do not fit.
+        ValueError: If the budget is unknown, or `inputs` or `latency_table` are missing or do not fit.
     """
-    if name == "latency":
-        return _latency_budget(model, latency_table)
-    if name not in BUDGETS:
-        raise ValueError(f"Unknown budget '{name}'; choose one of {', '.join(BUDGETS)}.")
-    if name == "flops" and inputs is None:
-        raise ValueError("budget='flops' depends on the length of inputs; pass a batch as `inputs`.")
-    original = dense_like(model, model.device if name == "flops" else torch.device("meta"))
-    blocks = all_blocks(original)
-    if name == "heads":
-        own = [float(isinstance(block, AttentionBlock)) for block in blocks]
-        dense = sum(cost * block.num_components for cost, block in zip(own, blocks, strict=True))
-        whole = float(sum(block.num_components for block in attention_blocks(model)))
-    elif name == "params":
-        own = [float(block.parameters_per_component()) for block in blocks]
-        dense, whole = float(count_encoder_parameters(original)), count_parameters(model)
-    else:
-        assert inputs is not None  # Else refused above: what is left is "flops".
-        flops = count_flops_by_module(original, inputs)
-        own = [_flops(block, flops) / block.num_components for block in blocks]
-        dense, whole = float(sum(flops.get(layer, 0) for layer in set(layers(original)))), count_flops(model, inputs)
-    present = zip(own, blocks, all_blocks(model), strict=True)
-    now = dense - sum(cost * (before.num_components - block.num_components) for cost, before, block in present)
-    return Budget(dense, now, [partial(mul, cost) for cost in own], whole - now)
+    if name in KINDS:
+        return _counting_budget(name, given)
+    if name not in _BUDGETS:
+        raise ValueError(f"Unknown budget '{name}'; choose one of {', '.join((*_BUDGETS, *KINDS))}.")
+    return _BUDGETS[name](given)
 
 
-def all_blocks(model: PreTrainedModel) -> list[Block]:
-    """Attention blocks, then feed-forward blocks."""
-    return [*attention_blocks(model), *feed_forward_blocks(model)]
-
-
-def dense_counts(model: PreTrainedModel) -> list[int]:
-    """Components that each of `all_blocks` had before any pruning."""
-    return [block.num_components for block in all_blocks(dense_like(model, torch.device("meta")))]
+def dense_counts(model: PreTrainedModel, groups: Sequence[Group]) -> list[int]:
+    """Components that each group had before any pruning."""
+    original = dense_like(model, torch.device("meta"))
+    return [group.num_components for group in (groups if original is model else find_groups(original))]
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A model whose layers have the sizes that a pruned one's had, with other weights; a dense model itself.
 
-    It is of the class that Transformers has: what is around the layers, or how the model was loaded, may differ.
+    It is of the class that Transformers has. What is around the layers, or how the model was loaded, may differ.
     """
-    if recorded_structure(model.config) is None and not getattr(model.config, "pruned_heads", None):
+    numbered = [f"pruned_{kind.name}" for kind in KINDS.values() if kind.keeps_numbers]
+    if recorded_structure(model.config) is None and not any(getattr(model.config, n, None) for n in numbered):
         return model
     config = deepcopy(model.config)
-    config.pruned_heads = {}
+    for attribute in numbered:
+        setattr(config, attribute, {})
     if recorded_structure(config) is not None:
         del config.quantization_config
     shipped = (base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
-    # Classes of one's own may have only a base without layers there.
+    # A custom class may have only a base without layers there.
     shipped = (base for base in shipped if issubclass(base, PreTrainedModel) and base.forward is not Module.forward)
     with device:
         return next(shipped, type(model))(config)
 
 
-def _flops(block: Block, flops: Mapping[torch.nn.Module, int]) -> int:
-    """FLOPs of all that gets smaller with a block: its projections and, for attention, what lies between them."""
-    modules: set[torch.nn.Module] = {projection.module for projection in block.sliced}
-    if isinstance(block, AttentionBlock):
-        modules = {block.attention} | (modules - set(block.attention.modules()))
+def _linear_budget(
+    dense: float, whole: float, costs: list[float], before: Sequence[Group], now: Sequence[Group]
+) -> Budget:
+    """A budget in which every component of a group costs the same.
+
+    Args:
+        dense (`float`): What the dense encoder costs.
+        whole (`float`): What the model as it is costs, with all that is around the encoder.
+        costs (`list[float]`): What a component of each group costs.
+        before (`Sequence[Group]`): The dense model's groups.
+        now (`Sequence[Group]`): The model's groups as they are.
+    """
+    gone = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)]
+    present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True))
+    return Budget(dense, present, [partial(mul, cost) for cost in costs], whole - present)
+
+
+def _counting_budget(kind: str, given: Surroundings) -> Budget:
+    before = find_groups(dense_like(given.model, torch.device("meta")))
+    costs = [float(group.kind.name == kind) for group in before]
+    dense = sum(cost * group.num_components for cost, group in zip(costs, before, strict=True))
+    whole = float(sum(group.num_components for group in of_kind(given.groups, kind)))
+    return _linear_budget(dense, whole, costs, before, given.groups)
+
+
+def _parameter_budget(given: Surroundings) -> Budget:
+    original = dense_like(given.model, torch.device("meta"))
+    before = find_groups(original)
+    costs = [float(group.parameters_per_component()) for group in before]
+    dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
+    return _linear_budget(dense, whole, costs, before, given.groups)
+
+
+def _flop_budget(given: Surroundings) -> Budget:
+    if given.inputs is None:
+        raise ValueError("budget='flops' depends on the length of inputs; pass a batch as `inputs`.")
+    original = dense_like(given.model, given.model.device)
+    before = find_groups(original)
+    flops = count_flops_by_module(original, given.inputs)
+    costs = [_flops(group, flops) / group.num_components for group in before]
+    dense = float(sum(flops.get(layer, 0) for layer in set(layers(original))))
+    return _linear_budget(dense, count_flops(given.model, given.inputs), costs, before, given.groups)
+
+
+def _flops(group: Group, flops: Mapping[Module, int]) -> int:
+    """FLOPs of all that shrinks with a group: its projections and what lies between them."""
+    modules: set[Module] = {projection.module for projection in group.projections}
+    if group.core is not None:
+        modules = {group.core} | (modules - set(group.core.modules()))
     return sum(flops.get(module, 0) for module in modules)
 
 
-def _latency_budget(model: PreTrainedModel, table: LatencyTable | None) -> Budget:
+def _latency_budget(given: Surroundings) -> Budget:
+    table = given.latency_table
     if table is None:
         raise ValueError(
             "budget='latency' needs seconds measured on your device; pass latency_table=LatencyTable.measure(...)."
         )
-    blocks, dense = all_blocks(model), dense_counts(model)
-    table.validate(model, dense)
-    costs: list[Callable[[int], float]] = [
-        table.head_cost if isinstance(block, AttentionBlock) else table.neuron_cost for block in blocks
-    ]
+    dense = dense_counts(given.model, given.groups)
+    table.validate(given.model, given.groups, dense)
+    costs: list[Callable[[int], float]] = [partial(table.cost, group.kind.name) for group in given.groups]
     return Budget(
         dense=sum(cost(count) for cost, count in zip(costs, dense, strict=True)),
-        now=sum(cost(block.num_components) for cost, block in zip(costs, blocks, strict=True)),
+        now=sum(cost(group.num_components) for cost, group in zip(costs, given.groups, strict=True)),
         costs=costs,
         outside=table.outside,
     )
+
+
+_BUDGETS: dict[str, Callable[[Surroundings], Budget]] = {
+    "params": _parameter_budget,
+    "flops": _flop_budget,
+    "latency": _latency_budget,
+}

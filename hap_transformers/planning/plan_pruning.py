@@ -2,201 +2,140 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..components.groups import AttentionBlock, Block
-from ..sensitivity import COMPARABLE_METHODS, Sensitivity
+from ..components.groups import KINDS, Group, by_kind, find_groups
+from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
-from .budgets import BUDGETS, Budget, all_blocks, dense_counts, make_budget
+from .budgets import Budget, Surroundings, dense_counts, make_budget
+from .choosing import Unit, cheapest
 from .latency_table import LatencyTable
-
-
-# Share of the rank of an implant in the neurons that it takes the place of.
-IMPLANT_RANK = 0.5
+from .settings import PlanningSettings
 
 
 def plan_pruning(
     sensitivity: Sensitivity,
     model: PreTrainedModel,
+    settings: PlanningSettings | None = None,
     *,
-    budget: str = "params",
-    ratio: float = 0.6,
-    min_heads: int | None = None,
-    min_neurons: float | None = None,
-    neuron_multiple: int = 8,
-    weigh_costs: bool = True,
-    implant_ratio: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
     latency_table: LatencyTable | None = None,
+    **changes: Any,
 ) -> PruningPlan:
-    """Chooses the heads and neurons whose removal costs least accuracy for what it saves.
+    """Chooses the components whose removal costs least accuracy for what it saves.
 
-    Heads and neurons of all layers are ranked together by score over cost, and removed from the lowest up until the
-    budget is met. Scores that cannot be compared between heads and neurons (`"gradient"`, `"magnitude"`, `"random"`)
-    are ranked apart, and the same share of either goes.
+    Components of all layers and kinds are ranked together by score over cost, and removed from the lowest up until the
+    budget is met. If a method's scores cannot be compared between kinds (`"gradient"`, `"magnitude"`, `"random"`),
+    each kind is ranked separately and the same share of each is removed.
 
-    Parameters that control how much is removed:
-        sensitivity (`Sensitivity`): Scores of the heads and neurons that `model` has now.
-        model (`PreTrainedModel`): The model to plan for; it is only looked at.
-        budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of, always of the dense model:
-
-            - `"params"`: parameters of the encoder's layers;
-            - `"flops"`: their FLOPs on `inputs`;
-            - `"latency"`: their seconds by `latency_table`;
-            - `"heads"`: heads; only these are removed, their number is rounded to the nearest.
-        ratio (`float`, *optional*, defaults to 0.6): Share to be gone afterwards, in [0, 1). What was pruned earlier
-            counts. Somewhat more goes, where heads and groups of neurons do not fit exactly.
+    Args:
+        sensitivity (`Sensitivity`): Scores of the components that `model` has now.
+        model (`PreTrainedModel`): The model to plan for; it is only read.
+        settings (`PlanningSettings`, *optional*): How much is removed, and what may go.
         inputs (`Mapping[str, Any]`, *optional*): A batch of the length that the model shall serve. With it, the plan
             promises FLOPs.
         latency_table (`LatencyTable`, *optional*): Seconds measured on the device that the model shall run on. With
             it, the plan promises a latency.
-
-    Parameters that control what may go:
-        min_heads (`int`, *optional*): Heads every layer keeps at least. By default 1, and 0 for `"kronecker"`, which
-            foresees when a layer cannot spare more; the other scores can empty whole layers.
-        min_neurons (`float`, *optional*): Share of its dense neurons that every layer keeps at least. By default 0.05,
-            and 0 for `"kronecker"`. Where the floor is 0, whole blocks can go.
-        neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this, which
-            matrix products like.
-        weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
-        implant_ratio (`float`, *optional*, defaults to 0.0): Share of the neurons that would go, the most sensitive
-            of them, whose blocks get a low-rank linear map ([HAP](https://arxiv.org/abs/2101.08940)) of half as many
-            ranks. A rank costs what a neuron costs, and as many more neurons go to pay for it.
+        changes: Fields of [`PlanningSettings`] to set, such as `ratio=0.5, budget="flops"`.
 
     Returns:
-        `PruningPlan`: The heads (original numbers) and neurons to remove, and what the model will cost then.
+        `PruningPlan`: What to remove, and what the model will cost then.
 
     Raises:
-        ValueError: If a number is out of range, the budget is unknown or lacks `inputs` or `latency_table`, the scores
-            are not finite or do not fit the model, or a floor stands in the way of the ratio.
+        ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the scores are not
+            finite or do not fit the model, or a floor stands in the way of the ratio.
+        TypeError: If there is no such setting.
     """
-    validate_planning(budget, ratio, min_heads, min_neurons, neuron_multiple, implant_ratio)
-    foresees = sensitivity.method == "kronecker"
-    min_heads = (0 if foresees else 1) if min_heads is None else min_heads
-    min_neurons = (0.0 if foresees else 0.05) if min_neurons is None else min_neurons
-    blocks = all_blocks(model)
-    scores = _block_scores(sensitivity, blocks, kinds=("heads",) if budget == "heads" else ("heads", "neurons"))
-    currency = make_budget(budget, model, inputs, latency_table)
-    to_save = currency.now - (1 - ratio) * currency.dense
-    if budget == "heads":
-        to_save = round(to_save)
-    floors = [
-        min_heads if isinstance(block, AttentionBlock) else math.ceil(min_neurons * count)
-        for block, count in zip(blocks, dense_counts(model), strict=True)
-    ]
+    settings = replace(settings or PlanningSettings(), **changes)
+    groups = find_groups(model)
+    given = Surroundings(model, groups, inputs, latency_table)
+    budget = make_budget(settings.budget, given)
+    scored = _scores_of(sensitivity, groups, settings.kinds)
+    floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     units = [
         unit
-        for i in range(len(blocks))
-        if i in scores
-        for unit in _units(i, blocks[i], scores[i], floors[i], currency, neuron_multiple, weigh_costs)
+        for place, scores in scored.items()
+        for unit in _units(place, groups[place], scores, floors[place], budget, settings)
     ]
+    to_save = budget.now - (1 - settings.ratio) * budget.dense
+    if settings.budget in KINDS:  # Whole components are counted.
+        to_save = round(to_save)
+    slack = 1e-9 * budget.dense
     most = sum(unit.saves for unit in units)
-    slack = 1e-9 * currency.dense
-    if to_save > most + slack:
-        reachable = 1 - (currency.now - most) / currency.dense
-        raise ValueError(
-            f"ratio={ratio} of budget='{budget}' cannot be met: with min_heads={min_heads} and "
-            f"min_neurons={min_neurons} at most {math.floor(1000 * reachable) / 1000} can go, the rest are floors and "
-            "weights that belong to no head or neuron. Lower ratio or the floors."
-        )
-    kinds = [units]
-    if sensitivity.method not in COMPARABLE_METHODS:
-        kinds = [[u for u in units if isinstance(blocks[u.block], AttentionBlock) == heads] for heads in (True, False)]
-    removed: list[_Unit] = []
+    _validate_reachable(to_save - slack, most, budget, settings, floors, groups)
+    rankings = [units] if sensitivity.comparable else _apart(units, groups)
+    removed: list[Unit] = []
     implants: dict[int, int] = {}
-    for kind in kinds:
-        share = sum(unit.saves for unit in kind) / most if most else 0.0
-        own, own_implants = _cheapest(kind, share * to_save - slack, blocks, currency, implant_ratio, neuron_multiple)
-        removed += own
-        implants |= own_implants
-    heads: dict[int, list[int]] = {}
-    neurons: dict[int, list[int]] = {}
-    for unit in removed:
-        block = blocks[unit.block]
-        if isinstance(block, AttentionBlock):
-            heads.setdefault(block.index, []).extend(block.kept_heads[i] for i in unit.components)
-        else:
-            neurons.setdefault(block.index, []).extend(unit.components)
+    for ranking in rankings:
+        share = sum(unit.saves for unit in ranking) / most if most else 0.0
+        chosen, ranks = cheapest(ranking, share * to_save - slack, groups, budget, settings)
+        removed += chosen
+        implants |= ranks
     plan = PruningPlan.for_model(
         model,
-        heads=heads,
-        neurons=neurons,
         implants=implants,
-        budget=budget,
-        ratio=ratio,
+        budget=settings.budget,
+        ratio=settings.ratio,
         method=sensitivity.method,
+        **_numbers(removed, groups),  # type: ignore[arg-type]
     )
-    plan.promise = _promise(plan, model, inputs, latency_table)
+    plan.promise = _promise(plan, given)
     return plan
 
 
-@dataclass
-class _Unit:
-    """Components of a block that go together.
-
-    Args:
-        block (`int`): Which of `all_blocks`.
-        place (`int`): Its place in the block's order of removal.
-        components (`list[int]`): Positions of the components.
-        score (`float`): What it is ranked by.
-        saves (`float`): What its removal saves after those before it.
-    """
-
-    block: int
-    place: int
-    components: list[int]
-    score: float
-    saves: float
-
-
-def _block_scores(
-    sensitivity: Sensitivity, blocks: Sequence[Block], kinds: Sequence[str]
+def _scores_of(
+    sensitivity: Sensitivity, groups: Sequence[Group], kinds: Sequence[str]
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """For every block of the kinds that can go, its scores and its components in the order of removal."""
+    """For the place of every group that can lose components, its scores and its components in the order of removal."""
     found = {}
-    for kind in kinds:
-        own = [i for i, block in enumerate(blocks) if isinstance(block, AttentionBlock) == (kind == "heads")]
-        layers = getattr(sensitivity, kind)
+    places = {id(group): place for place, group in enumerate(groups)}
+    for kind, members in by_kind(groups).items():
+        if kind.name not in kinds:
+            continue
+        layers = sensitivity.scores.get(kind.name)
         if layers is None:
-            raise ValueError(f"The sensitivity has no scores of {kind}; estimate it with components=('{kind}', ...).")
-        counts = [blocks[i].num_components for i in own]
+            raise ValueError(
+                f"The sensitivity has no scores of {kind.name}; estimate it with components=('{kind.name}', ...)."
+            )
+        counts = [group.num_components for group in members]
         if [len(scores) for scores in layers] != counts:
             raise ValueError(
-                f"The sensitivity has scores for {[len(scores) for scores in layers]} {kind} a layer, the model has "
-                f"{counts}. Estimate the sensitivity of this model as it is now."
+                f"The sensitivity has scores for {[len(scores) for scores in layers]} {kind.name} per layer, the "
+                f"model has {counts}. Estimate the sensitivity of this model as it is now."
             )
-        places = getattr(sensitivity, f"{kind.removesuffix('s')}_order")
-        for layer, (i, scores) in enumerate(zip(own, layers, strict=True)):
+        orders = sensitivity.order.get(kind.name, layers)
+        for group, scores, order in zip(members, layers, orders, strict=True):
             if not torch.isfinite(scores).all():
                 raise ValueError(
-                    f"Layer {layer} has scores of {kind} that are not finite. Cannot rank them; estimate them again."
+                    f"Layer {group.layer} has scores of {kind.name} that are not finite. Estimate them again; they "
+                    "cannot be ranked."
                 )
-            found[i] = scores, torch.argsort(scores if places is None else places[layer], stable=True)
+            found[places[id(group)]] = scores, torch.argsort(order, stable=True)
     return found
 
 
 def _units(
-    number: int,
-    block: Block,
+    place: int,
+    group: Group,
     scores: tuple[torch.Tensor, torch.Tensor],
     floor: int,
-    currency: Budget,
-    multiple: int,
-    weigh_costs: bool,
-) -> list[_Unit]:
-    """What can go from a block, first unit first: heads one by one, neurons in groups that leave multiples."""
+    budget: Budget,
+    settings: PlanningSettings,
+) -> list[Unit]:
+    """What can go from a group, first unit first, in steps that leave multiples."""
     values, order = scores
-    count, cost = block.num_components, currency.costs[number]
+    count, cost, step = group.num_components, budget.costs[place], settings.step_of(group.kind)
     if not count:
         return []
-    step = 1 if isinstance(block, AttentionBlock) else multiple
-    # A block's own average, so that units keep their order.
-    weight = max((cost(count) - cost(0)) / count, torch.finfo(torch.float64).tiny) if weigh_costs else 1.0
-    units: list[_Unit] = []
+    # A group's own average, so that units keep their order.
+    weight = 1.0
+    if settings.weigh_costs:
+        weight = max((cost(count) - cost(0)) / count, torch.finfo(torch.float64).tiny)
+    units: list[Unit] = []
     gone = 0
     while gone < count:
         size = (count - gone) % step or step
@@ -205,94 +144,61 @@ def _units(
         components = order[gone : gone + size]
         score = float(values[components].mean()) / weight
         saves = cost(count - gone) - cost(count - gone - size)
-        units.append(_Unit(number, len(units), components.tolist(), score, saves))
+        units.append(Unit(place, len(units), components.tolist(), score, saves))
         gone += size
     return units
 
 
-def _cheapest(
-    units: list[_Unit], to_save: float, blocks: Sequence[Block], currency: Budget, implant_ratio: float, multiple: int
-) -> tuple[list[_Unit], dict[int, int]]:
-    """The units of the lowest scores that save enough, and the ranks that come in their place.
-
-    Where ranks come back, more units go; if even all of them do not pay for the ranks, there are none.
-    """
-    ranking = sorted(units, key=lambda unit: (unit.score, unit.block, unit.place))
-
-    def fewest(ranks: dict[int, int]) -> int | None:
-        """How many units must go to save enough beside some ranks."""
-        gone = [0] * len(blocks)
-
-        def saved(number: int) -> float:
-            count, cost = blocks[number].num_components, currency.costs[number]
-            return cost(count) - cost(count - gone[number] + ranks.get(number, 0))
-
-        for count in range(len(ranking) + 1):
-            if count:
-                gone[ranking[count - 1].block] += len(ranking[count - 1].components)
-            fits = all(rank <= gone[number] for number, rank in ranks.items())
-            if fits and sum(map(saved, range(len(blocks)))) >= to_save:
-                return count
-        return None
-
-    removed = ranking[: fewest({})]
-    neurons = [unit for unit in removed if not isinstance(blocks[unit.block], AttentionBlock)]
-    total = sum(len(unit.components) for unit in neurons)
-    implanted: dict[int, int] = {}
-    for unit in reversed(neurons):  # The most sensitive first.
-        if sum(implanted.values()) + len(unit.components) > implant_ratio * total:
-            break
-        implanted[unit.block] = implanted.get(unit.block, 0) + len(unit.components)
-    # Whole multiples, so that widths stay such.
-    ranks = {number: min(n, multiple * max(1, round(IMPLANT_RANK * n / multiple))) for number, n in implanted.items()}
-    count = fewest(ranks) if ranks else None
-    if count is None:
-        return removed, {}
-    return ranking[:count], {blocks[number].index: rank for number, rank in ranks.items()}
-
-
-def _promise(
-    plan: PruningPlan, model: PreTrainedModel, inputs: Mapping[str, Any] | None, latency_table: LatencyTable | None
-) -> dict[str, float]:
-    """What the whole model will have and take."""
-    promise: dict[str, float] = {}
-    names = {"parameters": "params", "flops": "flops", "latency": "latency"}
-    given = {"parameters": True, "flops": inputs is not None, "latency": latency_table is not None}
-    for what in (name for name in names if given[name]):
-        currency = make_budget(names[what], model, inputs, latency_table)
-        total = currency.outside + currency.now
-        for block, cost in zip(all_blocks(model), currency.costs, strict=True):
-            if isinstance(block, AttentionBlock):
-                left = block.num_components - len(plan.heads.get(block.index, ()))
-            else:
-                gone = len(plan.neurons.get(block.index, ()))
-                left = block.num_components - gone + plan.implants.get(block.index, 0)
-            total += cost(left) - cost(block.num_components)
-        promise[what] = total if what == "latency" else round(total)
-    return promise
-
-
-def validate_planning(
-    budget: str,
-    ratio: float,
-    min_heads: int | None,
-    min_neurons: float | None,
-    neuron_multiple: int,
-    implant_ratio: float,
+def _validate_reachable(
+    to_save: float,
+    most: float,
+    budget: Budget,
+    settings: PlanningSettings,
+    floors: Sequence[int],
+    groups: Sequence[Group],
 ) -> None:
-    """Checks what a plan can be asked for, without a model.
+    if to_save <= most:
+        return
+    reachable = 1 - (budget.now - most) / budget.dense
+    kept: dict[str, list[int]] = {kind.name: [] for kind in by_kind(groups)}
+    for group, floor in zip(groups, floors, strict=True):
+        kept[group.kind.name].append(floor)
+    words = " and ".join(f"at least {max(kept[kind])} {kind}" for kind in settings.kinds if kind in kept)
+    raise ValueError(
+        f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: every layer keeps {words}, so at most "
+        f"{math.floor(1000 * reachable) / 1000} can go. The rest are floors and weights that belong to no component. "
+        "Lower the ratio or the floors."
+    )
 
-    Raises:
-        ValueError: If the budget is unknown or a number is out of range.
-    """
-    if budget not in BUDGETS:
-        raise ValueError(f"Unknown budget '{budget}'; choose one of {', '.join(BUDGETS)}.")
-    if not 0 <= ratio < 1:
-        raise ValueError(f"`ratio` is the share to remove and must be in [0, 1), got {ratio}.")
-    if min_heads is not None and min_heads < 0:
-        raise ValueError(f"`min_heads` must not be negative, got {min_heads}.")
-    for name, value in (("min_neurons", min_neurons), ("implant_ratio", implant_ratio)):
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"`{name}` is a share and must be in [0, 1), got {value}.")
-    if neuron_multiple < 1:
-        raise ValueError(f"`neuron_multiple` must be at least 1, got {neuron_multiple}.")
+
+def _apart(units: Sequence[Unit], groups: Sequence[Group]) -> list[list[Unit]]:
+    """The units of each kind by themselves."""
+    kinds = dict.fromkeys(group.kind for group in groups)
+    return [[unit for unit in units if groups[unit.group].kind == kind] for kind in kinds]
+
+
+def _numbers(removed: Sequence[Unit], groups: Sequence[Group]) -> dict[str, dict[int, list[int]]]:
+    """The numbers of the components that go, by kind and layer."""
+    found: dict[str, dict[int, list[int]]] = {}
+    for unit in removed:
+        group = groups[unit.group]
+        layers = found.setdefault(group.kind.name, {})
+        layers.setdefault(group.layer, []).extend(group.kept[position] for position in unit.components)
+    return found
+
+
+def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
+    """What the whole model will cost."""
+    promise: dict[str, float] = {}
+    measures = {"parameters": "params"}
+    if given.inputs is not None:
+        measures["flops"] = "flops"
+    if given.latency_table is not None:
+        measures["latency"] = "latency"
+    for name, measure in measures.items():
+        budget = make_budget(measure, given)
+        total = budget.outside + budget.now
+        for group, cost in zip(given.groups, budget.costs, strict=True):
+            total += cost(plan.left_in(group)) - cost(group.num_components)
+        promise[name] = total if measure == "latency" else round(total)
+    return promise

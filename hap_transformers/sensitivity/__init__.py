@@ -1,8 +1,9 @@
-"""How much each head and neuron matters: one file a method, all with the same signature."""
+"""How much each component matters: one file per method, which registers itself."""
 
-from .estimate import METHODS, estimate_sensitivity, validate_scoring
-from .scores import COMPARABLE_METHODS
+from . import kronecker, gauss_newton, hutchinson, gradient, fisher, magnitude, random  # noqa: F401, I001 (as listed)
+from .estimate import estimate_sensitivity, validate_scoring
+from .methods import METHODS, Method, register_method
 from .sensitivity import Sensitivity
 
 
-__all__ = ["COMPARABLE_METHODS", "METHODS", "Sensitivity", "estimate_sensitivity", "validate_scoring"]
+__all__ = ["METHODS", "Method", "Sensitivity", "estimate_sensitivity", "register_method", "validate_scoring"]

@@ -8,12 +8,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from .batches import ScoredBatch, scored_batches
+from .methods import SampleFunction
 from .state_file import Progress
 from .statistics import SampleMoments
 from .task import Samples, ScoringTask
-
-
-SampleFunction = Callable[[ScoringTask, ScoredBatch], Samples]
 
 
 def accumulate(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..components.projections import Projection
 from .batches import ScoredBatch
 from .output_curvature import OutputDirections, output_directions
 from .task import ScoringTask
@@ -29,11 +30,12 @@ class BackwardPass(ABC):
     Args:
         task (`ScoringTask`): The model and its loss.
         batch (`ScoredBatch`): The examples.
-        modules (`Iterable[nn.Module]`): The projections.
+        projections (`Iterable[Projection]`): The projections; of a fused one, any part stands for the module.
     """
 
-    def __init__(self, task: ScoringTask, batch: ScoredBatch, modules: Iterable[nn.Module]):
-        self.task, self.batch, self.modules = task, batch, set(modules)
+    def __init__(self, task: ScoringTask, batch: ScoredBatch, projections: Iterable[Projection]):
+        self.task, self.batch = task, batch
+        self.views = {projection.module: projection for projection in projections}
         self.leaves: list[torch.Tensor] = []
         self.inputs: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
         self.cotangents: dict[nn.Module, dict[int, torch.Tensor]] = defaultdict(dict)
@@ -42,7 +44,7 @@ class BackwardPass(ABC):
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
         """Gets what a module read and received in one direction, each `(examples, tokens, features)`.
 
-        Cotangents are those of every example's own loss, times `task.precision.scale`.
+        Cotangents are those of each example's loss, times `task.precision.scale`.
         """
 
     def run(self) -> OutputDirections:
@@ -52,7 +54,7 @@ class BackwardPass(ABC):
             SharedByExamplesError: If a projection works for all examples at once.
             ValueError: If the loss cannot be factored.
         """
-        handles = [module.register_forward_hook(self._record) for module in self.modules]
+        handles = [module.register_forward_hook(self._record) for module in self.views]
         try:
             with captured_logits(self.task) as outputs:
                 loss = self.task.loss(self.batch)
@@ -92,14 +94,15 @@ class BackwardPass(ABC):
 
     def _hand_on(self, module: nn.Module) -> None:
         received, inputs = self.cotangents.pop(module), self.inputs[module]
-        cotangents = self._tokens([received[call] for call in sorted(received)])
-        tokens = self._tokens([inputs[call] for call in sorted(received)]).to(cotangents.dtype)
+        view, size = self.views[module], self.batch.size
+        cotangents = _joined([view.cotangents(received[call], size) for call in sorted(received)])
+        tokens = _joined([view.tokens(inputs[call], size) for call in sorted(received)]).to(cotangents.dtype)
         self.receive(module, tokens, cotangents)
 
-    def _tokens(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """Concatenates the tokens of a module's calls, shape `(examples, tokens, features)`."""
-        views = [tensor.reshape(self.batch.size, -1, tensor.shape[-1]) for tensor in tensors]
-        return views[0] if len(views) == 1 else torch.cat(views, 1)
+
+def _joined(calls: list[torch.Tensor]) -> torch.Tensor:
+    """The tokens of all calls of a module, shape `(examples, tokens, features)`."""
+    return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
 
 
 def directions_of_batch(

@@ -1,15 +1,17 @@
-"""The exact trace of the Gauss-Newton matrix, all heads and neurons from one backward pass an output direction."""
+"""The exact trace of the Gauss-Newton matrix, all components from one backward pass per output direction."""
 
 from collections import defaultdict
 
 import torch
 from torch import nn
 
-from ..components.groups import Block
+from ..components.groups import Group
 from ..components.projections import Projection
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch
 from .ghost_norms import gram_matrix, prefers_ghost, squared_gradient_norms
+from .methods import Method, register_method
+from .relative_trace import relative_trace
 from .task import Samples, ScoringTask
 
 
@@ -53,20 +55,20 @@ class _TracePass(BackwardPass):
         dtype = torch.promote_types(task.model.dtype, torch.float32)
         self.values = torch.zeros(batch.size, sum(task.counts), dtype=dtype, device=task.device)
         self.grams: dict[tuple, torch.Tensor] = {}
-        self.owners: dict[nn.Module, list[tuple[Block, Projection, torch.Tensor]]] = defaultdict(list)
-        for block, columns in zip(task.blocks, self.values.split(task.counts, dim=1), strict=True):
-            for projection in (*block.inputs, block.output):
-                self.owners[projection.module].append((block, projection, columns))
-        super().__init__(task, batch, self.owners)
+        self.owners: dict[nn.Module, list[tuple[Group, Projection, torch.Tensor]]] = defaultdict(list)
+        for group, columns in zip(task.groups, self.values.split(task.counts, dim=1), strict=True):
+            for projection in (*group.writers, *group.readers):
+                self.owners[projection.module].append((group, projection, columns))
+        super().__init__(task, batch, [projection for owned in self.owners.values() for _, projection, _ in owned])
 
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
-        for block, projection, columns in self.owners[module]:
-            if projection is block.output:
+        for group, projection, columns in self.owners[module]:
+            if projection in group.readers:
                 norms = squared_gradient_norms(tokens, cotangents)
             else:
-                own = projection.outputs_of(cotangents)
-                norms = squared_gradient_norms(own, tokens, self._gram(module, tokens, own), module.bias is not None)
-            columns += norms.unflatten(1, (block.num_components, -1)).sum(2)
+                part = projection.outputs_of(cotangents)
+                norms = squared_gradient_norms(part, tokens, self._gram(module, tokens, part), projection.has_bias)
+            columns += norms.unflatten(1, (group.num_components, -1)).sum(2)
 
     def _gram(self, module: nn.Module, tokens: torch.Tensor, owned: torch.Tensor) -> torch.Tensor | None:
         """The tokens' Gram matrix, computed once for query, key and value and for all directions."""
@@ -77,3 +79,9 @@ class _TracePass(BackwardPass):
         if key not in self.grams:
             self.grams[key] = gram_matrix(tokens)
         return self.grams[key]
+
+
+register_method(
+    "gauss_newton_trace",
+    Method(gauss_newton_trace, relative_trace, comparable=True, in_loss_units=True, has_traces=True),
+)

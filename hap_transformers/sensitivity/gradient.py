@@ -4,6 +4,7 @@ import torch
 
 from .batches import ScoredBatch
 from .masks import masked_components
+from .methods import Method, register_method
 from .task import Samples, ScoringTask
 
 
@@ -19,3 +20,18 @@ def gradient(task: ScoringTask, batch: ScoredBatch) -> Samples:
     gradients = torch.cat(torch.autograd.grad(loss * scale, masks), 1)
     # The loss is a mean over the batch, so an example's own gradient is batch-size times what it adds to it.
     return Samples(gradients.abs() * (batch.size / scale))
+
+
+def normalized_heads(task: ScoringTask, means: torch.Tensor | None) -> torch.Tensor:
+    """Divides the means of heads by the L2 norm of their layer's, as Michel et al. do; other kinds are left as is."""
+    assert means is not None  # Methods with samples get their mean.
+    tiny = torch.finfo(means.dtype).tiny
+    return torch.cat(
+        [
+            layer / layer.norm().clamp_min(tiny) if group.kind.name == "heads" else layer
+            for group, layer in zip(task.groups, means.split(task.counts), strict=True)
+        ]
+    )
+
+
+register_method("gradient", Method(gradient, normalized_heads))

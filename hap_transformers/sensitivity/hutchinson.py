@@ -1,4 +1,4 @@
-"""Hutchinson's stochastic trace of the Hessian, all heads and neurons from each probe."""
+"""Hutchinson's stochastic trace of the Hessian, all components from each probe."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.pytorch_utils import Conv1D
 
-from ..components.groups import Block
+from ..components.groups import Group
+from ..components.projections import Projection
 from .batches import ScoredBatch
+from .methods import Method, register_method
 from .probes import rademacher
+from .relative_trace import relative_trace
 from .task import Samples, ScoringTask
 
 
@@ -74,15 +76,15 @@ def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
     """One graph's estimates, shape `(num_probes, num_components)`."""
-    owners = {projection.module: block for block in task.blocks for projection in (*block.inputs, block.output)}
+    owners = {p.module: (group, p) for group in task.groups for p in (*group.writers, *group.readers)}
     with _recorded_calls(owners) as calls:
         loss = task.loss(batch)
     if not calls or not loss.requires_grad:
-        raise ValueError("The loss does not depend on any head or neuron, so it has no Hessian in their weights.")
+        raise ValueError("The loss does not depend on any component, so it has no Hessian in their weights.")
     outputs, values, scale = [y for _, y in calls.values()], [], task.precision.scale
     gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
     for probe in range(task.num_probes):
-        probes = {module: _draw(module, owners[module], y, generator) for module, (_, y) in calls.items()}
+        probes = {module: _draw(*owners[module], y, generator) for module, (_, y) in calls.items()}
         moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
         # The gradient of sum g . (v x), in which both g and x depend on the outputs.
         factors = zip((*gradients, *moves), (*moves, *gradients), strict=True)
@@ -93,23 +95,22 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
         )
         sums = {}
         for (module, (x, _)), move, change in zip(calls.items(), moves, changes, strict=True):
-            owns_columns = module is owners[module].output.module
-            sums[module] = _sum_over_tokens(*((x, change @ probes[module][0]) if owns_columns else (move, change)))
-        values.append(torch.cat([_sum_over_components(block, sums) for block in task.blocks]) / scale)
+            group, projection = owners[module]
+            reads = projection in group.readers
+            sums[module] = _sum_over_tokens(*((x, change @ probes[module][0]) if reads else (move, change)))
+        values.append(torch.cat([_sum_over_components(group, sums) for group in task.groups]) / scale)
     return torch.stack(values)
 
 
 @contextmanager
-def _recorded_calls(
-    modules: Iterable[nn.Linear | Conv1D],
-) -> Iterator[dict[nn.Linear | Conv1D, tuple[torch.Tensor, torch.Tensor]]]:
+def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
     """Collects what each module reads and gives. Weights are frozen, so the graph starts at the first outputs."""
-    calls: dict[nn.Linear | Conv1D, tuple[torch.Tensor, torch.Tensor]] = {}
+    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(module: nn.Linear | Conv1D, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def record(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if module in calls:
             raise ValueError(
-                f"A {type(module).__name__} is called more than once a pass, which method='hessian_trace' cannot "
+                f"A {type(module).__name__} is called more than once per pass, which method='hessian_trace' cannot "
                 "handle. Use method='gauss_newton_trace'."
             )
         calls[module] = args[0], output if output.requires_grad else output.requires_grad_()
@@ -123,13 +124,13 @@ def _recorded_calls(
 
 
 def _draw(
-    module: nn.Linear | Conv1D, block: Block, output: torch.Tensor, generator: torch.Generator
+    group: Group, projection: Projection, output: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random signs for a module's weight, shape `(outputs, inputs)`, and for its bias where components own it."""
-    rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
-    owns_bias = module is not block.output.module and module.bias is not None
-    weight = rademacher((rows, columns), output, generator)
-    return weight, rademacher((rows,), output, generator) if owns_bias else None
+    shape = projection.module_matrix(projection.module.weight).shape
+    owns_bias = projection not in group.readers and projection.has_bias
+    weight = rademacher(shape, output, generator)
+    return weight, rademacher(shape[:1], output, generator) if owns_bias else None
 
 
 def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -138,7 +139,21 @@ def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return products.sum(0, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
-def _sum_over_components(block: Block, sums: dict[nn.Linear | Conv1D, torch.Tensor]) -> torch.Tensor:
-    parts = [projection.outputs_of(sums[projection.module]) for projection in block.inputs]
-    parts.append(sums[block.output.module])
-    return torch.stack([part.reshape(block.num_components, -1).sum(1) for part in parts]).sum(0)
+def _sum_over_components(group: Group, sums: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+    parts = [projection.outputs_of(sums[projection.module]) for projection in group.writers]
+    parts += [sums[reader.module] for reader in group.readers]
+    return torch.stack([part.reshape(group.num_components, -1).sum(1) for part in parts]).sum(0)
+
+
+register_method(
+    "hessian_trace",
+    Method(
+        hessian_trace,
+        relative_trace,
+        comparable=True,
+        in_loss_units=True,
+        has_traces=True,
+        per_example=False,
+        scores_sharded=False,
+    ),
+)

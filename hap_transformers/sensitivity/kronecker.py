@@ -1,17 +1,20 @@
 """Kronecker-factored curvature of the output projections, and what it says removals cost after an optimal refit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..components.groups import Block
+from ..components.groups import Group
 from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch
 from .ghost_norms import squared_gradient_norms
+from .methods import Finished, Method, register_method
+from .relative_trace import relative_trace
+from .statistics import SampleMoments
 from .surgeon import removal_costs
 from .task import Samples, ScoringTask
 
@@ -29,8 +32,8 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     the projection has a bias, whose refit makes up for their means. [`surgeon_costs`] turns the factors into costs of
     removal.
 
-    The values of single examples, from which the reliability is told, are exact traces of the output projections'
-    columns.
+    The values of single examples are exact traces of the output projections' columns. They are used only to estimate
+    the reliability.
     """
     try:
         return _sums(task, batch)
@@ -52,22 +55,21 @@ def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
 
 class _FactorPass(BackwardPass):
-    """Sums up both factors of every block's output projection."""
+    """Sums up both factors of every group's reader."""
 
     def __init__(self, task: ScoringTask, batch: ScoredBatch):
         self.dtype = torch.promote_types(task.model.dtype, torch.float32)
         self.values = torch.zeros(batch.size, sum(task.counts), dtype=self.dtype, device=task.device)
         columns = self.values.split(task.counts, dim=1)
-        self.owners: dict[nn.Module, torch.Tensor] = {
-            block.output.module: own for block, own in zip(task.blocks, columns, strict=True)
-        }
+        readers = [group.reader for group in task.groups]
+        self.columns = {reader.module: part for reader, part in zip(readers, columns, strict=True)}
         self.cotangent_moments: dict[nn.Module, torch.Tensor] = {
-            block.output.module: self.values.new_zeros(2 * (block.output.out_features,)) for block in task.blocks
+            reader.module: self.values.new_zeros(2 * (reader.out_features,)) for reader in readers
         }
-        super().__init__(task, batch, self.owners)
+        super().__init__(task, batch, readers)
 
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
-        columns = self.owners[module]
+        columns = self.columns[module]
         norms = squared_gradient_norms(tokens, cotangents)
         columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
         flat = cotangents.flatten(0, -2).to(self.dtype)
@@ -83,53 +85,61 @@ class _FactorPass(BackwardPass):
         return torch.cat(parts)
 
 
-def num_sums(blocks: Iterable[Block]) -> int:
+def num_sums(task: ScoringTask) -> int:
     """Length of the vector of sums."""
-    return sum(sum(_lengths(block)) for block in blocks)
+    return sum(sum(_lengths(group)) for group in task.groups)
 
 
-def surgeon_costs(
-    blocks: list[Block], sums: torch.Tensor, num_examples: int, progress: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What removing every component costs when its turn comes, the others being refitted ([`removal_costs`]).
+def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = False) -> Finished:
+    """What removing each component costs when its turn comes, the others being refitted ([`removal_costs`]).
 
     Args:
-        blocks (`list[Block]`): The blocks.
-        sums (`torch.Tensor`): The sums over all batches, float64.
-        num_examples (`int`): Examples behind them.
+        task (`ScoringTask`): What was scored.
+        moments (`SampleMoments`): The sums over all batches.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The costs, float64, and each component's place in its block's order of
-        removal, int64, both of shape `(num_components,)`. Costs are running maxima in that order, so that no component
-        seems cheaper than what goes before it.
+        `Finished`: The costs, float64, and each component's place in its group's order of removal. Costs are running
+            maxima in that order, so that no component seems cheaper than those before it.
     """
     costs, places = [], []
-    bars = tqdm(blocks, desc="Costs of removal", disable=None if progress else True, leave=False)
-    for block, (moment, cotangents) in zip(bars, _factors(blocks, sums, num_examples), strict=True):
-        weight = block.output.matrix(whole_values(block.output.module.weight)).cpu().double()
-        size = block.output.in_features // block.num_components
+    bars = tqdm(task.groups, desc="Costs of removal", disable=None if progress else True, leave=False)
+    for group, (moment, cotangents) in zip(bars, _factors(task.groups, moments), strict=True):
+        weight = group.reader.matrix(whole_values(group.reader.module.weight)).cpu().double()
+        size = group.reader.in_features // group.num_components
         order, steps = removal_costs(moment, weight.T @ cotangents @ weight, size)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         costs.append(steps.cummax(0).values[place])
         places.append(place)
-    return torch.cat(costs), torch.cat(places)
+    return Finished(torch.cat(costs), torch.cat(places))
 
 
-def _factors(
-    blocks: list[Block], sums: torch.Tensor, num_examples: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every block's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
-    parts = iter(sums.split([length for block in blocks for length in _lengths(block)]))
-    for block in blocks:
+def _factors(groups: list[Group], moments: SampleMoments) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every reader's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
+    parts = iter(moments.sums.split([length for group in groups for length in _lengths(group)]))
+    for reader in (group.reader for group in groups):
         count, total, squares, cotangents = (next(parts) for _ in range(4))
-        moment = squares.view(2 * (block.output.in_features,)) / count
-        if block.output.module.bias is not None:
+        moment = squares.view(2 * (reader.in_features,)) / count
+        if reader.has_bias:
             moment = moment - torch.outer(total, total) / count**2
-        yield moment, cotangents.view(2 * (block.output.out_features,)) / num_examples
+        yield moment, cotangents.view(2 * (reader.out_features,)) / moments.num_examples
 
 
-def _lengths(block: Block) -> tuple[int, int, int, int]:
-    inputs, outputs = block.output.in_features, block.output.out_features
+def _lengths(group: Group) -> tuple[int, int, int, int]:
+    inputs, outputs = group.reader.in_features, group.reader.out_features
     return 1, inputs, inputs**2, outputs**2
+
+
+register_method(
+    "kronecker",
+    Method(
+        kronecker,
+        relative_trace,
+        surgeon_costs,
+        num_sums,
+        comparable=True,
+        foresees_refit=True,
+        in_loss_units=True,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Masks on components: one number an example and component that multiplies what the output projection reads of it."""
+"""Masks on components: one number per example and component, which multiplies what the reader reads of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ def masked_components(task: ScoringTask, batch: ScoredBatch) -> Iterator[list[to
     Masks are hooks: Transformers 5 takes no `head_mask`.
 
     Yields:
-        `list[torch.Tensor]`: A mask a block, shape `(examples, num_components)`.
+        `list[torch.Tensor]`: A mask per group, shape `(examples, num_components)`.
     """
     masks, handles = [], []
-    for block in task.blocks:
-        weight = block.output.module.weight
-        mask = torch.ones(batch.size, block.num_components, dtype=weight.dtype, device=weight.device)
+    for group in task.groups:
+        weight = group.readers[0].module.weight
+        mask = torch.ones(batch.size, group.num_components, dtype=weight.dtype, device=weight.device)
         masks.append(mask.requires_grad_())
-        handles.append(block.output.module.register_forward_pre_hook(_multiply_by(mask)))
+        handles += [reader.module.register_forward_pre_hook(_multiply_by(mask)) for reader in group.readers]
     try:
         yield masks
     finally:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..components.groups import Block
+from ..components.groups import Group
 from ..components.sharded import whole_values
 from .batches import ScoredBatch
 from .precision import Precision
@@ -52,15 +53,15 @@ class ScoringTask:
 
     Args:
         model (`PreTrainedModel`): The model, in evaluation mode.
-        blocks (`list[Block]`): Blocks with at least one component; those of heads come first.
+        groups (`list[Group]`): Groups with at least one component, kind by kind.
         loss_fn (`LossFunction`): Takes the model and a batch, returns the batch's mean loss.
-        num_probes (`int`): Random probes a batch.
+        num_probes (`int`): Random probes per batch.
         precision (`Precision`): What forward passes run in.
         seed (`int`): Seed of the probes.
     """
 
     model: PreTrainedModel
-    blocks: list[Block]
+    groups: list[Group]
     loss_fn: LossFunction
     num_probes: int
     precision: Precision
@@ -73,15 +74,21 @@ class ScoringTask:
 
     @property
     def counts(self) -> list[int]:
-        """Components of each block."""
-        return [block.num_components for block in self.blocks]
+        """Components of each group."""
+        return [group.num_components for group in self.groups]
 
+    def columns(self, kind: str) -> slice:
+        """Where the components of a kind lie among all."""
+        before = sum(self.counts[: [group.kind.name for group in self.groups].index(kind)])
+        return slice(before, before + sum(g.num_components for g in self.groups if g.kind.name == kind))
+
+    @cached_property
     def squared_norms(self) -> torch.Tensor:
         """||w_c||^2 of each component, shape `(num_components,)`, summed in float32 or better."""
         norms = []
-        for block in self.blocks:  # One block's squares at a time: all of them would be a second copy of the model.
-            weights = [(p, whole_values(p).to(torch.promote_types(p.dtype, torch.float32))) for p in block.parameters]
-            norms.append(block.sum_over_components({p: weight**2 for p, weight in weights}))
+        for group in self.groups:  # One group's squares at a time: all of them would be a second copy of the model.
+            weights = [(p, whole_values(p).to(torch.promote_types(p.dtype, torch.float32))) for p in group.parameters]
+            norms.append(group.sum_over_components({p: weight**2 for p, weight in weights}))
         return torch.cat(norms)
 
     def generator(self, batch: ScoredBatch) -> torch.Generator:

@@ -3,16 +3,19 @@
 import json
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..components.groups import AttentionBlock, attention_blocks, feed_forward_blocks
+from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..files import write_text
+
+
+Removed = dict[int, list[int]]
 
 
 @dataclass
@@ -20,28 +23,25 @@ class PruningPlan:
     """What to remove from a model. A plan is data: save it, read it, edit it by hand.
 
     Args:
-        heads (`dict[int, list[int]]`): Layer number to the heads to remove there, numbered as in the original model.
-            Whatever holds whole numbers is taken, here and for neurons.
+        removed (`dict[str, dict[int, list[int]]]`): For each kind of component (`"heads"`, `"neurons"`), layer number
+            to the numbers of the components to remove there. Heads are numbered as in the dense model, neurons as in
+            the model the plan was made for, pruned before or not. Whole numbers of any type are accepted.
         model_type (`str`): The `config.model_type` the plan was made for.
-        original_heads (`list[int]`): Heads of each layer of the original model.
-        neurons (`dict[int, list[int]]`, *optional*): Layer number to the feed-forward neurons to remove there,
-            numbered as they are in the model the plan was made for, pruned before or not.
-        num_neurons (`list[int]`, *optional*): Neurons of each layer of that model; needed to remove any.
+        original (`dict[str, list[int]]`): For each kind, how many components each layer's numbers count. A kind that
+            the plan removes must be there.
         implants (`dict[int, int]`, *optional*): Layer number to the rank of the linear map that takes the place of
-            removed neurons there; a rank costs what a neuron costs.
+            removed neurons there. A rank costs what a neuron costs.
         budget (`str`, *optional*): What `ratio` is a share of.
-        ratio (`float`, *optional*): Share asked for.
+        ratio (`float`, *optional*): The share that was asked for.
         method (`str`, *optional*): The scoring method behind the plan.
-        promise (`dict[str, float]`, *optional*): What the whole model will have and take afterwards: `"parameters"`,
-            and where they were asked about `"flops"` and `"latency"` (seconds) of a forward pass. Delete it from a
-            plan that you edit.
+        promise (`dict[str, float]`, *optional*): What the whole model will cost afterwards: `"parameters"`, and if
+            they were asked for `"flops"` and `"latency"` (seconds) of a forward pass. Delete it from a plan that you
+            edit.
     """
 
-    heads: dict[int, list[int]]
+    removed: dict[str, Removed]
     model_type: str
-    original_heads: list[int]
-    neurons: dict[int, list[int]] = field(default_factory=dict)
-    num_neurons: list[int] = field(default_factory=list)
+    original: dict[str, list[int]] = field(default_factory=dict)
     implants: dict[int, int] = field(default_factory=dict)
     budget: str = ""
     ratio: float | None = None
@@ -49,10 +49,7 @@ class PruningPlan:
     promise: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        for kind in ("heads", "neurons"):
-            removed = getattr(self, kind)
-            numbers = {int(layer): sorted(operator.index(number) for number in own) for layer, own in removed.items()}
-            setattr(self, kind, dict(sorted(numbers.items())))
+        self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
         self.implants = dict(sorted((int(layer), operator.index(rank)) for layer, rank in self.implants.items()))
 
     @classmethod
@@ -60,38 +57,70 @@ class PruningPlan:
         cls,
         model: PreTrainedModel,
         *,
-        heads: Mapping[int, Sequence[int]] | None = None,
-        neurons: Mapping[int, Sequence[int]] | None = None,
         implants: Mapping[int, int] | None = None,
-        **settings: Any,
+        budget: str = "",
+        ratio: float | None = None,
+        method: str = "",
+        promise: Mapping[str, float] | None = None,
+        **removed: Mapping[int, Sequence[int]] | None,
     ) -> "PruningPlan":
-        """A plan for a model as it is now.
+        """A plan for a model as it is now, such as `PruningPlan.for_model(model, heads={0: [1]}, neurons={3: [7]})`.
 
         Args:
-            model (`PreTrainedModel`): The model; it is only looked at.
-            heads, neurons: Layer number to what to remove there.
-            implants: Layer number to the rank to put in there.
-            settings: `budget`, `ratio`, `method` and `promise`, for the record.
+            model (`PreTrainedModel`): The model; it is only read.
+            implants (`Mapping[int, int]`, *optional*): Layer number to the rank to put in there.
+            budget, ratio, method, promise: For the record.
+            removed: For each kind of component, layer number to what to remove there.
 
         Raises:
             ValueError: As `validate` does.
+            TypeError: If there is no such kind.
         """
+        unknown = removed.keys() - KINDS.keys()
+        if unknown:
+            raise TypeError(f"There is no kind of component {sorted(unknown)}; the kinds are {', '.join(KINDS)}.")
+        groups = find_groups(model)
+        found = by_kind(groups)
+        given: dict[str, Any] = {kind.name: {} for kind in found}
+        given.update((kind, dict(layers)) for kind, layers in removed.items() if layers)
         plan = cls(
-            heads={layer: list(own) for layer, own in (heads or {}).items()},
-            neurons={layer: list(own) for layer, own in (neurons or {}).items()},
-            implants=dict(implants or {}),
+            removed=given,
             model_type=model.config.model_type,
-            original_heads=[block.num_original_heads for block in attention_blocks(model)],
-            num_neurons=[block.num_components for block in feed_forward_blocks(model)],
-            **settings,
+            original={kind.name: [group.original for group in members] for kind, members in found.items()},
+            implants=dict(implants or {}),
+            budget=budget,
+            ratio=ratio,
+            method=method,
+            promise=dict(promise or {}),
         )
-        plan.validate(model)
+        plan.validate(model, groups)
         return plan
 
     @property
-    def num_heads(self) -> int:
-        """Number of heads the plan removes."""
-        return sum(len(heads) for heads in self.heads.values())
+    def heads(self) -> Removed:
+        """Layer number to the heads to remove there."""
+        return self.removed.get("heads", {})
+
+    @property
+    def neurons(self) -> Removed:
+        """Layer number to the FFN neurons to remove there."""
+        return self.removed.get("neurons", {})
+
+    def count(self, kind: str) -> int:
+        """Number of components of a kind that the plan removes."""
+        return sum(len(numbers) for numbers in self.removed.get(kind, {}).values())
+
+    def of_group(self, group: Group) -> list[int]:
+        """Numbers of the components that the plan removes from a group."""
+        return self.removed.get(group.kind.name, {}).get(group.layer, [])
+
+    def rank_for(self, group: Group) -> int:
+        """Rank of the implant that the plan puts into a group, 0 for none."""
+        return self.implants.get(group.layer, 0) if group.kind.implant is not None else 0
+
+    def left_in(self, group: Group) -> int:
+        """Number of components that a group has afterwards, an implant's rank among them."""
+        return len(set(group.kept) - set(self.of_group(group))) + self.rank_for(group)
 
     def count_parameters(self, model: PreTrainedModel) -> int:
         """Number of parameters that the plan takes from a model, less those of implants.
@@ -101,61 +130,74 @@ class PruningPlan:
         Raises:
             ValueError: As `validate` does.
         """
-        self.validate(model)
-        return self._parameters_removed(model)
+        groups = find_groups(model)
+        self.validate(model, groups)
+        return self._parameters_removed(groups)
 
-    def _parameters_removed(self, model: PreTrainedModel) -> int:
-        removed = 0
-        for block in attention_blocks(model):
-            heads = len(set(self.heads.get(block.index, ())) & set(block.kept_heads))
-            removed += heads * block.parameters_per_component()
-        for ffn in feed_forward_blocks(model):
-            fewer = len(self.neurons.get(ffn.index, ())) - self.implants.get(ffn.index, 0)
-            removed += fewer * ffn.parameters_per_component()
-        return removed
-
-    def validate(self, model: PreTrainedModel) -> None:
+    def validate(self, model: PreTrainedModel, groups: Sequence[Group] | None = None) -> None:
         """Checks that the plan fits a model as it is now.
 
+        Args:
+            model (`PreTrainedModel`): The model.
+            groups (`Sequence[Group]`, *optional*): All its groups, if they are at hand.
+
         Raises:
-            ValueError: If the plan was made for another model type or shape, names a layer, head or neuron that does
-                not exist, or one twice, implants more than it removes, or promises another number of parameters.
+            ValueError: If the plan was made for another model type or shape, names a layer or component that does not
+                exist, or one twice, implants more than it removes, or promises another number of parameters.
         """
-        blocks = attention_blocks(model)
-        shape = [block.num_original_heads for block in blocks]
-        if (self.model_type, self.original_heads) != (model.config.model_type, shape):
-            raise ValueError(
-                f"The plan is for a '{self.model_type}' with {self.original_heads} heads a layer, but "
-                f"{type(model).__name__} is a '{model.config.model_type}' with {shape}. Make a plan for this model."
-            )
-        counts = [block.num_components for block in feed_forward_blocks(model)]
-        if (self.neurons or self.implants) and self.num_neurons != counts:
-            raise ValueError(
-                f"The plan is for {self.num_neurons} neurons a layer, but {type(model).__name__} has {counts}. Make a "
-                "plan for this model as it is now."
-            )
-        for kind, removed in (("head", self.heads), ("neuron", self.neurons)):
-            for layer, numbers in removed.items():
+        groups = find_groups(model) if groups is None else groups
+        found = {kind.name: members for kind, members in by_kind(groups).items()}
+        self._validate_shape(model, found)
+        for kind, layers in ((kind, layers) for kind, layers in self.removed.items() if layers):
+            for layer, numbers in layers.items():
                 if len(set(numbers)) != len(numbers):
-                    raise ValueError(f"The plan names a {kind} of layer {layer} twice: {sorted(numbers)}.")
-        validate_heads(blocks, self.heads)
-        _validate_numbers("neurons", counts, self.neurons, "in the model as it is now")
+                    raise ValueError(
+                        f"The plan names a {KINDS[kind].singular} of layer {layer} twice: {sorted(numbers)}."
+                    )
+            validate_numbers(found[kind], layers)
         for layer, rank in self.implants.items():
-            if not 0 < rank <= len(self.neurons.get(layer, ())):
+            gone = max((len(self.of_group(g)) for g in groups if g.layer == layer and g.kind.implant), default=0)
+            if not 0 < rank <= gone:
                 raise ValueError(
-                    f"The plan implants rank {rank} in layer {layer}, where it removes "
-                    f"{len(self.neurons.get(layer, ()))} neurons; a rank costs what a neuron costs, so it must be "
-                    "from 1 to that number. Nothing was pruned."
+                    f"The plan implants rank {rank} in layer {layer}, where it removes {gone} components that an "
+                    "implant can replace. A rank costs what such a component costs, so it must be from 1 to that "
+                    "number. Nothing was pruned."
                 )
-        parameters = count_parameters(model) - self._parameters_removed(model)
+        parameters = count_parameters(model) - self._parameters_removed(groups)
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
                 f"The plan promises {self.promise['parameters']} parameters, but {type(model).__name__} would have "
-                f"{parameters}. If you edited the plan, delete its promise; else make a plan for this model."
+                f"{parameters}. If you edited the plan, delete its promise; otherwise make a plan for this model."
             )
 
+    def _validate_shape(self, model: PreTrainedModel, found: Mapping[str, Sequence[Group]]) -> None:
+        if self.model_type != model.config.model_type:
+            raise ValueError(
+                f"The plan is for a '{self.model_type}', but {type(model).__name__} is a '{model.config.model_type}'. "
+                "Make a plan for this model."
+            )
+        unknown = [kind for kind, layers in self.removed.items() if layers and kind not in found]
+        if unknown:
+            raise ValueError(
+                f"The plan removes {', '.join(unknown)}, but {type(model).__name__} has components of the kinds "
+                f"{', '.join(found)} only."
+            )
+        for kind, groups in found.items():
+            shape = [group.original for group in groups]
+            implanted = groups[0].kind.implant is not None and self.implants
+            if (groups[0].kind.keeps_numbers or self.removed.get(kind) or implanted) and self.original.get(
+                kind
+            ) != shape:
+                raise ValueError(
+                    f"The plan is for {self.original.get(kind)} {kind} per layer, but {type(model).__name__} has "
+                    f"{shape}. Make a plan for this model as it is now."
+                )
+
+    def _parameters_removed(self, groups: Iterable[Group]) -> int:
+        return sum((group.num_components - self.left_in(group)) * group.parameters_per_component() for group in groups)
+
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON, the heads and the neurons of a layer on a line each."""
+        """Writes the plan as JSON, the components of a layer on one line."""
         text = json.dumps(asdict(self), indent=2)
         text = re.sub(r"\[[\d\s,]*\]", lambda numbers: " ".join(numbers[0].split()), text)
         write_text(path, text + "\n")
@@ -171,42 +213,59 @@ class PruningPlan:
         if not Path(path).is_file():
             raise FileNotFoundError(f"No pruning plan at '{path}'; `hap plan` or `PruningPlan.save` writes one.")
         try:
-            plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            plan = cls(**_by_kind(json.loads(Path(path).read_text(encoding="utf-8"))))
             for name, kind in (("model_type", str), ("budget", str), ("method", str), ("promise", dict)):
                 if not isinstance(getattr(plan, name), kind):
                     raise TypeError(f"{name} must be a {kind.__name__}")
-            for name in ("original_heads", "num_neurons"):
-                if not isinstance(getattr(plan, name), list) or any(type(n) is not int for n in getattr(plan, name)):
-                    raise TypeError(f"{name} must be a list of whole numbers")
+            for name, counts in plan.original.items():
+                if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+                    raise TypeError(f"original {name} must be a list of whole numbers")
             return plan
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error
 
 
-def validate_heads(blocks: list[AttentionBlock], heads_to_prune: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-    """Checks that every named layer and head exists in the original model.
+def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int]]) -> Removed:
+    """Checks that every named layer and component exists.
+
+    Args:
+        groups (`Sequence[Group]`): All groups of one kind.
+        removed (`Mapping[int, Sequence[int]]`): Layer number to numbers of components.
 
     Returns:
-        `dict[int, list[int]]`: The same removals with sorted, plain integers.
+        `dict[int, list[int]]`: The same removals with sorted, plain integers, each once.
 
     Raises:
-        ValueError: If a layer or head is out of range.
+        ValueError: If a layer or number is out of range.
     """
-    totals = [block.num_original_heads for block in blocks]
-    _validate_numbers("heads", totals, heads_to_prune, "in the original model")
-    return {int(layer): sorted({operator.index(head) for head in heads}) for layer, heads in heads_to_prune.items()}
-
-
-def _validate_numbers(kind: str, totals: list[int], removed: Mapping[int, Sequence[int]], where: str) -> None:
+    kind, by_layer = groups[0].kind, {group.layer: group for group in groups}
     for layer, numbers in removed.items():
-        if not 0 <= int(layer) < len(totals):
+        if int(layer) not in by_layer:
             raise ValueError(
-                f"Cannot prune {kind} of layer {layer}: the model has layers 0 to {len(totals) - 1}. "
+                f"Cannot prune {kind.name} of layer {layer}: the model has layers 0 to {len(groups) - 1}. "
                 "Nothing was pruned."
             )
-        wrong = [number for number in numbers if not 0 <= number < totals[int(layer)]]
+        total = by_layer[int(layer)].original
+        wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
+            where = "original model" if kind.keeps_numbers else "model as it is now"
             raise ValueError(
-                f"Cannot prune {kind} {wrong} of layer {layer}: they are numbered 0 to {totals[int(layer)] - 1}, as "
+                f"Cannot prune {kind.name} {wrong} of layer {layer}: they are numbered 0 to {total - 1}, as in the "
                 f"{where}. Nothing was pruned."
             )
+    return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
+
+
+def _plain(removed: Mapping[Any, Iterable[Any]]) -> Removed:
+    """Removals as sorted, plain integers."""
+    numbers = {int(layer): sorted(operator.index(number) for number in chosen) for layer, chosen in removed.items()}
+    return dict(sorted(numbers.items()))
+
+
+def _by_kind(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a saved plan; the first release wrote heads and neurons under names of their own."""
+    if "removed" in values:
+        return values
+    removed = {"heads": values.pop("heads"), "neurons": values.pop("neurons", {})}
+    original = {"heads": values.pop("original_heads"), "neurons": values.pop("num_neurons", [])}
+    return {"removed": removed, "original": original, **values}

@@ -22,7 +22,7 @@ class HapCallback(TrainerCallback):
     ```python
     class Announce(HapCallback):
         def on_prune_end(self, args, state, control, model, plan, **kwargs):
-            print(f"{plan.num_heads} heads are gone.")
+            print(f"{plan.count('heads')} heads are gone.")
 
     trainer = HapTrainer(..., callbacks=[Announce()])
     ```

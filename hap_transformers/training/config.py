@@ -6,41 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from ..planning.plan_pruning import validate_planning
+from ..planning.settings import PlanningSettings
 from ..sensitivity import METHODS, validate_scoring
 
 
 @dataclass
-class HapConfig:
+class HapConfig(PlanningSettings):
     """Configuration of [`HapTrainer`]. Its fields are also the flags of `run_glue_hap.py`.
 
-    `HapConfig(ratio=0.6)` is all that needs saying. No field shares its name with one of `TrainingArguments`, so both
-    can be read by one `HfArgumentParser`. Random probes and the choice of examples are seeded by
-    `TrainingArguments.seed`.
+    `HapConfig(ratio=0.6)` is enough to start. No field shares its name with one of `TrainingArguments`, so one
+    `HfArgumentParser` can read both. `TrainingArguments.seed` seeds the random probes and the choice of examples.
 
-    Parameters that control how much is removed ([`plan_pruning`] has more to say of each):
-        ratio (`float`, *optional*, defaults to 0.6): Share of `budget` to remove, in [0, 1).
-        budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of: the encoder's parameters
-            (`"params"`), FLOPs (`"flops"`), measured seconds (`"latency"`) or heads (`"heads"`).
+    Parameters that control how much is removed and what may go: `budget`, `ratio`, `min_heads`, `min_neurons`,
+    `neuron_multiple`, `weigh_costs` and `implant_ratio`, as in [`PlanningSettings`], and:
+
+    Parameters that control what costs are counted for:
         sequence_length (`int`, *optional*): Length of the text inputs that FLOPs and latency are counted for, one at a
             time. By default that of a batch of training examples.
-        min_heads (`int`, *optional*): Heads every layer keeps at least. By default whatever the method needs.
-        min_neurons (`float`, *optional*): Share of its neurons that every layer keeps at least. By default whatever
-            the method needs.
-        neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this.
-        weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
 
     Parameters that control scoring ([`estimate_sensitivity`]):
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`.
-        num_probes (`int`, *optional*, defaults to 4): Random probes a batch, for methods that draw any.
+        num_probes (`int`, *optional*, defaults to 4): Random probes per batch, for methods that draw any.
         max_examples (`int`, *optional*, defaults to 1024): Training examples to score on, and to refit on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
 
     Parameters that control what comes in place of what was removed:
         refit (`bool`, *optional*, defaults to `True`): Whether to refit what is left ([`reconstruct`]).
         ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
-        implant_ratio (`float`, *optional*, defaults to 0.0): Share of the neurons to remove, the most sensitive of
-            them, that low-rank maps take the place of.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
             the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
 
@@ -51,33 +43,24 @@ class HapConfig:
         distillation (`float`, *optional*, defaults to 0.5): Weight, in [0, 1], of the loss that draws logits to the
             dense model's, against the loss of the labels. 0 saves the dense model's memory and forward passes.
         distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
-        distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the loss that draws every layer's hidden
-            states to the dense model's, on top.
+        distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the additional loss that draws every
+            layer's hidden states to the dense model's.
 
     Raises:
         ValueError: If a value is out of range; the message names it.
     """
 
-    ratio: float = field(default=0.6, metadata={"help": "Share of the budget to remove, in [0, 1)."})
-    budget: str = field(default="params", metadata={"help": "The share of what: params, flops, latency or heads."})
     sequence_length: int | None = field(
         default=None, metadata={"help": "Length of inputs that FLOPs and latency are counted for."}
     )
-    min_heads: int | None = field(default=None, metadata={"help": "Heads every layer keeps at least."})
-    min_neurons: float | None = field(default=None, metadata={"help": "Share of neurons every layer keeps at least."})
-    neuron_multiple: int = field(default=8, metadata={"help": "Layers that lose neurons keep a multiple of this."})
-    weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     method: str = field(default="kronecker", metadata={"help": f"How to score: {', '.join(METHODS)}."})
-    num_probes: int = field(default=4, metadata={"help": "Random probes a batch, for methods that draw any."})
+    num_probes: int = field(default=4, metadata={"help": "Random probes per batch, for methods that draw any."})
     max_examples: int = field(default=1024, metadata={"help": "Training examples to score and refit on."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
     )
     refit: bool = field(default=True, metadata={"help": "Refit what is left in closed form."})
     ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
-    implant_ratio: float = field(
-        default=0.0, metadata={"help": "Share of the removed neurons that low-rank maps take the place of."}
-    )
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
     recovery_epochs: float | None = field(
         default=None, metadata={"help": "Epochs of training after pruning; by default num_train_epochs."}
@@ -92,9 +75,7 @@ class HapConfig:
     distillation_hidden: float = field(default=0.0, metadata={"help": "Weight of the dense model's hidden states."})
 
     def __post_init__(self):
-        validate_planning(
-            self.budget, self.ratio, self.min_heads, self.min_neurons, self.neuron_multiple, self.implant_ratio
-        )
+        super().__post_init__()
         validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples)
         for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -106,15 +87,15 @@ class HapConfig:
             raise ValueError(f"`distillation` is a weight and must be in [0, 1], got {self.distillation}.")
         if self.implant_ratio and self.refit != (self.implant_init == "regression"):
             raise ValueError(
-                "implant_init='regression' is part of the refit, and 'zero' would not outlive it; set refit=True with "
-                "the one, refit=False with the other."
+                "implant_init='regression' requires refit=True; 'zero' requires refit=False, because the refit would "
+                "overwrite it."
             )
         if self.implant_init not in ("regression", "zero"):
             raise ValueError(f"Unknown implant_init '{self.implant_init}'; choose 'regression' or 'zero'.")
 
     @property
     def distils(self) -> bool:
-        """Whether recovery looks at the dense model."""
+        """Whether recovery needs the dense model."""
         return self.distillation > 0 or self.distillation_hidden > 0
 
     def save(self, path: str | Path) -> None:

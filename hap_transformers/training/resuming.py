@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -11,7 +12,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..components.structure import recorded_structure
+from ..components.groups import KINDS
+from ..components.structure import recorded_numbers, recorded_structure
 
 
 # Where checkpoints of pruned models go, within the output folder. What starts so is not pushed to the Hub.
@@ -82,15 +84,19 @@ def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> N
         return
     structures = [_structure(config) for config in (PretrainedConfig.from_json_file(file), model.config)]
     if structures[0] != structures[1]:
-        there, here = ("pruned" if any(structure) else "dense" for structure in structures)
+        there, here = ("pruned" if any(structure.values()) else "dense" for structure in structures)
         raise ValueError(
             f"The checkpoint '{checkpoint}' is of a {there} model, the {type(model).__name__} in training is {here}"
-            f"{', otherwise' * (there == here)}. Checkpoints of the dense model lie in the output folder, those "
-            f"of its recovery in '{RECOVERY}' within it: resume from the one that fits, or prune by its plan first."
+            f"{', with another structure' * (there == here)}. Checkpoints of the dense model lie in the output folder, "
+            f"those of its recovery in '{RECOVERY}' within it: resume from the one that fits, or prune by its plan first."
         )
 
 
-def _structure(config: PretrainedConfig) -> tuple[dict[int, list[int]], dict[str, int], dict[str, int]]:
+def _structure(config: PretrainedConfig) -> dict[str, Any]:
+    """What was pruned, without empty entries: numbers that are gone, else counts, and ranks of implants."""
     recorded = recorded_structure(config) or {}
-    heads = {int(layer): sorted(gone) for layer, gone in (getattr(config, "pruned_heads", None) or {}).items()}
-    return {k: v for k, v in heads.items() if v}, recorded.get("neurons") or {}, recorded.get("implants") or {}
+    found: dict[str, Any] = {"implants": recorded.get("implants") or {}}
+    for kind in KINDS.values():
+        gone = {layer: sorted(numbers) for layer, numbers in recorded_numbers(config, kind).items() if numbers}
+        found[kind.name] = gone if kind.keeps_numbers else recorded.get(kind.name) or {}
+    return found

@@ -14,14 +14,13 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.remote_code import export_remote_code
-from ..components.groups import attention_blocks
+from ..components.groups import KINDS, find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
 from ..data.calibration import calibration_batches
 from ..data.metrics import metrics_of_best, own_metrics
 from ..efficiency import measure_costs
 from ..files import whole_files
-from ..planning.budgets import all_blocks
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..refit.reconstruct import reconstruct
@@ -29,8 +28,9 @@ from ..reporting.card import TAGS, base_model_of
 from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..sensitivity.batches import scored_batches
-from ..surgery.apply_plan import apply_plan, undone_on_error
+from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
+from ..surgery.undo import undone_on_error
 from ..tokens import validate_length, with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
@@ -78,7 +78,7 @@ class HapTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         if hap_config is not None:
-            attention_blocks(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
+            find_groups(self._unwrapped_model())  # Refuses an unknown architecture before hours of fine-tuning.
             if hap_config.sequence_length is not None:
                 validate_length(self._unwrapped_model(), hap_config.sequence_length)
             if self.compute_loss_func is not None:
@@ -168,12 +168,12 @@ class HapTrainer(Trainer):
             ValueError: If there is no `hap_config` or no training data, and as
                 [`hap_transformers.estimate_sensitivity`] does.
         """
-        config = self._require_config()
+        config, model = self._require_config(), self._placed_model()
         self.sensitivity = estimate_sensitivity(
-            self._placed_model(),
+            model,
             self._scoring_batches(config.max_examples),
             config.method,
-            components=("heads",) if config.budget == "heads" else ("heads", "neurons"),
+            components=config.kinds if config.budget in KINDS else None,
             num_probes=config.num_probes,
             tolerance=config.tolerance,
             max_examples=config.max_examples,
@@ -205,19 +205,7 @@ class HapTrainer(Trainer):
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
             measure = partial(LatencyTable.measure, model, inputs, progress=not self.args.disable_tqdm)
             self.latency_table = made_once(measure, self.accelerator)
-        return plan_pruning(
-            sensitivity,
-            model,
-            budget=config.budget,
-            ratio=config.ratio,
-            min_heads=config.min_heads,
-            min_neurons=config.min_neurons,
-            neuron_multiple=config.neuron_multiple,
-            weigh_costs=config.weigh_costs,
-            implant_ratio=config.implant_ratio,
-            inputs=inputs,
-            latency_table=self.latency_table,
-        )
+        return plan_pruning(sensitivity, model, config, inputs=inputs, latency_table=self.latency_table)
 
     def prune(self, plan: PruningPlan | None = None) -> PruningPlan:
         """Removes heads and neurons from the model for real, and refits what is left on training examples.
@@ -243,7 +231,7 @@ class HapTrainer(Trainer):
         plan.validate(model)
         batches = self._refit_batches() if config.refit else None
         if config.refit:
-            validate_sliceable(model, all_blocks(model))  # A refit reaches blocks that lose nothing, too.
+            validate_sliceable(model, find_groups(model))  # A refit also reaches blocks that lose nothing.
         if not self._is_pruned():
             self._note_costs(model, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
@@ -277,9 +265,9 @@ class HapTrainer(Trainer):
         for phase in ("pruned", "recovered"):  # Those of a model pruned less.
             self.results["metrics"].pop(phase, None)
         vars(model).update(pruning_results=self.results, pruning_plan=plan)  # For `model.push_to_hub`.
-        neurons = sum(len(removed) for removed in plan.neurons.values())
+        counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}
         costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
-        self.log({"hap_heads_removed": plan.num_heads, "hap_neurons_removed": neurons, **costs})
+        self.log({**counts, **costs})
         tell_callbacks(self, "on_prune_end", self._unwrapped_model(), plan)
         return plan
 

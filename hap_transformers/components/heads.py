@@ -1,0 +1,159 @@
+"""Attention heads as components: rows of the query, key and value projections, and columns of the output projection.
+
+With grouped-query attention a component is a key/value head with all its query heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import EncoderDecoderCache
+
+from .architectures import Architecture, HeadNames
+from .groups import Group, Kind, empty_parameters, layer_paths, register_kind
+from .projections import find_projections
+from .releases import TRANSFORMERS_4
+from .subclasses import argument_names, cached, dense_class, empty_inputs, subclass, take_class
+
+
+NAME = "heads"
+
+
+def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
+    """Lists a model's self-attention blocks, first layer first.
+
+    Raises:
+        ValueError: If the weights and `config.pruned_heads` contradict each other.
+    """
+    names, config, groups = architecture.names[NAME], model.config, []
+    total = getattr(config, names.config_heads)
+    head_size = getattr(config, names.config_head_size, None) or config.hidden_size // config.num_attention_heads
+    recorded = {str(layer): heads for layer, heads in (getattr(config, "pruned_heads", None) or {}).items()}
+    for layer, path in enumerate(layer_paths(model, architecture)):
+        writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
+        (reader,) = find_projections(model.base_model, path, (names.output,))
+        followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
+        count = writers[1].out_features // head_size
+        kept: list[int] = list(range(total))
+        if count != total:
+            kept = [head for head in kept if head not in recorded.get(str(layer), ())]
+        if count != len(kept):
+            raise ValueError(
+                f"Layer {layer} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "
+                f"{len(kept)}. Do not edit config.pruned_heads by hand; reload the model from its checkpoint."
+            )
+        attention = model.base_model.get_submodule(path + names.attention)
+        groups.append(Group(HEADS, layer, writers, followers, [reader], kept, total, attention, names))
+    return groups
+
+
+def fit(group: Group) -> None:
+    """Makes an attention module work with the heads that its projections hold."""
+    attention, names = group.core, group.names
+    assert attention is not None
+    sizes = {names.num_heads: group.num_components, names.width: group.reader.in_features}
+    for name in sizes.keys() & vars(attention).keys():
+        setattr(attention, name, sizes[name])
+    dense = dense_class(attention)
+    if group.num_components == 0:
+        output, norm = _inside(names, names.output), _inside(names, names.attention_norm)
+        take_class(attention, _headless(dense, output, norm, names.position_bias))
+        empty_inputs(group.reader.module)
+    elif names.position_bias:
+        vars(attention)["kept_heads"] = group.kept
+        take_class(attention, _choosing_bias(dense, names.position_bias))
+
+
+def idle(group: Group) -> set[torch.Tensor]:
+    """Parameters that an attention module without heads does not use."""
+    attention, names = group.core, group.names
+    assert attention is not None
+    unused = empty_parameters(group)
+    if names.position_bias is None:  # Else the module may still compute the position bias of other layers.
+        paths = [_inside(names, path) for path in (names.output, names.attention_norm)]
+        used = [parameter for path in paths if path for parameter in attention.get_submodule(path).parameters()]
+        unused |= set(attention.parameters()) - set(used)
+    return unused
+
+
+def _inside(names: HeadNames, path: str | None) -> str | None:
+    """A path from the attention module instead of from the layer; `None` if it leads elsewhere."""
+    root = names.attention + "."
+    return path.removeprefix(root) if path and path.startswith(root) else None
+
+
+@cached
+def _headless(
+    attention_class: type[nn.Module], output: str | None, norm: str | None, position_bias: str | None
+) -> type[nn.Module]:
+    """Subclasses an attention class so that it computes no attention.
+
+    Args:
+        attention_class (`type[nn.Module]`): The class of the attention module.
+        output (`str`, *optional*): Path of the output projection in the module, where it lies inside.
+        norm (`str`, *optional*): Path of the LayerNorm of the sum of input and output, where it lies inside.
+        position_bias (`str`, *optional*): See [`HeadNames`].
+    """
+    names = argument_names(attention_class)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        hidden_states = arguments[names[0]]
+        cache = arguments.get("past_key_values")
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
+        if cache is not None:
+            # Models read the number of tokens seen so far from a layer's cache.
+            placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            position = ({"cache_position": arguments.get("cache_position")},) if TRANSFORMERS_4 else ()
+            cache.update(placeholder, placeholder, self.layer_idx, *position)
+        result = hidden_states[..., :0]
+        if output is not None:
+            result = self.get_submodule(output)(result)
+        if norm is not None:
+            result = self.get_submodule(norm)(hidden_states + result)
+        length = hidden_states.shape[-2]
+        attentions = hidden_states.new_zeros(*hidden_states.shape[:-2], 0, length, length)
+        if position_bias == "computed":
+            return result, _position_bias(self, arguments), attentions
+        return result, attentions
+
+    return subclass("Headless", attention_class, forward, _headless, attention_class, output, norm, position_bias)
+
+
+@cached
+def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type[nn.Module]:
+    """Subclasses an attention class so that it takes its own heads out of the dense model's position bias."""
+    names = argument_names(attention_class)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        bias = _position_bias(self, arguments)
+        outputs = attention_class.forward(self, **{**arguments, "position_bias": bias[:, self.kept_heads]})
+        return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
+
+    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias)
+
+
+def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:
+    """The bias of all heads of the dense model, which the first layer of T5 computes."""
+    if arguments.get("position_bias") is not None:
+        return arguments["position_bias"]
+    length, mask = arguments["hidden_states"].shape[1], arguments.get("mask")
+    bias = attention.compute_bias(length, length, device=arguments["hidden_states"].device)
+    return bias + mask[..., :length] if TRANSFORMERS_4 and mask is not None else bias
+
+
+HEADS = Kind(
+    name=NAME,
+    singular="head",
+    label="attention heads",
+    find=find,
+    fit=fit,
+    floor=1,
+    floor_is_share=False,
+    keeps_numbers=True,
+    idle=idle,
+)
+register_kind(HEADS)

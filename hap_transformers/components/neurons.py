@@ -1,0 +1,84 @@
+"""FFN neurons as components: a row of each input projection, and a column of the output projection."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .architectures import Architecture
+from .groups import Group, Kind, layer_paths, register_kind
+from .projections import find_projections
+from .subclasses import cached, dense_class, empty_inputs, empty_outputs, subclass, take_class
+
+
+NAME = "neurons"
+
+
+def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
+    """Lists a model's feed-forward blocks, first layer first.
+
+    Raises:
+        ValueError: If the architecture's entry does not fit the model.
+    """
+    names, groups = architecture.names[NAME], []
+    for layer, path in enumerate(layer_paths(model, architecture)):
+        writers = find_projections(model.base_model, path, names.inputs, optional=True)
+        (reader,) = find_projections(model.base_model, path, (names.output,))
+        sizes = {projection.out_features for projection in writers}
+        if sizes != {reader.in_features}:
+            raise ValueError(
+                f"'{reader.name}' of {type(model).__name__} reads {reader.in_features} neurons, but "
+                f"{[projection.name for projection in writers]} give {sorted(sizes)}; the entry of "
+                f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES does not fit this model."
+            )
+        count = reader.in_features
+        activation = model.base_model.get_submodule(path + names.activation) if names.activation else None
+        groups.append(Group(NEURONS, layer, writers, [], [reader], range(count), count, activation, names))
+    return groups
+
+
+def fit(group: Group) -> None:
+    """Makes the projections of a feed-forward block without neurons compute no matrix product."""
+    if not group.num_components:
+        for module in {projection.module for projection in group.writers}:
+            empty_outputs(module)
+        empty_inputs(group.reader.module)
+
+
+def set_implant_rank(group: Group, rank: int) -> None:
+    """Makes the last `rank` neurons of a group linear: their activations are what they read.
+
+    In a gated block the gate that goes through the activation becomes 1 for them.
+    """
+    activation = group.core
+    assert activation is not None  # Callers have refused architectures whose activation is not known.
+    vars(activation)["implant_rank"] = rank
+    dense = dense_class(activation)
+    take_class(activation, _with_implant(dense, len(group.writers) > 1) if rank else dense)
+
+
+@cached
+def _with_implant(activation_class: type[nn.Module], gated: bool) -> type[nn.Module]:
+    """Subclasses an activation so that its last `implant_rank` features are left as they are, or, gated, become 1."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        neurons = hidden_states.shape[-1] - self.implant_rank
+        linear = hidden_states[..., neurons:]
+        if gated:
+            linear = torch.ones_like(linear)
+        return torch.cat([activation_class.forward(self, hidden_states[..., :neurons]), linear], -1)
+
+    return subclass("Implanted", activation_class, forward, _with_implant, activation_class, gated)
+
+
+NEURONS = Kind(
+    name=NAME,
+    singular="neuron",
+    label="FFN neurons",
+    find=find,
+    fit=fit,
+    floor=0.05,
+    floor_is_share=True,
+    step=8,  # Matrix products are fastest when widths are multiples of this.
+    implant=set_implant_rank,
+)
+register_kind(NEURONS)

@@ -1,0 +1,93 @@
+"""Chooses the units whose removal costs least, and the implants that replace some of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..components.groups import Group
+from .budgets import Budget
+from .settings import PlanningSettings
+
+
+# Rank of an implant over the number of neurons that it replaces; with a rank for each of them nothing would be saved.
+IMPLANT_RANK = 0.5
+
+
+@dataclass
+class Unit:
+    """Components of a group that go together.
+
+    Args:
+        group (`int`): The group's place among all groups.
+        place (`int`): Its place in the group's order of removal.
+        components (`list[int]`): Positions of the components.
+        score (`float`): What it is ranked by.
+        saves (`float`): What its removal saves after those before it.
+    """
+
+    group: int
+    place: int
+    components: list[int]
+    score: float
+    saves: float
+
+
+def cheapest(
+    units: Sequence[Unit], to_save: float, groups: Sequence[Group], budget: Budget, settings: PlanningSettings
+) -> tuple[list[Unit], dict[int, int]]:
+    """The units to remove, lowest score first, and the ranks of implants.
+
+    Of the units chosen for removal, the most sensitive share is replaced by implants of half the rank. Further units
+    are removed to pay for the ranks. If even all units do not pay for them, there are no implants.
+
+    Args:
+        units (`Sequence[Unit]`): What can go.
+        to_save (`float`): What must be saved, in the budget's measure.
+        groups (`Sequence[Group]`): All groups of the model.
+        budget (`Budget`): Costs of components.
+        settings (`PlanningSettings`): The share of implants, and the multiples that ranks must keep.
+
+    Returns:
+        `tuple[list[Unit], dict[int, int]]`: The units, and the rank by layer.
+    """
+    ranking = sorted(units, key=lambda unit: (unit.score, unit.group, unit.place))
+    removed = ranking[: _fewest(ranking, {}, to_save, groups, budget)]
+    ranks = _ranks(removed, groups, settings)
+    count = _fewest(ranking, ranks, to_save, groups, budget) if ranks else None
+    if count is None:
+        return removed, {}
+    return ranking[:count], {groups[place].layer: rank for place, rank in ranks.items()}
+
+
+def _fewest(
+    ranking: Sequence[Unit], ranks: dict[int, int], to_save: float, groups: Sequence[Group], budget: Budget
+) -> int | None:
+    """How many units must go to save enough beside some ranks."""
+    gone = [0] * len(groups)
+
+    def saved(place: int) -> float:
+        count, cost = groups[place].num_components, budget.costs[place]
+        return cost(count) - cost(count - gone[place] + ranks.get(place, 0))
+
+    for count in range(len(ranking) + 1):
+        if count:
+            gone[ranking[count - 1].group] += len(ranking[count - 1].components)
+        fits = all(rank <= gone[place] for place, rank in ranks.items())
+        if fits and sum(map(saved, range(len(groups)))) >= to_save:
+            return count
+    return None
+
+
+def _ranks(removed: Sequence[Unit], groups: Sequence[Group], settings: PlanningSettings) -> dict[int, int]:
+    """For the places of groups that get an implant, its rank."""
+    replaceable = [unit for unit in removed if groups[unit.group].kind.implant is not None]
+    total = sum(len(unit.components) for unit in replaceable)
+    replaced: dict[int, int] = {}
+    for unit in reversed(replaceable):  # The most sensitive first.
+        if sum(replaced.values()) + len(unit.components) > settings.implant_ratio * total:
+            break
+        replaced[unit.group] = replaced.get(unit.group, 0) + len(unit.components)
+    ranks = {}
+    for place, count in replaced.items():
+        multiple = settings.step_of(groups[place].kind)  # Widths stay multiples.
+        ranks[place] = min(count, multiple * max(1, round(IMPLANT_RANK * count / multiple)))
+    return ranks

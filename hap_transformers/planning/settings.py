@@ -1,0 +1,98 @@
+"""`PlanningSettings`: how much is removed and what may go, for `plan_pruning`, `HapConfig` and the `hap` command."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..components.groups import KINDS, Group, Kind
+
+
+# Shares of parameters, FLOPs and measured seconds; a budget named after a kind counts its components.
+MEASURES = ("params", "flops", "latency")
+
+
+@dataclass
+class PlanningSettings:
+    """How much is removed, and what may go.
+
+    Parameters that control how much is removed:
+        budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of, always of the dense model:
+
+            - `"params"`: parameters of the encoder's layers;
+            - `"flops"`: their FLOPs on a batch of inputs;
+            - `"latency"`: their seconds by a latency table;
+            - `"heads"` or `"neurons"`: the number of these components; only they are removed, and their number is
+              rounded to the nearest.
+        ratio (`float`, *optional*, defaults to 0.6): Share that is gone afterwards, in [0, 1). Components pruned
+            earlier count. Somewhat more goes where heads and groups of neurons do not fit exactly.
+
+    Parameters that control what may go:
+        min_heads (`int`, *optional*): Heads every layer keeps at least. By default 0 for methods that foresee a refit
+            (`"kronecker"`), which know when a layer cannot spare more, and 1 for others, which can empty whole layers.
+        min_neurons (`float`, *optional*): Share of its dense neurons that every layer keeps at least. By default 0 for
+            methods that foresee a refit, and 0.05 for others. Where the floor is 0, whole blocks can go.
+        neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this. Matrix
+            products are faster for such widths.
+        weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
+        implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons chosen for removal, this most sensitive
+            share is replaced by a low-rank map ([HAP](https://arxiv.org/abs/2101.08940)) of half the rank. A rank
+            costs what a neuron costs; further neurons are removed to stay in budget.
+
+    Raises:
+        ValueError: If the budget is unknown or a number is out of range.
+    """
+
+    budget: str = field(
+        default="params",
+        metadata={
+            "help": "What the ratio is a share of: params, flops or latency of the encoder (embeddings and classifier "
+            "stay), or the number of heads or of neurons."
+        },
+    )
+    ratio: float = field(default=0.6, metadata={"help": "Share of the budget to remove, in [0, 1)."})
+    min_heads: int | None = field(default=None, metadata={"help": "Heads every layer keeps at least."})
+    min_neurons: float | None = field(default=None, metadata={"help": "Share of neurons every layer keeps at least."})
+    neuron_multiple: int = field(default=8, metadata={"help": "Layers that lose neurons keep a multiple of this."})
+    weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
+    implant_ratio: float = field(
+        default=0.0, metadata={"help": "Most sensitive share of the removed neurons that low-rank maps replace."}
+    )
+
+    def __post_init__(self):
+        if self.budget not in (*MEASURES, *KINDS):
+            raise ValueError(f"Unknown budget '{self.budget}'; choose one of {', '.join((*MEASURES, *KINDS))}.")
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"`ratio` is the share to remove and must be in [0, 1), got {self.ratio}.")
+        for kind in KINDS.values():
+            name, floor = f"min_{kind.name}", self.floor_of(kind)
+            if floor is not None and floor < 0:
+                raise ValueError(f"`{name}` must not be negative, got {floor}.")
+            if floor is not None and kind.floor_is_share and not floor < 1:
+                raise ValueError(f"`{name}` is a share and must be in [0, 1), got {floor}.")
+            if self.step_of(kind) < 1:
+                raise ValueError(f"`{kind.singular}_multiple` must be at least 1, got {self.step_of(kind)}.")
+        if not 0 <= self.implant_ratio < 1:
+            raise ValueError(f"`implant_ratio` is a share and must be in [0, 1), got {self.implant_ratio}.")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of component that may go."""
+        return (self.budget,) if self.budget in KINDS else tuple(KINDS)
+
+    def floor_of(self, kind: Kind) -> float | None:
+        """What every layer keeps of a kind at least, or `None` for what the method needs."""
+        return vars(self).get(f"min_{kind.name}")
+
+    def step_of(self, kind: Kind) -> int:
+        """Layers that lose components of a kind keep a multiple of this."""
+        return vars(self).get(f"{kind.singular}_multiple", kind.step)
+
+    def floors(self, groups: Sequence[Group], dense: Sequence[int], foresees_refit: bool) -> list[int]:
+        """Components that every group keeps at least, given how many it had before any pruning."""
+        found = []
+        for group, count in zip(groups, dense, strict=True):
+            floor = self.floor_of(group.kind)
+            if floor is None:
+                floor = 0 if foresees_refit else group.kind.floor
+            found.append(math.ceil(floor * count) if group.kind.floor_is_share else int(floor))
+        return found

@@ -1,0 +1,87 @@
+"""Sums over tokens, and the ridge regression that they give."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from ..components.projections import Projection
+from ..tokens import products, valid_tokens
+from .ridge import solve_ridge
+
+
+@dataclass
+class Sums:
+    """Sums over tokens, in float64 and on a device that has float64, from which a projection is refitted.
+
+    Args:
+        tokens (`torch.Tensor`): Their number.
+        x (`torch.Tensor`): Inputs, shape `(inputs,)`.
+        y (`torch.Tensor`): Targets, shape `(outputs,)`.
+        xx (`torch.Tensor`): Products of inputs, shape `(inputs, inputs)`.
+        xy (`torch.Tensor`): Products of inputs and targets, shape `(inputs, outputs)`.
+    """
+
+    tokens: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    xx: torch.Tensor
+    xy: torch.Tensor
+
+    @classmethod
+    def zeros(cls, reader: Projection, inputs: int = 0) -> "Sums":
+        """Sums of no tokens yet, for so many inputs, or by default the projection's."""
+        inputs, outputs = inputs or reader.in_features, reader.out_features
+        shapes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
+        device = reader.module.weight.device
+        device = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64.
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Adds the tokens of a call, without padding."""
+        x, y = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, y))
+        x, y = (valid_tokens(tensor, mask).to(self.x.device) for tensor in (x, y))
+        self.tokens += len(x)
+        self.x += x.sum(0, dtype=torch.float64)
+        self.y += y.sum(0, dtype=torch.float64)
+        self.xx += products(x)
+        self.xy += x.T @ y
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Adds up the sums of all processes."""
+        for name, value in vars(self).items():
+            setattr(self, name, accelerator.reduce(value, "sum"))
+
+    def with_map(self, A: torch.Tensor) -> "Sums":
+        """The sums for inputs whose last features went through a linear map, shape `(features after, before)`."""
+        kept = len(self.x) - A.shape[1]
+
+        def mapped(sums: torch.Tensor) -> torch.Tensor:
+            return torch.cat([sums[:kept], A @ sums[kept:]])
+
+        return Sums(self.tokens, mapped(self.x), self.y, mapped(mapped(self.xx).T), mapped(self.xy))
+
+    def products(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products of inputs with inputs and with targets."""
+        if not centred:
+            return self.xx, self.xy
+        return (
+            self.xx - torch.outer(self.x, self.x) / self.tokens,
+            self.xy - torch.outer(self.x, self.y) / self.tokens,
+        )
+
+    def refit(self, reader: Projection, ridge: float) -> None:
+        """Puts the ridge regression into the projection.
+
+        Raises:
+            ValueError: If a sum is not finite.
+        """
+        xx, xy = self.products(centred=reader.has_bias)
+        if not (xx.isfinite().all() and xy.isfinite().all()):
+            raise ValueError(
+                f"The inputs or targets of '{reader.name}' are not finite. Check the weights and the batches for NaN "
+                "or infinity. The model was not refitted."
+            )
+        matrix = reader.matrix(reader.module.weight).to(xx.device).double()
+        matrix = matrix + solve_ridge(xx, xy - xx @ matrix.T, ridge).T
+        reader.write(matrix, (self.y - matrix @ self.x) / self.tokens if reader.has_bias else None)

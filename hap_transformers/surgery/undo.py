@@ -1,0 +1,42 @@
+"""Puts a model back as it was, if pruning it fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
+
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
+    """Restores a model's structure, if pruning it or what follows fails or is interrupted.
+
+    Modules and parameters are the same objects again, so that an optimizer made before still has them. Values that
+    were written into the parameters themselves stay.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+    """
+    modules = {
+        module: {name: (v, copy(v) if isinstance(v, dict) else None) for name, v in vars(module).items()}
+        for module in model.modules()
+    }
+    classes = {module: type(module) for module in model.modules()}  # Emptied modules change their class.
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    config = deepcopy(vars(model.config))
+    try:
+        yield
+    except BaseException:
+        for module, attributes in modules.items():
+            vars(module).clear()
+            for name, (value, content) in attributes.items():
+                if content is not None:  # The same dictionary again: hooks' handles know it.
+                    value.clear()
+                    value.update(content)
+                vars(module)[name] = value
+            module.__class__ = classes[module]
+        for parameter, value in required.items():
+            parameter.requires_grad_(value)
+        vars(model.config).clear()
+        vars(model.config).update(config)
+        raise
