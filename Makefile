@@ -52,10 +52,10 @@ dist: $(VENV)/ready
 
 benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
-	$(VENV)/bin/python benchmarks/sensitivity.py
-	$(VENV)/bin/python benchmarks/latency.py
-	$(VENV)/bin/python benchmarks/prune.py
-	$(VENV)/bin/python benchmarks/imports.py
+	$(VENV)/bin/python -m benchmarks.sensitivity
+	$(VENV)/bin/python -m benchmarks.latency
+	$(VENV)/bin/python -m benchmarks.prune
+	$(VENV)/bin/python -m benchmarks.imports
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

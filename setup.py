@@ -38,7 +38,7 @@ setup(
     entry_points={"console_scripts": ["hap = hap_transformers.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.5",
+        "torch>=2.6",
         "transformers>=4.57,<6",
         "datasets",
         "accelerate",

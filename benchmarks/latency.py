@@ -1,9 +1,9 @@
-"""How much of the removed FLOPs a pruned model saves in seconds, against the dense model in the same rounds.
+"""Measures how much of the removed FLOPs a pruned model saves in seconds, against the dense model in the same rounds.
 
-    python benchmarks/latency.py
+    python -m benchmarks.latency
 
-Models are MiniLM's shape and BERT-base's with random weights; the same share of every layer is removed. Nothing else
-should run on the machine. Prints tables and writes JSON.
+Models have the shapes of MiniLM and BERT-base and random weights. Every layer loses the same share. Nothing else
+should run on the machine. The command prints tables and writes JSON.
 """
 
 import copy
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from markdown_table import latency_table, multiples_table
 from transformers import BertConfig, BertModel, HfArgumentParser
 
 from hap_transformers import PruningPlan, apply_plan
 from hap_transformers.efficiency import count_flops
+
+from .markdown_table import latency_table, multiples_table
 
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 
 @dataclass
 class Arguments:
-    """What to measure and where to write it."""
+    """What to measure, and the file of results."""
 
     output: str = str(HERE / "latency.json")
     seconds: float = 12.0  # Of measuring for each combination, in at least five rounds.
@@ -42,7 +43,7 @@ class Arguments:
 
 
 def pruned(model: BertModel, inputs: dict[str, torch.Tensor], share: float, multiple: int = 16) -> BertModel:
-    """A copy without a share of its FLOPs over these inputs: heads first, then neurons, down to a multiple."""
+    """Copies a model without a share of its FLOPs on these inputs: heads go first, then neurons, to a multiple."""
     config = model.config
     length, hidden, head_dim = inputs["input_ids"].shape[1], config.hidden_size, config.hidden_size // 12
     head, neuron = 8 * length * hidden * head_dim + 4 * length**2 * head_dim, 4 * length * hidden
@@ -62,7 +63,7 @@ def pruned(model: BertModel, inputs: dict[str, torch.Tensor], share: float, mult
 def rounds(
     models: dict[object, BertModel], inputs: dict[str, torch.Tensor], seconds: float
 ) -> dict[object, list[float]]:
-    """Seconds of a forward pass of each model, round after round in which all take turns."""
+    """Measures the seconds of a forward pass of each model, in rounds in which all take turns."""
     times: dict[object, list[float]] = {name: [] for name in models}
     start, number = None, 0
     while number < 7 or time.perf_counter() - start < seconds:
@@ -77,20 +78,20 @@ def rounds(
 
 
 def ratios(over: list[float], under: list[float]) -> dict[str, float]:
-    """Quartiles of the ratios of two contenders' times in the same round."""
+    """Computes the quartiles of the ratios of two contenders' times in the same round."""
     values = [a / b for a, b in zip(over, under, strict=True)]
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {"time": median, "lower": lower, "upper": upper}
 
 
 def make_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Random tokens without padding."""
+    """Makes a batch of random tokens without padding."""
     tokens = torch.randint(0, 1000, (batch_size, length))
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
 def measure_shares(args: Arguments) -> list[dict]:
-    """Every model, number format, batch size and length."""
+    """Measures every model, number format, batch size and length."""
     rows = []
     for name, sizes in MODELS.items():
         for dtype in (torch.float32, torch.bfloat16):
@@ -119,7 +120,7 @@ def measure_shares(args: Arguments) -> list[dict]:
 
 
 def measure_multiples(args: Arguments) -> list[dict]:
-    """Time by the FLOPs where neurons are kept in multiples of a number, over multiples of 16."""
+    """Measures the time a FLOP for several numbers of kept neurons, over that of 608, a multiple of 16."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         dense = BertModel(BertConfig(num_attention_heads=12, vocab_size=1000, **MODELS["MiniLM"])).to(dtype).eval()

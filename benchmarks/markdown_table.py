@@ -1,10 +1,10 @@
-"""Rows of ratios as a Markdown table."""
+"""Formats the benchmarks' results as Markdown tables."""
 
 import statistics
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
+    """Formats rows of ratios."""
     lines = ["| measure | ratio (range) | should be at most | values |", "| --- | --- | --- | --- |"]
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:.2f}"
@@ -15,9 +15,9 @@ def table(rows: list[dict]) -> str:
 
 
 def latency_table(rows: list[dict]) -> str:
-    """Time over dense by share removed, a line a model, number format and input.
+    """Formats time over dense by share removed, a line a model, number format and input.
 
-    Each cell is the time ratio, with its quartiles, and behind it what share of the ideal speed-up that is.
+    Each cell has the time ratio, its quartiles, and the share of the ideal speed-up that is reached.
     """
     shares = sorted({row["share"] for row in rows})
     lines = [
@@ -39,7 +39,7 @@ def latency_table(rows: list[dict]) -> str:
 
 
 def multiples_table(rows: list[dict]) -> str:
-    """Time a FLOP by the number of neurons kept."""
+    """Formats the time a FLOP by the number of neurons kept."""
     lines = ["| neurons kept a layer | numbers | time a FLOP, over 608 neurons (quartiles) |", "| --- | --- | --- |"]
     for row in rows:
         spread = f"{row['time']:.3f} ({row['lower']:.3f} to {row['upper']:.3f})"
@@ -48,7 +48,7 @@ def multiples_table(rows: list[dict]) -> str:
 
 
 def phases_table(rows: list[dict]) -> str:
-    """Median seconds of each phase of pruning, a line a model, and of all together with their range."""
+    """Formats the median seconds of each phase of pruning, and of all together with their range, a line a model."""
     phases = list(rows[0]["runs"][0])
     lines = [
         "| model | " + " | ".join(f"{phase}, s" for phase in phases) + " | together, s | should be at most |",

@@ -1,9 +1,9 @@
-"""What scoring costs, always as a ratio inside one run: to a plain forward+backward, to PyHessian, to itself.
+"""Measures what scoring costs, as ratios within one run: to a plain forward+backward, to PyHessian, to itself.
 
-    python benchmarks/sensitivity.py --data_dir ../shared/glue
+    python -m benchmarks.sensitivity --data_dir ../shared/glue
 
-PyHessian comes from PyPI (`pip install pyhessian==0.1 --no-deps`). Nothing else should run on the machine. Prints a
-table and writes JSON.
+PyHessian comes from PyPI (`pip install pyhessian==0.1 --no-deps`). Nothing else should run on the machine. The command
+prints a table and writes JSON.
 """
 
 import json
@@ -18,17 +18,19 @@ from pathlib import Path
 
 import torch
 import transformers
-import workloads
-from markdown_table import table
 from scipy.stats import spearmanr
 from transformers import HfArgumentParser
 
-from hap_transformers import estimate_sensitivity
+from hap_transformers import Sensitivity, estimate_sensitivity
+
+from . import workloads
+from .markdown_table import table
 
 
 HERE = Path(__file__).parent
 
-# What is measured: its name, the contender over the reference, and the most the ratio should be.
+# Each row: a name, the contender, the reference, and a target, the most that the ratio of the two should be. `None`
+# has no target: the row is for comparison alone.
 TIMES = [
     ("Gauss-Newton, 2 classes / forward+backward", "gn", "fb", 0.9),
     ("Gauss-Newton, 3 classes / forward+backward", "gn 3 classes", "fb", 1.7),
@@ -48,7 +50,7 @@ MEMORY = [
 
 @dataclass
 class Arguments:
-    """What to measure and where to write it."""
+    """What to measure, and the file of results."""
 
     data_dir: str = "../shared/glue"
     output: str = str(HERE / "sensitivity.json")
@@ -58,7 +60,7 @@ class Arguments:
 
 
 def measure_times(args: Arguments) -> list[dict]:
-    """Rounds in which every contender runs once, so that a drift of the machine's speed meets all alike."""
+    """Measures rounds in which every contender runs once: a drift of the machine's speed affects all of them."""
     two, three = workloads.load_batches(args.data_dir, 2), workloads.load_batches(args.data_dir, 2, num_labels=3)
     model, model_3, model_24 = (
         workloads.load_model(),
@@ -103,7 +105,7 @@ def measure_times(args: Arguments) -> list[dict]:
 
 
 def measure_memory(args: Arguments) -> list[dict]:
-    """Peaks of what tensors take beyond the loaded model and data."""
+    """Measures the peak memory of tensors beyond the loaded model and data."""
     model, two = workloads.load_model(), workloads.load_batches(args.data_dir, 2)
     workloads.forward_backward(model, two)  # Loads the kernels.
     peaks = {
@@ -126,7 +128,7 @@ def measure_memory(args: Arguments) -> list[dict]:
 
 
 def measure_reliability(args: Arguments) -> dict:
-    """How many probes and seconds a ranking of heads takes, on a model that was trained on the task."""
+    """Measures the reliability that probes and seconds buy for a ranking of heads, on a model trained on the task."""
     batches = workloads.load_batches(args.data_dir, max(16, args.training_steps))
     model = workloads.load_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
@@ -144,8 +146,8 @@ def measure_reliability(args: Arguments) -> dict:
     settings = {"num_probes": workloads.PROBES, "precision": "bf16", "components": ["heads"], "progress": False}
     noisy = estimate_sensitivity(model, scored * visits, "hessian_trace", tolerance=0.9, **settings)
 
-    def scores(result, name):
-        return torch.cat(getattr(result, name))
+    def flat(result: Sensitivity, kind: str) -> torch.Tensor:
+        return torch.cat(result.scores[kind])
 
     return {
         "examples": exact["fp32"].num_examples,
@@ -153,8 +155,8 @@ def measure_reliability(args: Arguments) -> dict:
             name: {"seconds": result.seconds, "reliability": result.reliability} for name, result in exact.items()
         },
         "bf16_fp32_spearman": {
-            name: float(spearmanr(scores(exact["fp32"], name), scores(exact["bf16"], name)).statistic)
-            for name in ("heads", "neurons")
+            kind: float(spearmanr(flat(exact["fp32"], kind), flat(exact["bf16"], kind)).statistic)
+            for kind in ("heads", "neurons")
         },
         "hutchinson": {
             "precision": "bf16",
@@ -162,9 +164,7 @@ def measure_reliability(args: Arguments) -> dict:
             "seconds": noisy.seconds,
             "reliability": noisy.reliability,
             "reached_0.9": noisy.converged,
-            "spearman_to_gauss_newton": float(
-                spearmanr(scores(noisy, "heads"), scores(exact["fp32"], "heads")).statistic
-            ),
+            "spearman_to_gauss_newton": float(spearmanr(flat(noisy, "heads"), flat(exact["fp32"], "heads")).statistic),
         },
     }
 

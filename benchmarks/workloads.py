@@ -1,10 +1,8 @@
-"""What the benchmarks run: a real small BERT, real MRPC batches, and every contender as a function of the two."""
+"""The workloads of the benchmarks: a real small BERT, real MRPC batches, and each contender as a function of both."""
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,30 +11,31 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hap_transformers import Sensitivity, estimate_sensitivity
+from hap_transformers.data.demo import demo_model_path
 from hap_transformers.data.tasks import load_task
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "glue_scripts"))
-from demo_data import demo_model_path  # noqa: E402
-
-
 BATCH_SIZE = 32
+# Few probes, so that a round of the slow contenders is short.
 PROBES = 4
 
 Batches = list[dict[str, torch.Tensor]]
 
 
 def load_model(num_labels: int = 2, **config) -> PreTrainedModel:
-    """The MiniLM from PyPI (6 layers, 12 heads, hidden size 384) with a fresh classifier, in evaluation mode."""
+    """Loads the MiniLM from PyPI (6 layers, 12 heads, hidden size 384) with a new classifier, in evaluation mode."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(demo_model_path(), num_labels=num_labels, **config)
     return model.eval()
 
 
 def load_batches(data_dir: str, count: int, num_labels: int = 2) -> Batches:
-    """The first training batches of MRPC, each padded to its longest pair; labels of other classes are made up."""
+    """Loads the first training batches of MRPC, each padded to its longest pair.
+
+    MRPC has two classes; for another number of classes, the labels are made up.
+    """
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
-    rows = load_task("mrpc", data_dir, None, None, None).data["train"]
+    rows = load_task("mrpc", data_dir).data["train"]
     batches = []
     for start in range(0, count * BATCH_SIZE, BATCH_SIZE):
         part = rows.select(range(start, start + BATCH_SIZE))
@@ -50,7 +49,7 @@ def load_batches(data_dir: str, count: int, num_labels: int = 2) -> Batches:
 
 
 def forward_backward(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> None:
-    """A training step's derivatives: the floor that scoring is held against."""
+    """Computes the derivatives of a training step, to which scoring is compared."""
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model(**batch).loss
@@ -59,14 +58,14 @@ def forward_backward(model: PreTrainedModel, batches: Batches, bf16: bool = Fals
 
 
 def gauss_newton(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> Sensitivity:
-    """All heads and neurons, exactly."""
+    """Scores all heads and neurons by the exact trace of the Gauss-Newton matrix."""
     return estimate_sensitivity(
         model, batches, "gauss_newton_trace", precision="bf16" if bf16 else None, progress=False
     )
 
 
 def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num_probes: int = PROBES) -> Sensitivity:
-    """All heads and neurons, by random probes."""
+    """Scores all heads and neurons by random probes of the Hessian."""
     precision = "bf16" if bf16 else None
     return estimate_sensitivity(
         model, batches, "hessian_trace", num_probes=num_probes, precision=precision, progress=False
@@ -74,7 +73,7 @@ def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num
 
 
 def peak_memory(contender: Callable[[], object]) -> float:
-    """The most MiB that tensors take at once while `contender` runs, beyond those there before."""
+    """Measures the most MiB that tensors take at once while `contender` runs, beyond those allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         contender()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -90,12 +89,12 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The logits of a batch without labels."""
+        """Returns the logits of a batch without labels."""
         return self.model(**inputs).logits
 
 
 def pyhessian(model: PreTrainedModel, batches: Batches) -> float:
-    """PyHessian's trace of the whole model, `PROBES` probes a batch; returns the seconds of its probe loops alone."""
+    """Runs PyHessian's trace of the whole model, `PROBES` probes a batch; returns the seconds of its probe loops."""
     from pyhessian import hessian
 
     seconds = 0.0

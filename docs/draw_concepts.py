@@ -17,7 +17,7 @@ GREEN, RED, BLUE, GREY, DARK = "#2a7f62", "#bf616a", "#5e81ac", "#e5e9f0", "#2e3
 
 
 def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with empty panels, one unit of their axes as long as the other."""
+    """Returns a figure with empty panels whose two axes have the same scale."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     found = np.atleast_1d(figure.subplots(1, panels))
     for axes in found:
@@ -27,7 +27,7 @@ def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[A
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, colour: str = GREY, text: str = "") -> None:
-    """A rectangle from its lower left corner, with a text in it."""
+    """Draws a rectangle, given its lower left corner, with a text in its middle."""
     axes.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="white", linewidth=1))
     axes.text(
         x + width / 2,
@@ -41,12 +41,12 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, colour: str
 
 
 def note(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """A text that begins at a point."""
+    """Writes a text that begins at a point."""
     axes.text(x, y, text, **{"fontsize": 11, "color": DARK, "va": "center", **style})
 
 
 def draw_components(path: Path) -> None:
-    """What a head and a neuron own."""
+    """Draws the rows and columns that a head and a neuron own."""
     figure, (left, right) = canvas(9.5, 3.4, 2)
     for i, name in enumerate(("query", "key", "value")):
         for head in range(4):
@@ -70,11 +70,11 @@ def draw_components(path: Path) -> None:
 
 
 def draw_ladder(path: Path) -> None:
-    """Three ever closer pictures of the same curvature."""
+    """Draws three ever closer approximations of the same curvature."""
     random = np.random.default_rng(0)
     mixed = random.normal(size=(6, 6)) / 2 + np.diag([2.0, 1.6, 1.2, 0.8, 0.5, 0.3])
     inputs = mixed @ mixed.T
-    inputs[2] = inputs[:, 2] = 0.9 * inputs[1]  # Input 2 says nearly what input 1 says.
+    inputs[2] = inputs[:, 2] = 0.9 * inputs[1]  # Input 2 nearly duplicates input 1.
     inputs[2, 1] = inputs[1, 2] = 0.9 * inputs[1, 1]
     inputs[2, 2] = inputs[1, 1]
     flat = np.eye(6) * np.trace(inputs) / 6
@@ -90,7 +90,7 @@ def draw_ladder(path: Path) -> None:
 
 
 def draw_implant(path: Path) -> None:
-    """A feed-forward block whose last two neurons are linear."""
+    """Draws a feed-forward block whose last two neurons are linear."""
     figure, (axes,) = canvas(8, 3.2)
     for neuron in range(6):
         linear = neuron > 3

@@ -1,4 +1,4 @@
-"""Lets the reference show docstrings in the style of Transformers: groups of parameters, and names in brackets."""
+"""Makes the reference show docstrings in the style of Transformers: groups of parameters, and names in brackets."""
 
 import re
 from typing import Any
@@ -9,17 +9,17 @@ from griffe import Docstring
 
 GROUP = re.compile(r"^(?P<title>Parameters that [^\n]+):\n(?P<body>(?:(?: {4}[^\n]*)?\n)+)", re.MULTILINE)
 PARAMETER = re.compile(r"^(\w+) (\([^\n]*?\)):", re.MULTILINE)
-# Types that a section repeats from the signature, which the reference shows beside it.
+# Types that a section repeats from the signature. The reference shows the signature, too.
 ARGUMENT_TYPE = re.compile(r"^(    \w+(?:, \w+)*) \(`[^\n]*?\):(?= )", re.MULTILINE)
 RETURN_TYPE = re.compile(r"^(Returns:\n    )`[^`\n]+`: ", re.MULTILINE)
 REFERENCE = re.compile(r"\[`((?:\w+\.)*(\w+))`\](?![(\[])")
 
 
 class ReferenceStyle(griffe.Extension):
-    """Rewrites docstrings for mkdocstrings, which reads the sections that Google's style knows."""
+    """Rewrites docstrings for mkdocstrings, which reads only the sections of Google's style."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Called with every object of the package."""
+        """Rewrites the docstring of an object. The reference calls this for every object of the package."""
         if obj.docstring is not None:
             own = obj.docstring
             settings = {"parser": own.parser, "parser_options": own.parser_options}
@@ -27,7 +27,7 @@ class ReferenceStyle(griffe.Extension):
 
 
 def rewritten(text: str) -> str:
-    r"""A docstring without the signature's types, its groups of parameters as lists, its names in brackets as links.
+    r"""Rewrites a docstring: omits types, turns groups of parameters into lists and names in brackets into links.
 
     >>> print(rewritten("Parameters that say how:\n    seed (`int`): Of [`random`].").strip())
     **Parameters that say how**

@@ -1,100 +1,101 @@
 """Writes the tables of the README and of `docs/`, and draws the study's pictures, from committed results.
 
-These are `docs/results/{cells,longer_recovery}.jsonl`, made by `glue_scripts/compare_glue.py`, and
-`benchmarks/{sensitivity,latency,prune,imports}.json`:
+    python -m docs.render_results
 
-    python docs/render_results.py
+Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
+The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,imports}.json`.
 """
 
 import json
-import sys
 import textwrap
 from pathlib import Path
+
+from benchmarks.markdown_table import latency_table, multiples_table, phases_table
+from benchmarks.markdown_table import table as table_of_ratios
+from glue_scripts.compare_glue.grids import PRESETS
+from glue_scripts.compare_glue.latency import measure_latencies
+from glue_scripts.compare_glue.methods import DEFAULT
+from glue_scripts.compare_glue.plots import plot_gains, plot_kept, plot_latency
+from glue_scripts.compare_glue.table import differences_table, seconds_table, table
 
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(HERE.parent / "glue_scripts")]
-from comparison_grids import PRESETS  # noqa: E402
-from comparison_latency import measure_latencies  # noqa: E402
-from comparison_plots import plot_gains, plot_kept, plot_latency  # noqa: E402
-from comparison_table import differences_table, seconds_table, table  # noqa: E402
-from markdown_table import latency_table, multiples_table, phases_table  # noqa: E402
-from markdown_table import table as table_of_ratios  # noqa: E402
 
 
 def describe(benchmark: dict) -> str:
-    """What the benchmark found about rankings, in words."""
-    found, rounds = benchmark["findings"], benchmark["settings"]["repeats"]
+    """Says what the benchmark found about rankings."""
+    found, machine = benchmark["findings"], benchmark["machine"]
     exact, noisy, spearman = found["gauss_newton"], found["hutchinson"], found["bf16_fp32_spearman"]
     reliability = noisy["reliability"]
     # Spearman-Brown: the odds of the reliability grow in proportion to the number of probes.
     factor = 9 * (1 - reliability) / max(reliability, 1e-3)
-    outlook = (
-        "enough for 0.9"
-        if noisy["reached_0.9"]
-        else f"by the Spearman-Brown formula 0.9 would take about {factor * noisy['probe_batches']:,.0f} of them, "
-        f"{factor * noisy['seconds']:,.0f} s"
-    )
+    probes, seconds = factor * noisy["probe_batches"], factor * noisy["seconds"]
+    outlook = f" By the Spearman-Brown formula, 0.9 would take about {probes:,.0f} probes and {seconds:,.0f} s."
     text = (
-        f"MiniLM on batches of 32 MRPC pairs, two a pass (Hutchinson: one, with four probes), "
-        f"{benchmark['machine']['threads']} CPU threads ({benchmark['machine']['cpu']}); medians and ranges of "
-        f"{rounds} rounds, made by `make benchmark`. Memory is what tensors take beyond the model and data. On "
-        f"{found['examples']} training pairs of the fine-tuned model one Gauss-Newton pass ranks heads with "
-        f"reliability {exact['fp32']['reliability']:.3f} in {exact['fp32']['seconds']:.0f} s (bf16: "
-        f"{exact['bf16']['reliability']:.3f} in {exact['bf16']['seconds']:.0f} s; rank correlation of bf16 with fp32 "
-        f"scores {spearman['heads']:.4f} for heads, {spearman['neurons']:.4f} for neurons). Hutchinson in bf16 gets "
-        f"to reliability {reliability:.2f} with {noisy['probe_batches']} probes of a batch in "
-        f"{noisy['seconds']:.0f} s; {outlook}. The two rankings correlate by {noisy['spearman_to_gauss_newton']:.2f}: "
-        f"noise lowers that, and so does what the Hessian has beyond the Gauss-Newton matrix."
+        f"MiniLM ran on {machine['threads']} CPU threads ({machine['cpu']}). A batch has 32 MRPC pairs. A measurement "
+        f"takes two batches; with Hutchinson, it takes one batch and four probes. `make benchmark` ran "
+        f"{benchmark['settings']['repeats']} rounds; the table has their medians and ranges. Memory is that of "
+        f"tensors, beyond the model and the data. One Gauss-Newton pass over {found['examples']} training pairs of "
+        f"the fine-tuned model ranks heads with reliability {exact['fp32']['reliability']:.3f} in "
+        f"{exact['fp32']['seconds']:.0f} s; in bf16, with reliability {exact['bf16']['reliability']:.3f} in "
+        f"{exact['bf16']['seconds']:.0f} s. The rank correlation of bf16 with fp32 scores is {spearman['heads']:.4f} "
+        f"for heads and {spearman['neurons']:.4f} for neurons. Hutchinson in bf16 reaches "
+        f"reliability {reliability:.2f} with {noisy['probe_batches']} probes of a batch in {noisy['seconds']:.0f} s."
+        f"{'' if noisy['reached_0.9'] else outlook} The rank correlation of Hutchinson with Gauss-Newton is "
+        f"{noisy['spearman_to_gauss_newton']:.2f}. Noise lowers it, and so do the terms of the Hessian that the "
+        f"Gauss-Newton matrix lacks."
     )
     return textwrap.fill(text, 119)
 
 
 def describe_latency(latency: dict) -> str:
-    """How the table of latencies is to be read."""
+    """Says how to read the table of latencies."""
     text = (
-        "Time of a forward pass over dense in the same round (quartiles of the rounds), and what share of the ideal "
-        "speed-up, which is that of the FLOPs left, is reached. The same share of every layer's FLOPs is removed, "
-        f"heads and neurons, on {latency['machine']['threads']} CPU threads ({latency['machine']['cpu']}). Models are "
-        "of MiniLM's and BERT-base's shape. Small batches in bf16 are bound by the overhead of operations rather than "
-        "by FLOPs. Made by `make benchmark`."
+        "The table has the time of a forward pass over that of the dense model in the same round, with quartiles over "
+        "rounds. The percentage is the share of the ideal speed-up that is reached; ideal is the speed-up of the "
+        "FLOPs. Every layer loses the same share of its FLOPs, in heads and in neurons. Models have the shapes of "
+        f"MiniLM and BERT-base. `make benchmark` ran on {latency['machine']['threads']} CPU threads "
+        f"({latency['machine']['cpu']}). The overhead of operations, not their FLOPs, limits small batches in bf16."
     )
     return textwrap.fill(text, 119)
 
 
 def describe_pruning(pruning: dict) -> str:
-    """How the table of pruning's phases is to be read."""
+    """Says how to read the table of pruning's phases."""
+    settings, machine = pruning["settings"], pruning["machine"]
     layers, examples = (row["ratio"] for row in pruning["rows"])
+    twice = "Twice the layers take {:.2f} times as long. Twice the examples take {:.2f} times as long."
     text = (
-        f"{pruning['settings']['examples']} MRPC pairs in batches of 32, float32, {pruning['settings']['ratio']:.0%} "
-        f"of the encoder removed, {pruning['machine']['threads']} CPU threads ({pruning['machine']['cpu']}); medians "
-        f"of {pruning['settings']['repeats']} rounds, of BERT-base (random weights) one. Twice the layers take "
-        f"{2 * layers:.2f} times as long, twice the examples {2 * examples:.2f} times. Made by `make benchmark`."
+        f"Each phase ran on {settings['examples']} MRPC pairs in batches of 32, in float32, on {machine['threads']} "
+        f"CPU threads ({machine['cpu']}). Pruning removed {settings['ratio']:.0%} of the encoder. `make benchmark` "
+        f"ran {settings['repeats']} rounds, and one of BERT-base, which has random weights; the table has medians. "
+        + twice.format(2 * layers, 2 * examples)
     )
     return textwrap.fill(text, 119)
 
 
 def describe_reliability(figures: dict) -> str:
-    """What the long form of the reliability tests has tried."""
+    """Says what the long form of the reliability tests has tried."""
     phases: dict[str, int] = {}
     for killed in (figures["killed"], figures["killed_with_checkpoints"]):
         for phase, count in killed.items():
             phases[phase] = phases.get(phase, 0) + count
     text = (
-        f"The last `make test-reliability` killed {sum(phases.values())} runs of the main job (found afterwards in "
-        f"{', '.join(f'{phase}: {count}' for phase, count in phases.items())}; without checkpoints, what is not saved "
-        f"counts as pruning), tried {figures['wrong_inputs']} wrong inputs beside the scripts' flags, "
-        f"loaded five kinds of mutated files {figures['fuzzed']:,} times each, and went {figures['rounds']} rounds "
-        f"of scoring, pruning and reloading, in the last two thirds of which memory grew by {figures['grown']} MiB. "
-        "All passed."
+        f"The last `make test-reliability` killed {sum(phases.values())} runs of the main job. By the files they "
+        f"left, they were in these phases: {', '.join(f'{phase} {count}' for phase, count in phases.items())}. "
+        f"Recovery without checkpoints leaves no file, and counts as pruning. The tests tried "
+        f"{figures['wrong_inputs']} wrong inputs, apart from the scripts' flags. "
+        f"They loaded five kinds of mutated files, {figures['fuzzed']:,} times "
+        f"each. They ran {figures['rounds']} rounds of scoring, pruning and reloading; memory grew by "
+        f"{figures['grown']} MiB in the last two thirds of these. All tests passed."
     )
     return textwrap.fill(text, 119)
 
 
 def write_into(file: Path, name: str, text: str) -> None:
-    """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
+    """Replaces the text between `<!-- name -->` and `<!-- end of name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     old = file.read_text(encoding="utf-8")
     if start not in old or end not in old:
@@ -104,36 +105,36 @@ def write_into(file: Path, name: str, text: str) -> None:
 
 
 def describe_imports(imports: dict) -> str:
-    """What importing the package adds, in words."""
+    """Says what importing the package adds."""
     low, high = imports["range"]
     return textwrap.fill(
-        f"`import hap_transformers` after `from transformers import Trainer` takes {imports['ratio']:.2f} "
-        f"({low:.2f} to {high:.2f}) of the processor time of that alone ({imports['seconds']['trainer']:.1f} s); "
-        f"at most {imports['limit']:.2f} is wanted. Medians of processes that took turns.",
+        f"`from transformers import Trainer` takes {imports['seconds']['trainer']:.1f} s of processor time. With "
+        f"`import hap_transformers` after it, it takes {imports['ratio']:.2f} times as much ({low:.2f} to "
+        f"{high:.2f}); the target is at most {imports['limit']:.2f}. These are medians of processes that took turns.",
         119,
     )
 
 
 def read(file: Path) -> dict:
-    """A JSON file."""
+    """Reads a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def grids() -> dict[str, list[dict]]:
-    """The study's cells by grid."""
+    """Reads the study's cells, by grid."""
     full, results = PRESETS["full"], HERE / "results"
     found = {name: grid.cells_in(results / "cells.jsonl") for name, grid in full.items()}
     return found | {"longer": full["main"].cells_in(results / "longer_recovery.jsonl")}
 
 
 def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
-    """What belongs between the marks of each file, of the study's cells by grid and of what else was measured."""
+    """Makes the text between each pair of marks, from the study's cells by grid and from the other results."""
     study, speed = HERE / "study.md", HERE / "speed.md"
     found = {}
     for name, cells in cells_of.items():
-        tables = [table(cells), differences_table(cells, "hap"), seconds_table(cells)]
+        tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[:2] if name == "longer" else tables)
-    found[README, "differences"] = differences_table(cells_of["main"], "hap")
+    found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
@@ -157,7 +158,7 @@ def draw(cells_of: dict[str, list[dict]]) -> None:
 
 
 def main() -> None:
-    """Writes and draws all of it."""
+    """Writes all tables and draws all pictures."""
     cells_of = grids()
     for (file, name), text in texts(cells_of).items():
         write_into(file, name, text)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating point operations, seconds."""
+"""Measures the costs of a model: parameters, floating point operations and latency."""
 
 import statistics
 import time
@@ -18,25 +18,25 @@ from .tokens import validate_length
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Number of parameters, shared ones counted once."""
+    """Counts a model's parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_encoder_parameters(model: PreTrainedModel) -> int:
-    """Number of parameters of the layers, of which `budget="params"` removes a share: no embeddings, no classifier."""
-    return sum(parameter.numel() for parameter in {own for layer in layers(model) for own in layer.parameters()})
+    """Counts the layers' parameters, without embeddings and classifier; `budget="params"` removes a share of them."""
+    return sum(p.numel() for p in {parameter for layer in layers(model) for parameter in layer.parameters()})
 
 
 def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) -> dict[str, torch.Tensor]:
-    """Inputs of the shape that a model takes, to count and to time it with.
+    """Makes inputs of the shape that a model accepts, for counting its FLOPs and measuring its latency.
 
     Args:
         model (`PreTrainedModel`): A model of texts, images or spectrograms.
         batch (`int`, *optional*, defaults to 1): Number of texts, images or spectrograms.
-        length (`int`, *optional*, defaults to 128): Tokens of a text.
+        length (`int`, *optional*, defaults to 128): Tokens per text.
 
     Raises:
-        ValueError: If the model takes something else, or shorter texts.
+        ValueError: If the model takes other inputs than texts, images and spectrograms, or only shorter texts.
     """
     config, name = model.config, model.main_input_name
     floats: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
@@ -47,7 +47,7 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
         inputs = {name: torch.zeros(batch, config.num_mel_bins, 2 * config.max_source_positions, **floats)}
     elif name == "input_ids":
         validate_length(model, length)
-        # Tokens that are not padding, the last of them the end of the sentence, where there is one.
+        # No token is padding. The last one is the end of the sentence, if the model has such a token.
         ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
         end = getattr(config, "eos_token_id", None)
         ids[:, -1] = (end[0] if isinstance(end, list) else end) or ids[0, 0]
@@ -58,21 +58,21 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
         )
     if config.is_encoder_decoder and type(model).__name__.endswith(("Model", "ForConditionalGeneration")):
         start = torch.full((batch, 1), config.decoder_start_token_id or 0, device=model.device)
-        inputs["decoder_input_ids"] = start  # Others make their own of the encoder's.
+        inputs["decoder_input_ids"] = start  # Other models derive decoder inputs from the encoder's.
     return inputs
 
 
 def count_flops(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
-    """Floating point operations of one forward pass over `inputs`, by `torch.utils.flop_counter`.
+    """Counts the floating point operations of one forward pass over `inputs`, by `torch.utils.flop_counter`.
 
-    Matrix products count, two operations a multiply-add. Attention is run by the math kernel, as fused kernels do not
-    report theirs on every device.
+    The counter counts matrix products, two operations per multiply-add. Attention runs with the math kernel, because
+    fused kernels do not report their operations on every device.
     """
     return _count_flops(model, lambda: model(**inputs))
 
 
 def count_flops_by_module(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[nn.Module, int]:
-    """The FLOPs of `count_flops`, of each module with all modules inside it."""
+    """Counts FLOPs as `count_flops` does, for each module including its submodules."""
     counts = _counter(model, lambda: model(**inputs)).get_flop_counts()
     root = type(model).__name__
     names = {f"{root}.{name}".removesuffix("."): module for name, module in model.named_modules()}
@@ -85,9 +85,9 @@ def _count_flops(model: PreTrainedModel, forward: Callable[[], Any]) -> int:
 
 def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
-    # The counter trips over parameters that are passed to modules and require gradients, as DeBERTa's positions are.
+    # The counter fails if a parameter that requires gradients is passed to a module, as DeBERTa's positions are.
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
         try:
             for parameter in required:
                 parameter.requires_grad_(False)
@@ -102,14 +102,14 @@ def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterM
 def compare_latency(
     models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Any], repeats: int = 15, *, progress: bool = False
 ) -> dict[str, float]:
-    """Median seconds of a forward pass of each model over the same inputs.
+    """Measures the median seconds of a forward pass of each model over the same inputs.
 
-    The models take turns, so that a drift of the machine's speed meets them alike.
+    The models take turns, so that a drift of the machine's speed affects all of them equally.
 
     Args:
         models (`Mapping[str, PreTrainedModel]`): The models by name.
         inputs (`Mapping[str, Any]`): One batch, on the models' device.
-        repeats (`int`, *optional*, defaults to 15): Timed passes each, after two that are not.
+        repeats (`int`, *optional*, defaults to 15): Timed passes per model, after two warm-up passes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar, on a terminal.
 
     Returns:
@@ -128,7 +128,12 @@ def compare_latency(
 
 
 def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | None = None) -> dict[str, float]:
-    """Numbers of parameters, and FLOPs and median milliseconds of three calls of `forward`, which gives a tensor."""
+    """Counts parameters, and measures `forward`: its FLOPs, and the median milliseconds of three calls.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        forward (`Callable`, *optional*): Runs the model and returns a tensor. Without it only parameters are counted.
+    """
     parameters: dict[str, float] = {
         "parameters": count_parameters(model),
         "encoder_parameters": count_encoder_parameters(model),
@@ -147,7 +152,7 @@ def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | 
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients, and back as it was."""
+    """Puts a model into evaluation mode without gradients, and restores its mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically: an interrupted write leaves the previous file."""
 
 import os
 import shutil
@@ -9,15 +9,19 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and puts what was written in the place of `path` at the end.
+    """Yields a temporary path in the same folder, and replaces `path` by what was written there at the end.
 
-    Whoever is interrupted meanwhile, or runs out of disk, finds the file from before.
+    If writing is interrupted or the disk is full, the previous file stays.
 
     Args:
-        path (`str` or `Path`): The file. The ending stays the same, as some writers choose the format by it.
+        path (`str` or `Path`): The file. The temporary path has the same ending, because some writers choose the
+            format by it.
+
+    Yields:
+        `Path`: The path to write to.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():  # Such as /dev/null.
+    if path.exists() and not path.is_file():  # A device such as /dev/null.
         yield path
         return
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
@@ -29,19 +33,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file all at once."""
+    """Writes a text file atomically."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def whole_files(folder: str | Path) -> Iterator[Path]:
-    """Gives a folder within `folder` to write files to, and moves these into `folder` at the end, one by one.
+    """Yields a temporary folder inside `folder`, and moves the files written there into `folder` at the end.
 
-    `config.json` comes last: a model that is new there cannot be loaded before it is whole.
+    The files are moved one by one, `config.json` last: a new model cannot be loaded before all its files are there.
 
     Args:
-        folder (`str` or `Path`): Where the files go; made if it does not exist.
+        folder (`str` or `Path`): The destination; created if it does not exist.
+
+    Yields:
+        `Path`: The folder to write to.
     """
     folder = Path(folder)
     unfinished = folder / ".unfinished"
@@ -54,7 +61,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished / file, folder / file)
         names = {str(file) for file in files}
-        if any(name.endswith(".safetensors") for name in names):  # Weights that were in another number of parts.
+        if any(name.endswith(".safetensors") for name in names):  # Old weights in another number of shards.
             for old in (*folder.glob("model-*-of-*.safetensors"), folder / "model.safetensors.index.json"):
                 if old.name not in names:
                     old.unlink(missing_ok=True)

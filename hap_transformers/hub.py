@@ -1,4 +1,4 @@
-"""Uploads to the Hub, under the path that the documentation names."""
+"""Uploads to the Hub: the documented import path."""
 
 from .reporting.hub import push_to_hub
 

@@ -1,4 +1,4 @@
-"""Plots of scores and structures, under the path that the documentation names."""
+"""Plots of scores and structures: the documented import path."""
 
 from .reporting.plots import plot_head_sensitivity, plot_structure
 

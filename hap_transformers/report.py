@@ -1,4 +1,4 @@
-"""The page about a run, under the path that the documentation names."""
+"""The page about a run: the documented import path."""
 
 from .reporting.page import write_report
 

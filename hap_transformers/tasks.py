@@ -1,4 +1,4 @@
-"""GLUE tasks and custom files, under the path that the documentation names."""
+"""GLUE tasks and custom files: the documented import path."""
 
 from .data.tasks import GLUE_TEXTS, Task, load_task, load_tokenizer
 

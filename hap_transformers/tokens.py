@@ -1,4 +1,4 @@
-"""Tokens that count, all but padding, and sums over them."""
+"""Selects the tokens that are not padding, and sums over them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-# Features in a block of a product that is computed only above the diagonal.
+# Features per block of a symmetric product, of which `products` computes about (1 + BLOCK / features) / 2. Small
+# blocks skip more of the part below the diagonal, large blocks keep the matrix products efficient.
 BLOCK = 192
 
 
 def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The features of the tokens that an attention mask does not exclude.
+    """Selects the features of the tokens that an attention mask does not exclude.
 
     Args:
         features (`torch.Tensor`): Shape `(batch, tokens, features)`.
         mask (`torch.Tensor`, *optional*): Shape `(batch, tokens)`, zero for padding, or `(examples, choices, tokens)`
-            where the model takes each choice for an example. A mask of another shape (that of a sequence which the
-            model shortens, say) is passed over, and all tokens count.
+            where the model runs each choice as an example. A mask of another shape is ignored, and all tokens count;
+            this happens, for example, if the model shortens the sequence.
 
     Returns:
         `torch.Tensor`: Shape `(valid tokens, features)`.
@@ -32,7 +33,9 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
 
 
 def products(tokens: torch.Tensor) -> torch.Tensor:
-    """Products of all pairs of features, summed over tokens; only those above the diagonal are computed.
+    """Computes the products of all pairs of features, summed over tokens.
+
+    The result is symmetric. Only the blocks on and above the diagonal are computed, the others are copied.
 
     Args:
         tokens (`torch.Tensor`): Shape `(tokens, features)`.
@@ -50,11 +53,11 @@ def products(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Text inputs of one example repeated or cut to a number of tokens; others as they are."""
+    """Repeats or cuts the text inputs of one example to a number of tokens; other inputs stay unchanged."""
     if "input_ids" not in inputs:
         return dict(inputs)
     ids = inputs["input_ids"]
-    last, before = ids.ndim - 1, ids.shape[-1]  # Before the tokens there may be choices.
+    last, before = ids.ndim - 1, ids.shape[-1]  # Multiple-choice inputs have choices before tokens.
     index = torch.arange(length, device=ids.device) % before
     return {
         name: value.index_select(last, index)
@@ -65,14 +68,14 @@ def with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
 
 
 def validate_length(model: PreTrainedModel, length: int) -> None:
-    """Refuses texts for which a model has too few positions, where it looks them up in a table.
+    """Checks that a model with a table of position embeddings has enough positions for texts of a length.
 
     Raises:
-        ValueError: If the model takes fewer tokens.
+        ValueError: If the table has fewer positions.
     """
     for name, module in model.named_modules():
         if name.endswith(("position_embeddings", "embed_positions", "wpe")) and isinstance(module, nn.Embedding):
-            # RoBERTa and its like count from behind the position of padding, BART from an offset.
+            # RoBERTa-like models number positions from after the one of padding, BART from an offset.
             first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             if length > module.num_embeddings - first:
                 raise ValueError(

@@ -1,80 +1,48 @@
-"""What tests compare against: derivatives of single weights from `torch.func`, summed up by names written out here."""
+"""What tests compare against: derivatives of single weights from `torch.func`, summed up by the paths in the zoo."""
 
 import torch
-from zoo import HEADS, LAYERS, NEURONS
+from zoo import HEADS, LAYERS, NEURONS, ZOO, Tiny
 
 
-# Per model type: the layer's path; the projections whose outputs belong to heads, and the one whose inputs do; the
-# same for neurons. A projection named n times is fused, in n parts.
-NAMES = {
-    "bert": (
-        "bert.encoder.layer.{}.",
-        ["attention.self.query", "attention.self.key", "attention.self.value"],
-        "attention.output.dense",
-        ["intermediate.dense"],
-        "output.dense",
-    ),
-    "deberta-v2": (
-        "deberta.encoder.layer.{}.",
-        ["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"],
-        "attention.output.dense",
-        ["intermediate.dense"],
-        "output.dense",
-    ),
-    "distilbert": (
-        "distilbert.transformer.layer.{}.",
-        ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
-        "attention.out_lin",
-        ["ffn.lin1"],
-        "ffn.lin2",
-    ),
-    "gpt2": ("transformer.h.{}.", ["attn.c_attn"] * 3, "attn.c_proj", ["mlp.c_fc"], "mlp.c_proj"),
-    "llama": (
-        "model.layers.{}.",
-        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "self_attn.o_proj",
-        ["mlp.gate_proj", "mlp.up_proj"],
-        "mlp.down_proj",
-    ),
-    "modernbert": ("model.layers.{}.", ["attn.Wqkv"] * 3, "attn.Wo", ["mlp.Wi"] * 2, "mlp.Wo"),
-}
-for _name in ("roberta", "electra"):
-    NAMES[_name] = (NAMES["bert"][0].replace("bert", _name, 1), *NAMES["bert"][1:])
+def paths_of(model) -> Tiny:
+    """The entry of a model's type, with the paths of its projections."""
+    return ZOO[model.config.model_type]
 
 
 def scored_weights(model) -> dict[str, torch.Tensor]:
     """All weights that heads and neurons own, by name."""
-    layer, heads_in, heads_out, neurons_in, neurons_out = NAMES[model.config.model_type]
-    parameters, names = dict(model.named_parameters()), []
+    tiny, parameters, names = paths_of(model), dict(model.named_parameters()), []
     for i in range(LAYERS):
-        for module in dict.fromkeys((*heads_in, *neurons_in)):
-            names += [layer.format(i) + module + ".weight", layer.format(i) + module + ".bias"]
-        names += [layer.format(i) + module + ".weight" for module in (heads_out, neurons_out)]
+        layer = tiny.layer.format(i)
+        for module in dict.fromkeys((*tiny.heads_in, *tiny.neurons_in)):
+            names += [f"{layer}.{module}.weight", f"{layer}.{module}.bias"]
+        names += [f"{layer}.{module}.weight" for module in (tiny.heads_out, tiny.neurons_out)]
     return {name: parameters[name].detach() for name in names if name in parameters}
 
 
 def sum_by_component(model, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums numbers given for each weight into heads, `(LAYERS, HEADS)`, and neurons, `(LAYERS, neurons)`."""
-    layer, heads_in, heads_out, neurons_in, neurons_out = NAMES[model.config.model_type]
+    tiny = paths_of(model)
     transposed = model.config.model_type == "gpt2"  # Conv1D stores (inputs, outputs).
 
     def sums(prefix, inputs, output, components=None):
-        out = values[f"{prefix}{output}.weight"]
+        out = values[f"{prefix}.{output}.weight"]
         out = out if transposed else out.T
         components = components or len(out)
         total = out.reshape(components, -1).sum(1)
         for module in dict.fromkeys(inputs):
-            weight = values[f"{prefix}{module}.weight"]
+            weight = values[f"{prefix}.{module}.weight"]
             table = weight.T if transposed else weight
-            if f"{prefix}{module}.bias" in values:
-                table = torch.cat([table, values[f"{prefix}{module}.bias"][:, None]], 1)
+            if f"{prefix}.{module}.bias" in values:
+                table = torch.cat([table, values[f"{prefix}.{module}.bias"][:, None]], 1)
             for part in table.chunk(inputs.count(module)):
                 total = total + part.reshape(components, -1).sum(1)
         return total
 
-    prefixes = [layer.format(i) for i in range(LAYERS)]
-    heads = [sums(prefix, heads_in, heads_out, HEADS) for prefix in prefixes]
-    return torch.stack(heads), torch.stack([sums(prefix, neurons_in, neurons_out) for prefix in prefixes])
+    prefixes = [tiny.layer.format(i) for i in range(LAYERS)]
+    heads = [sums(prefix, tiny.heads_in, tiny.heads_out, HEADS) for prefix in prefixes]
+    neurons = [sums(prefix, tiny.neurons_in, tiny.neurons_out) for prefix in prefixes]
+    return torch.stack(heads), torch.stack(neurons)
 
 
 def explicit_gauss_newton(model, batch, loss_of_logits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,16 +67,37 @@ def explicit_gauss_newton(model, batch, loss_of_logits) -> tuple[torch.Tensor, t
     return sum_by_component(model, diagonals)
 
 
+def explicit_factors(model, batch, module):
+    """Kronecker factors A and C of the curvature of a projection's weights, for a classifier's cross-entropy.
+
+    A comes from the inputs of valid tokens, C from each example's own Jacobian times a square root of diag p - p p^T.
+    """
+    seen = []
+    handle = module.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    handle.remove()
+    tokens = torch.cat([inputs for inputs, _ in seen]).detach()
+    mask = batch.get("attention_mask")
+    tokens = tokens.flatten(0, 1) if mask is None else tokens[mask.repeat(len(seen), 1).bool()]
+    cotangents = 0
+    for i, example in enumerate(logits):
+        p = example.softmax(0).detach()
+        values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
+        for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
+            for g in torch.autograd.grad(example @ vector * value.sqrt(), [out for _, out in seen], retain_graph=True):
+                cotangents = cotangents + g[i].T @ g[i] / len(logits)
+    centred = tokens - tokens.mean(0) if module.bias is not None else tokens
+    return centred.T @ centred / len(tokens), cotangents
+
+
 def masked_logits(model, batch, heads, neurons) -> torch.Tensor:
     """Logits with masks multiplied into the columns of the output projections; masks `(LAYERS, components)`."""
-    model_type = model.config.model_type
-    path, _, heads_out, _, neurons_out = NAMES[model_type]
-    weights = {}
+    tiny, weights = paths_of(model), {}
+    transposed = model.config.model_type == "gpt2"
     for layer in range(LAYERS):
-        for name, mask in ((heads_out, heads[layer]), (neurons_out, neurons[layer])):
-            name = path.format(layer) + name + ".weight"
+        for output, mask in ((tiny.heads_out, heads[layer]), (tiny.neurons_out, neurons[layer])):
+            name = f"{tiny.layer.format(layer)}.{output}.weight"
             weight = model.get_parameter(name).detach()
-            transposed = model_type == "gpt2"
             mask = mask.repeat_interleave(weight.shape[0 if transposed else 1] // len(mask))
             weights[name] = weight * mask[:, None] if transposed else weight * mask
     inputs = {name: value for name, value in batch.items() if name != "labels"}

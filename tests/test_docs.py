@@ -5,9 +5,8 @@ import re
 
 import pytest
 import typer
-from conftest import ROOT, make_batch, make_model
 from datasets import Dataset
-from test_scripts import model_dir  # noqa: F401
+from tiny import ROOT, make_batch, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 import hap_transformers
@@ -48,7 +47,7 @@ def test_links_lead_to_files(page):
 
 
 @pytest.fixture
-def surroundings(tmp_path, monkeypatch, model_dir):  # noqa: F811
+def surroundings(tmp_path, monkeypatch, model_dir):
     """What a reader of the pages has: a fine-tuned model in the working folder, data, training arguments."""
     monkeypatch.chdir(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=2)

@@ -6,9 +6,9 @@ import runpy
 import sys
 
 import pytest
-from conftest import ROOT
 from safetensors.torch import load_file
-from test_scripts import ROWS, model_dir, write_csv  # noqa: F401
+from script_inputs import ROWS, write_csv
+from tiny import ROOT
 from transformers import AutoModelForSequenceClassification
 
 
@@ -27,7 +27,7 @@ def changed(script, diff):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, model_dir):  # noqa: F811
+def run(tmp_path, monkeypatch, capsys, model_dir):
     """Runs a script and returns its output folder and what it printed."""
     rows = [(text, int(label == "yes")) for text, label in ROWS]
     files = [write_csv(tmp_path / f"{split}.csv", rows) for split in ("train", "validation")]
@@ -53,7 +53,7 @@ def run(tmp_path, monkeypatch, capsys, model_dir):  # noqa: F811
     return run
 
 
-def test_four_changes_make_the_script_prune(run, model_dir):  # noqa: F811
+def test_four_changes_make_the_script_prune(run, model_dir):
     script = SCRIPT
     for diff in DIFFS:
         script = changed(script, diff)
@@ -61,7 +61,7 @@ def test_four_changes_make_the_script_prune(run, model_dir):  # noqa: F811
     out, printed = run(script, "pruned")
     model = AutoModelForSequenceClassification.from_pretrained(out)
     dense = AutoModelForSequenceClassification.from_pretrained(model_dir)
-    left, all_ = (sum(p.numel() for p in own.base_model.encoder.parameters()) for own in (model, dense))
+    left, all_ = (sum(p.numel() for p in one.base_model.encoder.parameters()) for one in (model, dense))
     assert left < 0.5 * all_  # The 60 % leave out what no component owns: norms and output biases.
     metrics = json.loads((out / "all_results.json").read_text())
     assert metrics["train_samples"] == metrics["eval_samples"] == len(ROWS)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_batch, make_model
+from tiny import make_batch, make_model
 from transformers import T5ForConditionalGeneration
 from zoo import HIDDEN, ZOO
 

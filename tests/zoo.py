@@ -1,4 +1,4 @@
-"""A tiny model of every supported architecture, and where it keeps the projections out of heads and neurons."""
+"""A tiny model of every supported architecture, and where it keeps what heads and neurons own."""
 
 import copy
 import itertools
@@ -20,20 +20,27 @@ ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
 class Tiny:
     """One architecture.
 
+    Paths are written out here, so that the library's table of architectures is held against another one.
+
     Args:
         family: Prefix of its classes in Transformers.
-        task: Suffix of the model class.
         layer: Path of a layer from the model.
-        heads_out, neurons_out: Paths of the projections from there.
+        heads_in: Paths, from there, of the projections whose outputs belong to heads. A fused projection of n equal
+            parts stands there n times.
+        heads_out: Path of the projection whose inputs belong to heads.
+        neurons_in, neurons_out: The same of neurons.
         sizes: Arguments of the config, beside the common ones.
-        defaults: The names of the common ones: hidden size, heads, layers, neurons.
+        names: The names of the common ones: hidden size, heads, layers, neurons.
+        task: Suffix of the model class.
         inputs: "text", "image" or "audio".
     """
 
     family: str
     layer: str
-    heads_out: str = "attention.output.dense"
-    neurons_out: str = "output.dense"
+    heads_in: tuple[str, ...]
+    heads_out: str
+    neurons_in: tuple[str, ...]
+    neurons_out: str
     sizes: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     task: str = "ForSequenceClassification"
@@ -72,20 +79,46 @@ class Tiny:
         return root.get_submodule(self.heads_out), root.get_submodule(self.neurons_out)
 
 
+def _three(path: str) -> tuple[str, str, str]:
+    """Paths of the query, key and value projections."""
+    return path.format("q"), path.format("k"), path.format("v")
+
+
+SELF = ("attention.self.query", "attention.self.key", "attention.self.value")
+BERT_OUT = ("attention.output.dense", ("intermediate.dense",), "output.dense")
+LLAMA_PATHS = (_three("self_attn.{}_proj"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+BART_PATHS = (_three("self_attn.{}_proj"), "self_attn.out_proj", ("fc1",), "fc2")
+VIT_LAYER, *VIT_PATHS = (
+    (".layers.{}", _three("attention.{}_proj"), "attention.o_proj", ("mlp.fc1",), "mlp.fc2")
+    if VIT_RENAMED
+    else (".encoder.layer.{}", tuple(path.replace("self", "attention") for path in SELF), *BERT_OUT)
+)
+
+
 def _bert(family: str, prefix: str, **sizes: Any) -> Tiny:
-    return Tiny(family, prefix + ".encoder.layer.{}", sizes=sizes)
+    return Tiny(family, prefix + ".encoder.layer.{}", SELF, *BERT_OUT, sizes)
+
+
+def _deberta(**sizes: Any) -> Tiny:
+    heads_in = tuple(path + "_proj" for path in SELF)
+    return Tiny("DebertaV2", "deberta.encoder.layer.{}", heads_in, *BERT_OUT, {**RELATIVE, **sizes})
 
 
 def _vit(family: str, prefix: str) -> Tiny:
-    task, sizes = "ForImageClassification", {"image_size": 8, "patch_size": 4}
-    if VIT_RENAMED:
-        return Tiny(family, prefix + ".layers.{}", "attention.o_proj", "mlp.fc2", sizes, task=task, inputs="image")
-    return Tiny(family, prefix + ".encoder.layer.{}", sizes=sizes, task=task, inputs="image")
+    sizes = {"image_size": 8, "patch_size": 4}
+    return Tiny(family, prefix + VIT_LAYER, *VIT_PATHS, sizes, task="ForImageClassification", inputs="image")
 
 
 def _llama(family: str, **sizes: Any) -> Tiny:
     sizes = {"num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS, "head_dim": 4, "pad_token_id": 0, **sizes}
-    return Tiny(family, "model.layers.{}", "self_attn.o_proj", "mlp.down_proj", sizes)
+    return Tiny(family, "model.layers.{}", *LLAMA_PATHS, sizes)
+
+
+def _t5(wi: tuple[str, ...], activation: str, task: str) -> Tiny:
+    block, sizes = "layer.1.DenseReluDense.", {**T5_TOKENS, "feed_forward_proj": activation}
+    heads = (_three("layer.0.SelfAttention.{}"), "layer.0.SelfAttention.o")
+    neurons = (tuple(block + name for name in wi), block + "wo")
+    return Tiny("T5", "transformer.encoder.block.{}", *heads, *neurons, sizes, T5_NAMES, task)
 
 
 SEQ2SEQ_NAMES = ("d_model", "encoder_attention_heads", "encoder_layers", "encoder_ffn_dim")
@@ -99,27 +132,30 @@ ZOO: dict[str, Tiny] = {
     "albert": Tiny(
         "Albert",
         "albert.encoder.albert_layer_groups.{}.albert_layers.0",
+        ("attention.query", "attention.key", "attention.value"),
         "attention.dense",
+        ("ffn",),
         "ffn_output",
         {"num_hidden_groups": 2, "num_hidden_layers": 4, "embedding_size": 8},
     ),
     "bart": Tiny(
         "Bart",
         "model.encoder.layers.{}",
-        "self_attn.out_proj",
-        "fc2",
+        *BART_PATHS,
         {**DECODER, **TOKENS, "num_labels": 3},  # A config with 2 is saved without the number, and 3 is the default.
         SEQ2SEQ_NAMES,
     ),
     "bert": _bert("Bert", "bert"),
     "camembert": _bert("Camembert", "roberta"),
-    "deberta-v2": _bert("DebertaV2", "deberta", **RELATIVE),
-    "deberta-v3": _bert("DebertaV2", "deberta", **RELATIVE, share_att_key=True, norm_rel_ebd="layer_norm"),
+    "deberta-v2": _deberta(),
+    "deberta-v3": _deberta(share_att_key=True, norm_rel_ebd="layer_norm"),
     "deit": _vit("DeiT", "deit"),
     "distilbert": Tiny(
         "DistilBert",
         "distilbert.transformer.layer.{}",
+        _three("attention.{}_lin"),
         "attention.out_lin",
+        ("ffn.lin1",),
         "ffn.lin2",
         names=("dim", "n_heads", "n_layers", "hidden_dim"),
     ),
@@ -127,7 +163,9 @@ ZOO: dict[str, Tiny] = {
     "gpt2": Tiny(
         "GPT2",
         "transformer.h.{}",
+        ("attn.c_attn",) * 3,
         "attn.c_proj",
+        ("mlp.c_fc",),
         "mlp.c_proj",
         {"n_positions": 32, "pad_token_id": 0},
         ("n_embd", "n_head", "n_layer", "n_inner"),
@@ -137,7 +175,9 @@ ZOO: dict[str, Tiny] = {
     "modernbert": Tiny(
         "ModernBert",
         "model.layers.{}",
+        ("attn.Wqkv",) * 3,
         "attn.Wo",
+        ("mlp.Wi",) * 2,
         "mlp.Wo",
         {
             "pad_token_id": 0,
@@ -149,33 +189,24 @@ ZOO: dict[str, Tiny] = {
             "reference_compile": False,
         },
     ),
-    "mpnet": Tiny("MPNet", "mpnet.encoder.layer.{}", "attention.attn.o"),
+    "mpnet": Tiny(
+        "MPNet",
+        "mpnet.encoder.layer.{}",
+        _three("attention.attn.{}"),
+        "attention.attn.o",
+        ("intermediate.dense",),
+        "output.dense",
+    ),
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3", head_dim=6),
     "roberta": _bert("Roberta", "roberta"),
-    "t5": Tiny(
-        "T5",
-        "transformer.encoder.block.{}",
-        "layer.0.SelfAttention.o",
-        "layer.1.DenseReluDense.wo",
-        {**T5_TOKENS, "feed_forward_proj": "gelu"},
-        T5_NAMES,
-    ),
-    "t5-gated": Tiny(
-        "T5",
-        "transformer.encoder.block.{}",
-        "layer.0.SelfAttention.o",
-        "layer.1.DenseReluDense.wo",
-        {**T5_TOKENS, "feed_forward_proj": "gated-gelu"},
-        T5_NAMES,
-        task="ForTokenClassification",
-    ),
+    "t5": _t5(("wi",), "gelu", "ForSequenceClassification"),
+    "t5-gated": _t5(("wi_0", "wi_1"), "gated-gelu", "ForTokenClassification"),
     "vit": _vit("ViT", "vit"),
     "whisper": Tiny(
         "Whisper",
         "encoder.layers.{}",
-        "self_attn.out_proj",
-        "fc2",
+        *BART_PATHS,
         {**DECODER, **TOKENS, "max_source_positions": 8, "vocab_size": VOCABULARY, "classifier_proj_size": 8},
         SEQ2SEQ_NAMES,
         "ForAudioClassification",

@@ -1,1 +1,1 @@
-"""Makes plain `from_pretrained` rebuild pruned models, here and where this package is not installed."""
+"""Makes `from_pretrained` rebuild pruned models, with this package and on machines without it."""

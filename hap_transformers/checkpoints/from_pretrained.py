@@ -1,8 +1,8 @@
-"""Makes plain `from_pretrained` rebuild a pruned model's structure, and `model.prune_heads` work everywhere.
+"""Makes `from_pretrained` rebuild a pruned model's structure, and `model.prune_heads` work for every architecture.
 
-Transformers lets a quantizer change a model between its construction and the loading of its weights; that is the one
-extension point for structure changes. Nothing here quantizes: once loaded, the model is an ordinary one again, whose
-config remembers its sizes.
+Transformers lets a quantizer change a model between its construction and the loading of its weights. This is its only
+extension point for changes of the structure, so this module registers a quantizer. It does not quantize: a loaded
+model is an ordinary model whose config records its sizes.
 """
 
 import copy
@@ -26,11 +26,11 @@ from ..surgery.apply_plan import prune_heads
 
 @register_quantization_config(METHOD)
 class HapStructure(QuantizationConfigMixin):
-    """The sizes of a pruned model, as `config.json` holds them under `quantization_config`.
+    """The sizes of a pruned model, which `config.json` stores under `quantization_config`.
 
     Args:
         quant_method (`str`): `"hap"`.
-        structure: What [`record_structure`] wrote; it is validated when a model is built after it.
+        structure: The structure that [`record_structure`] wrote. It is validated when a model is built from it.
     """
 
     def __init__(self, quant_method: str = METHOD, **structure: Any):
@@ -38,13 +38,13 @@ class HapStructure(QuantizationConfigMixin):
         self.structure = structure
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in the config."""
+        """Returns the entry of the config."""
         return {"quant_method": self.quant_method, **copy.deepcopy(self.structure)}
 
 
 @register_quantizer(METHOD)
 class HapStructureLoader(HfQuantizer):
-    """Cuts the still empty model down before its weights are loaded."""
+    """Prunes the newly built model before its weights are loaded."""
 
     requires_calibration = False
 
@@ -53,7 +53,7 @@ class HapStructureLoader(HfQuantizer):
     ) -> None:
         structure = self.quantization_config.to_dict()
         name = model.config.name_or_path
-        # Transformers 4 does not say what it reads: with `subfolder`, not what lies here.
+        # Transformers 4 does not pass the files. With `subfolder` it reads other files than those in this folder.
         if checkpoint_files is None and name and _holds(Path(name), structure):
             safe = [str(file) for file in Path(name).glob("model*.safetensors")]
             checkpoint_files = safe or [str(file) for file in Path(name).glob("pytorch_model*.bin")]
@@ -62,9 +62,9 @@ class HapStructureLoader(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
-        freeze_idle_parameters(find_groups(model))  # Transformers lets all parameters it loads require gradients.
+        freeze_idle_parameters(find_groups(model))  # Transformers makes all loaded parameters require gradients.
         for part in model.modules():
-            if isinstance(part, PreTrainedModel):  # What Transformers notes of quantized models.
+            if isinstance(part, PreTrainedModel):  # Marks that Transformers sets on quantized models.
                 vars(part.config).pop("_is_quantized", None)
                 vars(part.config).pop("_pre_quantization_dtype", None)
         for name in (f"pruned_{kind.name}" for kind in KINDS.values() if kind.keeps_numbers):
@@ -74,19 +74,20 @@ class HapStructureLoader(HfQuantizer):
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
-        """A pruned model is saved like any other."""
+        """Always true: a pruned model is saved like any other."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """A pruned model is trained like any other."""
+        """Always true: a pruned model is trained like any other."""
         return True
 
 
 def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files: Sequence[str]) -> None:
-    """Checks that a checkpoint's weights are safetensors, and have the sizes that its config records.
+    """Checks that a checkpoint's weights are safetensors and have the sizes that its config records.
 
-    Only the files' headers are read. Weights that Transformers renames as it loads them are left to its own check.
+    The check reads only the files' headers. It skips weights that Transformers renames on loading; Transformers checks
+    their sizes itself.
 
     Args:
         model (`PreTrainedModel`): The dense model, possibly on the meta device.
@@ -94,12 +95,13 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         files (`Sequence[str]`): The checkpoint's weight files.
 
     Raises:
-        ValueError: If a file is not safetensors or a size does not fit, and as [`recorded_counts`] does.
+        ValueError: If a file is not safetensors, a size does not match, or the structure is invalid (see
+            [`recorded_counts`]).
     """
     shapes: dict[str, list[int]] = {}
     for file in files:
         if not file.endswith(".safetensors"):
-            raise ValueError(f"Pruned models are loaded from safetensors only, not from '{file}'.")
+            raise ValueError(f"Pruned models can be loaded from safetensors only, not from '{file}'.")
         with safe_open(file, framework="pt") as tensors:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
     stored = sum(math.prod(shape) for shape in shapes.values())
@@ -111,8 +113,8 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         columns = [(p, p.out_features * p.parts, p.in_features // dense * count) for p in group.readers]
         if files and max(outputs * inputs for _, outputs, inputs in rows + columns) > stored:
             raise ValueError(
-                f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, for which its weight "
-                "files are too small. The config and the weights do not belong together."
+                f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, but the weight files "
+                "are too small for them. The config and the weights do not belong together."
             )
         for projection, outputs, inputs in rows + columns:
             expected = projection.stored_shape(outputs, inputs)
@@ -125,7 +127,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
 
 
 def _holds(folder: Path, structure: Mapping[str, Any]) -> bool:
-    """Whether a folder has the config of a model of this structure."""
+    """Whether a folder's config records this structure."""
     file = folder / "config.json"
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("quantization_config") == structure
 
@@ -135,14 +137,14 @@ _prune_heads_of_transformers_4: Any = getattr(PreTrainedModel, "prune_heads", No
 
 def _prune_heads_method(self: PreTrainedModel, heads_to_prune: dict[int, list[int]]) -> None:
     """Removes attention heads; see [`hap_transformers.prune_heads`]."""
-    # Transformers 4 prunes every new model, and each of its parts, by its config.
+    # Transformers 4 calls this for every new model, and for each part of it, with the config's `pruned_heads`.
     new = TRANSFORMERS_4 and heads_to_prune is self.config.pruned_heads
     if new and recorded_structure(self.config) is not None:
-        return  # The loader does it once all is built.
+        return  # The loader prunes the heads after the whole model is built.
     if new or (TRANSFORMERS_4 and self.config.model_type not in ARCHITECTURES):
         _prune_heads_of_transformers_4(self, heads_to_prune)
     else:
         prune_heads(self, heads_to_prune)
 
 
-PreTrainedModel.prune_heads = _prune_heads_method  # type: ignore[attr-defined]  # Transformers 5 has none.
+PreTrainedModel.prune_heads = _prune_heads_method  # type: ignore[attr-defined]  # Transformers 5 has no such method.

@@ -1,4 +1,4 @@
-"""Lets people load a pruned model who do not have this package: the modules that rebuild it, beside the weights."""
+"""Copies the modules that rebuild a pruned model beside its weights, so that it loads without this package."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from ..components.structure import recorded_structure
 from ..files import write_text
 
 
-# The files of `components`, with names from each. They need nothing but torch and transformers.
+# The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
@@ -35,22 +35,22 @@ MODELING = '''"""Models pruned by hap_transformers, for `trust_remote_code=True`
 
 import transformers
 
-# Transformers 4 takes along only the modules that are named here.
+# Transformers 4 copies only the modules that are imported here.
 {imports}
 
 {entry}
 class PrunedModel:
-    """Cuts a model down to the structure in its config before its weights are loaded."""
+    """Prunes a model to the structure in its config before its weights are loaded."""
 
     def __init__(self, config, *args, **kwargs):
         pruned_heads = getattr(config, "pruned_heads", None) or {{}}
-        config.pruned_heads = {{}}  # Transformers 4 would prune each part of the model on its own.
+        config.pruned_heads = {{}}  # Transformers 4 would prune each part of the model separately.
         super().__init__(config, *args, **kwargs)
         for known in (config, self.config):
             known.pruned_heads = {{int(layer): heads for layer, heads in pruned_heads.items()}}
         structure = recorded_structure(config)
         if structure is None:
-            raise ValueError("The config has lost its quantization_config, which says how the model was pruned.")
+            raise ValueError("The config has no quantization_config, which records how the model was pruned.")
         rebuild_structure(self, structure)
 
     @classmethod
@@ -63,7 +63,7 @@ class PrunedModel:
 '''
 
 
-# Another release of Transformers may not have the class, and need not, unless it is asked for.
+# Another release of Transformers may lack a class. The exported code can still be imported there.
 MODEL_CLASS = """
 if hasattr(transformers, "{name}"):
 
@@ -76,22 +76,22 @@ if hasattr(transformers, "{name}"):
 def export_remote_code(folder: str | Path) -> None:
     """Makes a saved pruned model loadable without this package.
 
-    The modules that rebuild the structure are copied into the folder, with one subclass for each class that
-    Transformers has for the model's type, and `config.json` gets an `auto_map` that names them. Then
+    The function copies the modules that rebuild the structure into the folder. It writes one subclass for each class
+    that Transformers has for the model's type, and adds an `auto_map` with these subclasses to `config.json`. Then
 
     ```python
     AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     ```
 
-    gives the pruned model where only torch and transformers are installed.
+    loads the pruned model on machines that have only torch and transformers.
 
     Args:
-        folder (`str` or `Path`): Where `save_pretrained` has put the model.
+        folder (`str` or `Path`): The folder in which `save_pretrained` saved the model.
 
     Raises:
         FileNotFoundError: If the folder has no `config.json`.
-        ValueError: If the config is not that of a pruned model, Transformers has no class for its type, or it has
-            components of a kind that this package does not ship.
+        ValueError: If the config records no pruning, Transformers has no class for the model's type, or the model was
+            pruned by a custom kind of component.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -109,15 +109,15 @@ def export_remote_code(folder: str | Path) -> None:
     classes = _classes_of(config)
     if not classes or config.model_type not in ARCHITECTURES:
         raise ValueError(
-            f"Transformers has no model class, or hap_transformers no entry, for a '{type(config).__name__}'. Publish "
-            "the model's own code, with hap_transformers as a requirement."
+            f"Transformers has no model class, or hap_transformers has no entry, for a '{type(config).__name__}'. "
+            "Publish the model's code yourself, with hap_transformers as a requirement."
         )
     entry = ""
     if ARCHITECTURES[config.model_type] != SHIPPED.get(config.model_type):
         entry = f"ARCHITECTURES[{config.model_type!r}] = {ARCHITECTURES[config.model_type]!r}\n\n"
     imports = "\n".join(f"from .hap_{module} import {name}  # noqa: F401" for module, name in MODULES.items())
     source = MODELING.format(imports=imports, entry=entry)
-    # The first auto class of each: Transformers 4 takes the code along with a saved copy only where it is named.
+    # Each class names its first auto class: Transformers 4 copies the code with a saved model only if one is named.
     made = {name: auto_class for auto_class, name in reversed(classes.items())}
     for name, auto_class in sorted(made.items()):
         source += MODEL_CLASS.format(name=name, auto_class=auto_class)
@@ -134,7 +134,7 @@ def export_remote_code(folder: str | Path) -> None:
 
 
 def _classes_of(config: PretrainedConfig) -> dict[str, str]:
-    """Name of every auto class that knows the config's model type to the name of the class it makes."""
+    """Maps the name of each auto class that knows the config's type to the name of the class that it makes."""
     classes = {}
     for name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None)

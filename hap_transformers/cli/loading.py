@@ -1,16 +1,16 @@
-"""What the commands of `hap` load: models, and training examples."""
+"""What the commands load: models, tokenizers and training examples."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.calibration import calibration_batches
-from ..data.tasks import load_task, load_tokenizer
 
 
 def load_model(name: str, device: str | None = None) -> PreTrainedModel:
@@ -18,7 +18,7 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
 
     Args:
         name (`str`): Hub name or folder.
-        device (`str`, *optional*): Where to put it; by default on a GPU where there is one.
+        device (`str`, *optional*): Where to put it; by default on a GPU if there is one.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -34,10 +34,21 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
         raise FileNotFoundError(
             f"There is no folder '{name}', nor a model of that name on the Hub: {error}"
         ) from error
-    known = [own for own in config.architectures or () if hasattr(transformers, own)]
+    known = [class_name for class_name in config.architectures or () if hasattr(transformers, class_name)]
     model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model_class.from_pretrained(name).to(device).eval()
+
+
+def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with a model, or `None` if it has none or does not take texts."""
+    # Scikit-learn and SciPy take seconds to import, which commands without data need not wait for.
+    from ..data.tasks import load_tokenizer
+
+    if model.main_input_name == "input_ids":
+        with suppress(ValueError):
+            return load_tokenizer(name)
+    return None
 
 
 def training_batches(
@@ -51,19 +62,21 @@ def training_batches(
     length: int,
     seed: int,
 ) -> DataLoader:
-    """Training examples of a task that a model was fine-tuned for.
+    """Training examples of the task that a model was fine-tuned for.
 
     Raises:
         ValueError: If no data are named, the model is no classifier, does not fit the task, or has no tokenizer.
     """
+    from ..data.tasks import load_task, load_tokenizer  # See `saved_tokenizer`.
+
     if not (task_name or train_file):
-        raise ValueError("Say which data: --task with a GLUE task, or --train-file with your own.")
+        raise ValueError("No data are named; pass --task with a GLUE task, or --train-file with a custom file.")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
             f"'{name}' is a {type(model).__name__}, not a model that was fine-tuned to classify texts: it has no loss "
-            "on this task. Fine-tune it first, or score it in Python with a loss of your own (`loss_fn`)."
+            "on this task. Fine-tune it first, or score it in Python with a custom loss (`loss_fn`)."
         )
     task = load_task(task_name, data_dir, train_file, train_file)
     if model.config.num_labels != task.num_labels:
@@ -71,12 +84,12 @@ def training_batches(
             f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
             "model that was fine-tuned for the task."
         )
-    own = [str(label).lower() for _, label in sorted((model.config.id2label or {}).items())]
+    classes = [str(label).lower() for _, label in sorted((model.config.id2label or {}).items())]
     labels = [label.lower() for label in task.labels or ()]
-    if own != labels and sorted(own) == sorted(labels):
+    if classes != labels and sorted(classes) == sorted(labels):
         raise ValueError(
-            f"'{name}' numbers the classes {', '.join(own)}, task '{task.name}' {', '.join(labels)}: examples would "
-            "be scored with wrong labels. Score in Python, on examples labelled as the model's config says."
+            f"'{name}' numbers the classes {', '.join(classes)}, task '{task.name}' {', '.join(labels)}: examples "
+            "would be scored with wrong labels. Score in Python, on examples labelled as the model's config says."
         )
     tokenizer = load_tokenizer(name)
     rows = task.tokenize(tokenizer, length)["train"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .releases import VIT_RENAMED
@@ -281,6 +282,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def _submodules(model: Any) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules()) if isinstance(model, nn.Module) else []
+
+
 def get_architecture(model: PreTrainedModel) -> Architecture:
     """Looks up the table entry of a model.
 
@@ -288,8 +293,12 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
         ValueError: If the model's type is not in `ARCHITECTURES`, or the model is quantized.
         TypeError: If it is no model of Transformers.
     """
-    if not hasattr(model, "config"):
-        raise TypeError(f"{type(model).__name__} has no config; give a model of Transformers, such as BertModel.")
+    if not isinstance(model, PreTrainedModel) and getattr(model, "peft_config", None) is None:
+        inner = [
+            f"its {name} ({type(m).__name__})" for name, m in _submodules(model) if isinstance(m, PreTrainedModel)
+        ]
+        remedy = f"give {inner[0]}" if inner else "give a model of Transformers, such as BertModel"
+        raise TypeError(f"{type(model).__name__} is no model of Transformers (PreTrainedModel); {remedy}.")
     model_type = model.config.model_type
     quantized = getattr(model.config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)

@@ -153,6 +153,14 @@ def register_kind(kind: Kind) -> None:
     KINDS[kind.name] = kind
 
 
+def eager_model(model: Any) -> Any:
+    """The model inside of a compiled one (`torch.compile(model)`), or the model itself.
+
+    What is done to the model inside holds for the compiled one, which compiles again when it is called.
+    """
+    return getattr(model, "_orig_mod", model)
+
+
 def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Group]:
     """Lists a model's groups (of encoder-decoders: the encoder's), kind by kind, first layer first.
 
@@ -231,11 +239,3 @@ def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]
             )
         paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
     return paths
-
-
-def attention_blocks(model):  # TEMPORARY
-    return of_kind(find_groups(model), "heads")
-
-
-def feed_forward_blocks(model):  # TEMPORARY
-    return of_kind(find_groups(model), "neurons")

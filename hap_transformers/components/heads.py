@@ -108,7 +108,7 @@ def _headless(
             placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             position = ({"cache_position": arguments.get("cache_position")},) if TRANSFORMERS_4 else ()
             cache.update(placeholder, placeholder, self.layer_idx, *position)
-        result = hidden_states[..., :0]
+        result = hidden_states[..., :0].clone()
         if output is not None:
             result = self.get_submodule(output)(result)
         if norm is not None:

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import is_pruned
 from transformers import PreTrainedModel
 
 from .groups import Group, freeze_idle_parameters
@@ -18,6 +20,8 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
         ValueError: If a projection is no plain Linear or Conv1D of floating point weights, is sharded (FSDP), or
             shares its weights with another module.
     """
+    groups = list(groups)
+    validate_plain_weights(model, groups)
     users: dict[torch.Tensor, set[str]] = defaultdict(set)
     for path, module in model.base_model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -42,6 +46,23 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
                     f"Cannot prune {type(model).__name__}: '{projection.name}' shares a weight with "
                     f"'{min(others)}', which would no longer fit. Untie them first. Nothing was pruned."
                 )
+
+
+def validate_plain_weights(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Checks that no weight of some groups is computed from others.
+
+    Raises:
+        ValueError: If a module is parametrized (`torch.nn.utils.parametrizations`) or masked (`torch.nn.utils.prune`).
+    """
+    for projection in (projection for group in groups for projection in group.projections):
+        module = projection.module
+        if is_parametrized(module) or is_pruned(module):
+            names = sorted(dict(module.named_parameters()).keys() - {"weight", "bias"})
+            raise ValueError(
+                f"Cannot score or prune {type(model).__name__}: the weights of '{projection.name}' are computed from "
+                f"{', '.join(names)}. Remove the parametrization first "
+                "(torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.prune.remove for masks)."
+            )
 
 
 def validate_in_memory(groups: Iterable[Group]) -> None:

@@ -74,7 +74,7 @@ def _without_outputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection without outputs."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states[..., :0]
+        return hidden_states[..., :0].clone()  # No view of the input, which adapters may change in place.
 
     return subclass("Empty", projection_class, forward, _without_outputs, projection_class)
 

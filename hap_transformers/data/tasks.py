@@ -1,4 +1,4 @@
-"""The GLUE tasks and the user's own files: how each is loaded, tokenized and measured."""
+"""Loads, tokenizes and evaluates the GLUE tasks and tasks from custom files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 
 
-# Texts of each task, as nyu-mll/glue names them.
+# Text columns of each task in nyu-mll/glue.
 GLUE_TEXTS = {
     "cola": ("sentence",),
     "mnli": ("premise", "hypothesis"),
@@ -27,11 +27,11 @@ GLUE_TEXTS = {
 
 @dataclass
 class Task:
-    """A text classification or regression task, loaded.
+    """A loaded text classification or regression task.
 
     Args:
         name (`str`): A GLUE task's name, `"demo"` or `"custom"`.
-        data (`DatasetDict`): With splits `train` and `validation`, and a `label` column.
+        data (`DatasetDict`): Splits `train` and `validation`, each with a `label` column.
         texts (`tuple[str, ...]`): The one or two text columns.
         labels (`list[str]`, *optional*): Names of the classes; `None` for regression.
     """
@@ -43,11 +43,11 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """Outputs the model needs."""
+        """Number of outputs that a model for this task needs."""
         return len(self.labels) if self.labels else 1
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
-        """Turns texts into model inputs, not padded."""
+        """Turns texts into model inputs without padding."""
         columns = [column for column in self.data["train"].column_names if column != "label"]
         return self.data.map(
             lambda rows: tokenizer(*(rows[text] for text in self.texts), truncation=True, max_length=max_length),
@@ -57,23 +57,23 @@ class Task:
         )
 
     def metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
-        """The task's GLUE metrics, the one to report first."""
+        """Returns a function that computes the task's GLUE metrics; the first one is the one to report."""
         functions = {
             "cola": {"matthews_correlation": matthews_corrcoef},
             "mrpc": {"accuracy": accuracy_score, "f1": f1_score},
             "qqp": {"accuracy": accuracy_score, "f1": f1_score},
         }.get(self.name, {"accuracy": accuracy_score})
         if self.labels is None:
-            # What is predicted alike for all correlates with nothing, where scipy has no number.
+            # If all predictions are equal, the correlation is undefined: scipy returns NaN, which counts as 0.
             functions = {
                 "pearson": lambda y, z: np.nan_to_num(pearsonr(y, z)[0]),
                 "spearmanr": lambda y, z: np.nan_to_num(spearmanr(y, z)[0]),
             }
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
-            # Of models that return more than logits (encoder-decoders, say) these come first.
-            given = prediction.predictions
-            logits = given[0] if isinstance(given, tuple) else given
+            # Some models, such as encoder-decoders, return more than logits. The logits come first.
+            predictions = prediction.predictions
+            logits = predictions[0] if isinstance(predictions, tuple) else predictions
             outputs = np.squeeze(logits, -1) if self.labels is None else logits.argmax(-1)
             return {name: float(function(prediction.label_ids, outputs)) for name, function in functions.items()}
 
@@ -83,17 +83,18 @@ class Task:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model.
 
-    Where a folder has none, Transformers 5 makes an empty one, to which all words are unknown, and 4.57 fails.
+    For a folder without a tokenizer, Transformers 4.57 fails. Transformers 5 makes an empty tokenizer, which knows no
+    word; this function refuses it.
 
     Args:
         name (`str`): Hub name or folder of the model.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the model has no tokenizer.
     """
     remedy = (
-        f"'{name}' has no tokenizer that can be loaded. Save the one the model was trained with in that folder by "
-        "tokenizer.save_pretrained(...); a trainer does that itself if it was made with processing_class=tokenizer."
+        f"'{name}' has no tokenizer that can be loaded. Save the tokenizer of the model's training in that folder by "
+        "tokenizer.save_pretrained(...). A trainer does that itself if it was made with processing_class=tokenizer."
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -110,14 +111,14 @@ def load_task(
     train_file: str | None = None,
     validation_file: str | None = None,
 ) -> Task:
-    """Loads a GLUE task from the Hub or from parquet files, or the user's own CSV or JSON files.
+    """Loads a GLUE task from the Hub or from parquet files, or a task from custom CSV or JSON files.
 
     Args:
         task_name (`str`, *optional*): One of `GLUE_TEXTS`.
         data_dir (`str`, *optional*): Folder with `<task>/train.parquet` and `<task>/validation.parquet`, read instead
-            of the Hub; of MNLI `<task>/validation_matched.parquet`.
-        train_file, validation_file (`str`, *optional*): The user's own files, with a `label` column and one or two
-            text columns. Labels that are fractions make it a regression.
+            of the Hub. For MNLI the second file is `<task>/validation_matched.parquet`.
+        train_file, validation_file (`str`, *optional*): Custom files with a `label` column and one or two text
+            columns. The task is a regression if the labels are floating point numbers.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -132,7 +133,7 @@ def load_task(
     if train_file and validation_file:
         return _own_task({"train": train_file, "validation": validation_file})
     if task_name not in GLUE_TEXTS:
-        raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}, or pass your own files.")
+        raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}, or pass custom files.")
     validation = "validation_matched" if task_name == "mnli" else "validation"
     if data_dir is None:
         data = load_dataset("nyu-mll/glue", task_name)
@@ -164,15 +165,19 @@ def _own_task(files: dict[str, str]) -> Task:
         raise ValueError(f"'{files['train']}' is neither CSV nor JSON; expected .csv, .json or .jsonl.")
     data = load_dataset(kind, data_files=files)
     features = data["train"].features
-    strings = [name for name, own in features.items() if getattr(own, "dtype", None) in ("string", "large_string")]
+    strings = [
+        name for name, feature in features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
+    ]
     texts = tuple(name for name in strings if name != "label")
     if "label" not in features or not texts:
-        raise ValueError(f"'{files['train']}' has columns {list(features)}; it needs 'label' and one or two of text.")
+        raise ValueError(
+            f"'{files['train']}' has columns {list(features)}; it needs 'label' and one or two text columns."
+        )
     if len(texts) > 2:
         raise ValueError(f"'{files['train']}' has the text columns {texts}; keep the one or two to classify.")
     if not isinstance(features["label"], Value):
         raise ValueError(
-            f"The labels of '{files['train']}' are {features['label']}; one number or word a row is needed."
+            f"The labels of '{files['train']}' are {features['label']}; each row needs one number or word."
         )
     for split, file in files.items():
         for column in ("label", *texts):
@@ -180,7 +185,8 @@ def _own_task(files: dict[str, str]) -> Task:
                 raise ValueError(f"'{file}' has no {column} in row {list(values).index(None) + 1}; fill or remove it.")
     if features["label"].dtype.startswith("float"):
         return Task("custom", data, texts, labels=None)
-    names = [str(label) for label in sorted(set(data["train"]["label"]))]  # Numbers in their own order.
+    # Numbers are sorted by value, words alphabetically.
+    names = [str(label) for label in sorted(set(data["train"]["label"]))]
     unknown = {str(label) for label in data["validation"]["label"]} - set(names)
     if unknown:
         raise ValueError(f"'{files['validation']}' has labels that '{files['train']}' lacks: {sorted(unknown)}.")

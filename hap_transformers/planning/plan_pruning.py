@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, by_kind, find_groups
+from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
@@ -51,6 +51,7 @@ def plan_pruning(
         TypeError: If there is no such setting.
     """
     settings = replace(settings or PlanningSettings(), **changes)
+    model = eager_model(model)
     groups = find_groups(model)
     given = Surroundings(model, groups, inputs, latency_table)
     budget = make_budget(settings.budget, given)

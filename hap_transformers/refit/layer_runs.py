@@ -96,7 +96,8 @@ class LayerRuns:
         # Transformers 4 replaces forwards while it records hidden states, and leaves them when it is stopped.
         forwards = {module: vars(module).get("forward") for module in self.model.modules()}
         try:
-            with evaluating(self.model), self._skipping(position):
+            # Compiled code does not call hooks.
+            with evaluating(self.model), self._skipping(position), torch.compiler.set_stance("force_eager"):
                 self.forward(self.model, inputs)
         except _Stop:
             pass

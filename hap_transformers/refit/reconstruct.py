@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import Group
+from ..components.groups import Group, eager_model
 from ..components.slicing import validate_sliceable
 from ..surgery.implants import set_input_map
 from .layer_runs import Call, ForwardFunction, LayerRuns
@@ -62,6 +62,7 @@ def reconstruct(
     """
     if ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
+    model, dense = eager_model(model), eager_model(dense)
     pruned, original = LayerRuns(model, forward), LayerRuns(dense, forward)
     sites = _sites_to_refit(pruned, original)
     validate_sliceable(model, sites)

@@ -1,1 +1,1 @@
-"""Cards, pages, plots and uploads."""
+"""Model card, page about a run, plots and Hub uploads."""

@@ -7,21 +7,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ..components.groups import attention_blocks, feed_forward_blocks
+from ..components.groups import Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..surgery.plan import PruningPlan
 from ..version import __version__
+from .wording import COSTS, budget_in_words, count_left
 
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TAGS = ("hap", "pruned", "hap_transformers")
-COSTS = {
-    "parameters": "parameters",
-    "encoder_parameters": "of these in the encoder",
-    "flops": "FLOPs, one batch",
-    "latency_ms": "latency, one batch, ms",
-}
-# End of a model class's name to the Hub's name of its task; for any other, the card has no `model-index`.
+# The Hub's task by the end of a model class's name. Cards of other classes have no `model-index`.
 TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -32,14 +27,6 @@ TASKS = {
     "LMHeadModel": "text-generation",
     "ForImageClassification": "image-classification",
     "ForAudioClassification": "audio-classification",
-}
-
-# What a plan's budget is a share of, in words.
-BUDGETS = {
-    "params": "the dense encoder's parameters",
-    "flops": "the dense encoder's floating point operations",
-    "latency": "the dense encoder's time",
-    "heads": "all attention heads",
 }
 
 
@@ -58,66 +45,53 @@ def make_model_card(
     tags: Sequence[str] = (),
     pictures: Mapping[str, str] | None = None,
 ) -> ModelCard:
-    """Describes a pruned model: what it was, what was removed, what that cost and how to load it.
+    """Describes a pruned model: what was removed, how, what the model costs now and how to load it.
 
     Args:
         model (`PreTrainedModel`): The pruned model.
         results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
-            `recovered`), of which those of `recovered`, or else `pruned`, go into the card's `model-index`, too; under
-            the names in `COSTS`, numbers for `dense` and `pruned`. Whatever is missing is left out.
-        plan (`PruningPlan`, *optional*): What was removed last; tells how it was chosen.
+            `recovered`). The card's `model-index` has those of `recovered`, or else those of `pruned`. Under the names
+            in `COSTS`, numbers for `dense` and `pruned`. The card leaves out what is missing.
+        plan (`PruningPlan`, *optional*): The last plan. It records how the components were chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
-        dataset (`str` or `Sequence[str]`, *optional*): What to call the data; by default their name on the Hub.
-        dataset_tags (`str` or `Sequence[str]`, *optional*): Name of the data on the Hub.
-        dataset_args (`str` or `Sequence[str]`, *optional*): Name of their configuration there.
+        dataset (`str` or `Sequence[str]`, *optional*): Name of the data in the text. By default their Hub name.
+        dataset_tags (`str` or `Sequence[str]`, *optional*): Hub name of the data.
+        dataset_args (`str` or `Sequence[str]`, *optional*): Configuration of the data on the Hub.
         model_name (`str`, *optional*): Name of the pruned model.
         language, license, tags: For the card's metadata.
-        pictures (`Mapping[str, str]`, *optional*): Caption to file name of pictures beside the card.
+        pictures (`Mapping[str, str]`, *optional*): Captions and file names of pictures in the card's folder.
 
     Returns:
         `ModelCard`: The card; `card.save(path)` writes it.
     """
     results = {"parameters": {"pruned": count_parameters(model)}, **(results or {})}
     metrics = results.get("metrics") or {}
-    blocks = attention_blocks(model)
-    name = model_name or f"pruned {base_model or type(model).__name__}"
-    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
-    evaluated = (metrics.get("recovered") or metrics.get("pruned") or {}) if task else {}
-    data, tagged = _joined(dataset or dataset_tags), _joined(dataset_tags)
-    card_data = ModelCardData(
+    title = model_name or f"pruned {base_model or type(model).__name__}"
+    dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
+    data = ModelCardData(
         library_name="transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
         datasets=dataset_tags if isinstance(dataset_tags, str) or dataset_tags is None else list(dataset_tags),
         language=language,
         license=license,
-        pipeline_tag=task,
-        model_name=name if evaluated else None,
-        eval_results=[
-            EvalResult(
-                task, tagged or "unknown", data or "unknown", metric, value, dataset_config=_joined(dataset_args)
-            )
-            for metric, value in evaluated.items()
-            if task
-        ]
-        or None,
+        **_evaluation(model, metrics, title, dataset_name, _joined(dataset_tags), _joined(dataset_args)),
     )
-    # Remote code subclasses the model's class.
-    bases = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
-    model_class = bases[0] if bases else type(model).__name__
     return ModelCard.from_template(
-        card_data,
+        data,
         template_path=str(TEMPLATE),
-        title=name,
-        model_class=model_class,
+        title=title,
+        model_class=_loaded_class(model),
         base_model_name=base_model,
-        dataset_name=data,
+        dataset_name=dataset_name,
         plan=plan,
-        heads_left=[block.num_components for block in blocks],
-        heads=[block.num_original_heads for block in blocks],
-        neurons_left=[block.num_components for block in feed_forward_blocks(model)],
-        implants=[block.implant_rank for block in feed_forward_blocks(model)],
-        budget=BUDGETS.get(plan.budget, plan.budget) if plan else None,
+        budget=budget_in_words(plan.budget) if plan else None,
+        left=_left_in_words(groups),
+        layers=sorted({group.layer for group in groups}),
+        counts={
+            kind.name: {group.layer: count_left([group]) for group in members}
+            for kind, members in by_kind(groups).items()
+        },
         metrics=metrics,
         metric_names=list(next(iter(metrics.values()), {})),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
@@ -126,11 +100,47 @@ def make_model_card(
     )
 
 
+def _evaluation(
+    model: PreTrainedModel,
+    metrics: Mapping[str, Mapping[str, float]],
+    title: str,
+    dataset: str | None,
+    dataset_tags: str | None,
+    dataset_args: str | None,
+) -> dict[str, Any]:
+    """The metadata about the task, and the metrics on it where the Hub has a name for it."""
+    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    evaluated = metrics.get("recovered") or metrics.get("pruned")
+    if not task or not evaluated:
+        return {"pipeline_tag": task}
+    results = [
+        EvalResult(task, dataset_tags or "unknown", dataset or "unknown", metric, value, dataset_config=dataset_args)
+        for metric, value in evaluated.items()
+    ]
+    return {"pipeline_tag": task, "model_name": title, "eval_results": results}
+
+
+def _left_in_words(groups: Sequence[Group]) -> str:
+    """What a model has left of each kind, such as "6 of 8 attention heads and 28 FFN neurons"."""
+    phrases = []
+    for kind, members in by_kind(groups).items():
+        linear = sum(group.implant_rank for group in members)
+        note = f" ({linear} of them linear, as low-rank implants)" if linear else ""
+        phrases.append(f"{count_left(members)} {kind.label}{note}")
+    return " and ".join(phrases)
+
+
+def _loaded_class(model: PreTrainedModel) -> str:
+    """The class to load a model with: that of Transformers where the model's class is remote code."""
+    bases = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
+    return bases[0] if bases else type(model).__name__
+
+
 def _joined(names: str | Sequence[str] | None) -> str | None:
     return names if isinstance(names, str) or names is None else ", ".join(names)
 
 
 def base_model_of(model: PreTrainedModel) -> str | None:
-    """The Hub's name of what a model was loaded from, or `None` if that was a folder, or nothing."""
+    """The Hub name of what a model was loaded from, or `None` for a folder or a new model."""
     name = model.config.name_or_path
     return name if name and not Path(name).exists() else None

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page of a run of `run_glue_hap.py`."""
+"""`report.html`: one self-contained page about a run of `run_glue_hap.py`."""
 
 import json
 import math
@@ -9,12 +9,13 @@ from typing import Any
 import jinja2
 from scipy.stats import binomtest
 
+from ..components.groups import KINDS
 from ..files import write_text
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .card import BUDGETS
-from .card import COSTS as CARD_COSTS
+from .wording import COSTS as CARD_COSTS
+from .wording import budget_in_words, label_of
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -24,7 +25,7 @@ CORRELATIONS = ("pearson", "spearmanr", "matthews_correlation")
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Writes the page of a run: what was asked, what it cost, what went and what is left, and how to load it.
+    """Writes the page about a run: its settings, metrics and costs, what was removed, and how to load the model.
 
     The page needs no network and no other file.
 
@@ -37,7 +38,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: If the folder lacks a file.
-        ValueError: If a file is not what it should be.
+        ValueError: If a file is not that of a run.
     """
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
@@ -61,44 +62,34 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    count = results["num_examples"]["validation"]
-    metrics = [
-        {
-            "name": metric,
-            "values": [(own[metric], interval(metric, own[metric], count)) for own in results["metrics"].values()],
-        }
-        for metric in sorted(next(iter(results["metrics"].values())), key="loss".__eq__)  # The loss last.
-    ]
+    # A map has a column per number, so it shows components that keep their numbers.
+    mapped = next((kind for kind in KINDS.values() if kind.keeps_numbers and kind.name in scores.scores), None)
+    cells = score_cells(mapped.name, scores, plan) if mapped else []
     return template.render(
         name=name,
         results=results,
-        plan=plan,
-        scores=scores,
         phases=list(results["metrics"]),
-        metrics=metrics,
-        costs=[
-            (
-                label,
-                *(_short(key, results[key][size]) for size in ("dense", "pruned")),
-                results[key]["pruned"] / results[key]["dense"],
-            )
-            for key, label in COSTS.items()
-            if key in results
-        ],
-        heads=head_cells(scores, plan),
+        metrics=_metrics(results),
+        costs=_costs(results),
+        budget=budget_in_words(results["hap_config"]["budget"]),
+        gone=_gone_in_words(plan),
+        scores=scores,
+        mapped=mapped,
+        cells=cells,
+        ranking=_ranking(cells),
+        kinds=list(plan.original),
         layers=_layers(plan),
-        budget=BUDGETS.get(results["hap_config"]["budget"], results["hap_config"]["budget"]),
         implants=any(plan.implants.values()),
-        ranking=_ranking(scores, plan),
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],
         version=__version__,
     )
 
 
 def interval(metric: str, value: float, count: int) -> tuple[float, float] | None:
-    """A 95 % confidence interval of a metric over validation examples, or `None` where its name tells none.
+    """A 95 % confidence interval of a metric over validation examples, or `None` for a metric without one.
 
-    Of an accuracy Wilson's; of a correlation Fisher's, which for Matthews' and Spearman's is an approximation.
+    Accuracies have Wilson's interval, correlations Fisher's. Fisher's is an approximation for Matthews' and Spearman's
+    correlation.
 
     Args:
         metric (`str`): The metric's name.
@@ -114,47 +105,78 @@ def interval(metric: str, value: float, count: int) -> tuple[float, float] | Non
     return None
 
 
-def head_cells(scores: Sensitivity, plan: PruningPlan) -> list[list[dict[str, Any]]]:
-    """Every head that was scored, layer by layer: its score, standard error, fate, and shade from 0 to 1."""
-    flat = [float(score) for layer in scores.heads or () for score in layer if score > 0]
+def score_cells(kind: str, scores: Sensitivity, plan: PruningPlan) -> list[list[dict[str, Any]]]:
+    """The scored components of a kind by layer: score, standard error, whether removed, and shade from 0 to 1."""
+    by_layer, removed = scores.scores[kind], plan.removed.get(kind, {})
+    flat = [float(score) for layer in by_layer for score in layer if score > 0]
     low, high = (math.log(end) for end in (min(flat), max(flat))) if flat else (0.0, 0.0)
     rows = []
-    for layer, own in enumerate(scores.heads or ()):
+    for layer, values in enumerate(by_layer):
         row = []
-        for head, score in enumerate(map(float, own)):
-            error = None
-            if scores.head_traces and scores.head_stderr and scores.head_traces[layer][head]:
-                relative = float(scores.head_stderr[layer][head] / scores.head_traces[layer][head])
-                error = abs(score * relative)
+        for number, score in enumerate(map(float, values)):
             shade = (math.log(score) - low) / (high - low) if score > 0 and high > low else 0.0
-            removed = head in plan.heads.get(layer, ())
-            row.append({"score": score, "error": error, "removed": removed, "shade": round(shade, 3)})
+            cell = {"score": score, "removed": number in removed.get(layer, ()), "shade": round(shade, 3)}
+            row.append({**cell, "error": _error(kind, scores, layer, number)})
         rows.append(row)
     return rows
 
 
-def _layers(plan: PruningPlan) -> list[dict[str, int]]:
-    """How many heads and neurons every layer had and has, and the ranks of implants."""
-    layers = []
-    for layer, heads in enumerate(plan.original_heads):
-        neurons = plan.num_neurons[layer] if plan.num_neurons else 0
-        layers.append(
-            {
-                "heads": heads,
-                "heads_left": heads - len(plan.heads.get(layer, ())),
-                "neurons": neurons,
-                "neurons_left": neurons - len(plan.neurons.get(layer, ())),
-                "implant": plan.implants.get(layer, 0),
-            }
-        )
-    return layers
+def _error(kind: str, scores: Sensitivity, layer: int, number: int) -> float | None:
+    """The standard error of a score, as large a share of it as that of its trace."""
+    if kind not in scores.traces or kind not in scores.stderr or not scores.traces[kind][layer][number]:
+        return None
+    relative = scores.stderr[kind][layer][number] / scores.traces[kind][layer][number]
+    return abs(float(scores.scores[kind][layer][number]) * float(relative))
 
 
-def _ranking(scores: Sensitivity, plan: PruningPlan) -> list[tuple[int, int, float, bool]]:
-    """Layer, number, score and fate of all heads, the most sensitive first."""
-    cells = head_cells(scores, plan)
+def _ranking(cells: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, int, float, bool]]:
+    """Layer, number, score and whether removed of all cells, the most sensitive first."""
     ranked = [(i, j, cell["score"], cell["removed"]) for i, row in enumerate(cells) for j, cell in enumerate(row)]
     return sorted(ranked, key=lambda entry: -entry[2])
+
+
+def _metrics(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every metric, the loss last: its value in each phase, with an interval where there is one."""
+    count, phases = results["num_examples"]["validation"], results["metrics"].values()
+    return [
+        {
+            "name": metric,
+            "values": [(values[metric], interval(metric, values[metric], count)) for values in phases],
+        }
+        for metric in sorted(next(iter(phases)), key="loss".__eq__)
+    ]
+
+
+def _costs(results: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Every cost: its label, dense and pruned, and the share that is left."""
+    return [
+        (label, _short(key, dense), _short(key, pruned), pruned / dense)
+        for key, label in COSTS.items()
+        if key in results
+        for dense, pruned in [(results[key]["dense"], results[key]["pruned"])]
+    ]
+
+
+def _gone_in_words(plan: PruningPlan) -> str:
+    """What a plan removes, such as "2 of 8 attention heads and 16 of 48 FFN neurons"."""
+    return " and ".join(
+        f"{plan.count(kind):,} of {sum(counts):,} {label_of(kind)}" for kind, counts in plan.original.items() if counts
+    )
+
+
+def _layers(plan: PruningPlan) -> list[dict[str, Any]]:
+    """For every layer, how many components of each kind it had and keeps, and its implant's rank.
+
+    A kind is `None` where the plan does not record how many there were.
+    """
+    layers = []
+    for layer in range(max(map(len, plan.original.values()), default=0)):
+        kinds: dict[str, tuple[int, int] | None] = {}
+        for kind, counts in plan.original.items():
+            gone = len(plan.removed.get(kind, {}).get(layer, ()))
+            kinds[kind] = (counts[layer] - gone, counts[layer]) if layer < len(counts) else None
+        layers.append({"kinds": kinds, "implant": plan.implants.get(layer, 0)})
+    return layers
 
 
 def _losses(log: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
@@ -162,7 +184,7 @@ def _losses(log: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
 
 
 def _curve(log: Sequence[Mapping[str, float]], width: int = 280, height: int = 120) -> dict[str, Any]:
-    """Points of a curve of the training loss that fills a box, and what the box's edges and the curve's ends are."""
+    """Points of a curve of the training loss that fills a box, with the box's limits and the curve's ends."""
     losses = _losses(log)
     (first, start), (last, end) = losses[0], losses[-1]
     low, top = min(loss for _, loss in losses), max(loss for _, loss in losses)
@@ -177,6 +199,7 @@ def _curve(log: Sequence[Mapping[str, float]], width: int = 280, height: int = 1
 
 
 def _short(key: str, value: float) -> str:
+    """A cost with a unit that suits it."""
     if key == "bytes":
         return f"{value / 1e6:.1f} MB"
     if key == "flops":

@@ -1,4 +1,4 @@
-"""Pictures of scores and plans."""
+"""Pictures of scores and structures."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from ..components.groups import attention_blocks, feed_forward_blocks
+from ..components.groups import by_kind, find_groups
 from ..files import whole_file
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
@@ -18,14 +18,14 @@ from ..surgery.plan import PruningPlan
 def plot_head_sensitivity(
     sensitivity: Sensitivity, path: str | Path, plan: PruningPlan | None = None, title: str | None = None
 ) -> None:
-    """Draws the head scores of a model not pruned before as a heat map, layers by heads, and saves it.
+    """Draws the head scores of a dense model as a heat map, layers by heads, and saves it.
 
-    Heads that `plan` removes are crossed out. Scores that are zero or negative (a Hutchinson estimate may be) take the
-    palest colour.
+    Heads that `plan` removes are crossed out. Scores that are zero or negative, as Hutchinson's estimates can be, have
+    the palest colour.
 
     Args:
         sensitivity (`Sensitivity`): The scores; every layer must have all its heads.
-        path (`str` or `Path`): Where to write the picture; the ending says the format.
+        path (`str` or `Path`): Where to write the picture. The suffix sets the format.
         plan (`PruningPlan`, *optional*): The heads to cross out.
         title (`str`, *optional*): The picture's title.
 
@@ -59,26 +59,29 @@ def plot_head_sensitivity(
 
 
 def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
-    """Draws how many heads and neurons each layer of a model has left, and saves it.
+    """Draws how many components of each kind the layers of a model have left, and saves it.
 
     Args:
         model (`PreTrainedModel`): A model of a supported architecture, pruned or not.
-        path (`str` or `Path`): Where to write the picture; the ending says the format.
+        path (`str` or `Path`): Where to write the picture. The suffix sets the format.
     """
-    attention, feed_forward = attention_blocks(model), feed_forward_blocks(model)
-    figure = Figure(figsize=(2.5 + 0.5 * len(attention), 4.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    layers = range(len(attention))
-    upper.bar(layers, [block.num_original_heads for block in attention], color="#e5e9f0", label="removed")
-    for axes, blocks, unit in ((upper, attention, "heads"), (lower, feed_forward, "neurons")):
-        bars = axes.bar(layers, [block.num_components for block in blocks], color="#2a7f62", label="left")
+    groups = find_groups(model)
+    found, layers = by_kind(groups), sorted({group.layer for group in groups})
+    figure = Figure(figsize=(2.5 + 0.5 * len(layers), 2.1 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (kind, members) in zip(rows, found.items(), strict=True):
+        places = [group.layer for group in members]
+        if kind.keeps_numbers:  # The other kinds do not know how many there were.
+            axes.bar(places, [group.original for group in members], color="#e5e9f0", label="removed")
+        bars = axes.bar(places, [group.num_components for group in members], color="#2a7f62", label="left")
         axes.bar_label(bars, fontsize=7)
-        axes.set_ylabel(unit)
+        axes.set_ylabel(kind.name)
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-    upper.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
-    lower.set_xticks(layers)
-    lower.set_xlabel("layer")
+    legended = next((axes for axes, kind in zip(rows, found, strict=True) if kind.keeps_numbers), rows[0])
+    legended.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+    rows[-1].set_xticks(layers)
+    rows[-1].set_xlabel("layer")
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 

@@ -1,4 +1,4 @@
-"""Runs a scoring method over batches: shared between processes, interruptible, stopped when it is good enough."""
+"""Runs a scoring method over batches, shared between processes, until all are done or the ranking is reliable."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -28,38 +28,44 @@ def accumulate(
 ) -> Progress:
     """Adds the samples of every batch that is not yet done.
 
-    Every process goes through the same batches and scores each `num_processes`-th of them; only moments travel.
+    Every process iterates over the same batches and scores every `num_processes`-th of them. Processes exchange only
+    moments.
 
     Args:
         sample (`SampleFunction`): The method.
-        task (`ScoringTask`): What it scores.
-        batches (`Iterable`): The data, the same in every process.
-        progress (`Progress`): Where to start from, the same in every process.
-        per_example (`bool`): Whether the method's samples are examples, or probes on the whole batch.
+        task (`ScoringTask`): The model and the components to score.
+        batches (`Iterable`): The batches, the same in every process.
+        progress (`Progress`): The progress to start from, the same in every process.
+        per_example (`bool`): Whether each of the method's samples is one example; otherwise it is one probe on the
+            whole batch.
         max_examples (`int`, *optional*): Stop after this many examples.
-        accelerator (`Accelerator`, *optional*): The processes; by default this one alone.
-        reliable (`Callable`, *optional*): Says whether scoring may stop.
-        save (`Callable`, *optional*): Gets the progress after every round of batches.
+        accelerator (`Accelerator`, *optional*): The processes. By default only this one.
+        reliable (`Callable`, *optional*): Takes the moments, returns whether scoring may stop.
+        save (`Callable`, *optional*): Saves the progress; called after each round of one batch per process.
 
     Returns:
-        `Progress`: The same in every process.
+        `Progress`: The final progress, the same in every process.
+
+    Raises:
+        ValueError: If the batches are not those that `progress` was made from, or a sample is not finite.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.sums))
-    # The first process goes on with what was done before, to the same bits as if it had never stopped.
-    own = progress.moments if rank == 0 else empty
+    # The first process continues from the previous moments. The result equals that of an uninterrupted run bit by bit.
+    moments = progress.moments if rank == 0 else empty
 
-    def everywhere(batches_done: int) -> Progress:
+    def combined(batches_done: int) -> Progress:
+        """Adds up the moments of all processes."""
         if accelerator is None or world == 1:
-            return Progress(own, num_probes, batches_done)
-        part = torch.cat([own.pack(), torch.tensor([float(num_probes)])])
-        # Added up in the processes' order, to the same bits in each of them; one at a time, as they can be large.
-        moments, probes = SampleMoments.zeros(len(own.mean), len(own.sums)), 0
+            return Progress(moments, num_probes, batches_done)
+        part = torch.cat([moments.pack(), torch.tensor([float(num_probes)])])
+        # All processes add the parts in the same order, for bit-equal sums. One part is sent at a time to save memory.
+        total, probes = SampleMoments.zeros(len(moments.mean), len(moments.sums)), 0
         for source in range(world):
             sent = broadcast(part.to(accelerator.device, copy=True), from_process=source).cpu()
-            moments.add(own.unpacked(sent[:-1]))
+            total.add(moments.unpacked(sent[:-1]))
             probes = max(probes, int(sent[-1]))
-        return Progress(moments, probes, batches_done)
+        return Progress(total, probes, batches_done)
 
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
     for batch in scored_batches(batches, max_examples):
@@ -68,36 +74,36 @@ def accumulate(
         if batch.number == progress.batches_done and batch.first != before:
             raise ValueError(
                 f"The state file has {before} examples of {progress.batches_done} batches, these batches have "
-                f"{batch.first}. Repeat the interrupted call with the batches it had."
+                f"{batch.first}. Repeat the interrupted call with the same batches."
             )
         if batch.number % world == rank:
             samples = _finite_samples(sample, task, batch.to(task.device))
             num_probes = samples.num_probes
             if per_example:
-                own.add_examples(samples.values, batch.first)
+                moments.add_examples(samples.values, batch.first)
             else:
-                own.add_probes(samples.values, batch.size, batch.number)
+                moments.add_probes(samples.values, batch.size, batch.number)
             if samples.sums is not None:
-                own.sums += samples.sums.cpu()
+                moments.sums += samples.sums.cpu()
         done = batch.number + 1
         if (reliable or save) and done % world == 0:
-            state = everywhere(done)
+            state = combined(done)
             if reliable and reliable(state.moments):
                 state.converged = True
                 return state
             if save:
                 save(state)
-    state = everywhere(done)
+    state = combined(done)
     if reliable:
         state.converged = reliable(state.moments)
     return state
 
 
 def _finite_samples(sample: SampleFunction, task: ScoringTask, batch: ScoredBatch) -> Samples:
-    """A batch's samples, done again with a lower loss scale while fp16 overflows.
+    """Computes a batch's samples, and repeats this with a lower loss scale as long as fp16 overflows.
 
     Raises:
-        ValueError: If a sample is not finite and no loss scale is to blame.
+        ValueError: If a sample is not finite, and a lower loss scale cannot help.
     """
     while True:
         samples = sample(task, batch)

@@ -1,4 +1,4 @@
-"""Sends output directions back through one batch's graph, past every projection that is asked about."""
+"""Backpropagates output directions through one batch's graph, and collects what selected projections receive."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -12,25 +12,29 @@ from torch import nn
 
 from ..components.projections import Projection
 from .batches import ScoredBatch
+from .methods import METHODS
 from .output_curvature import OutputDirections, output_directions
+from .outputs import logits_of
 from .task import ScoringTask
 
 
 class SharedByExamplesError(Exception):
-    """A module was called on something else than a number of tokens of every example."""
+    """A module's input is shared by all examples: its first dimension is not a multiple of the number of examples."""
 
 
 class BackwardPass(ABC):
-    """Sends output directions back, and hands on what projections read and the cotangents they receive.
+    """Backpropagates output directions, and passes the projections' inputs and cotangents to `receive`.
 
-    Weights are frozen, so the graph starts at the first projections' outputs, which are made to require gradients, or
-    at their inputs, if these do already; nothing before them is differentiated. A module may be called several times a
-    pass (layers that share weights, a feed-forward block in chunks): its gradient is the sum over all calls' tokens.
+    Weights are frozen. The graph starts at the first projections' outputs, which are made to require gradients. If
+    their inputs already require gradients, the graph starts there. Nothing before is differentiated.
+
+    A module may be called several times per pass: layers may share weights, a feed-forward block may run in chunks.
+    Its gradient is then the sum over the tokens of all calls.
 
     Args:
         task (`ScoringTask`): The model and its loss.
         batch (`ScoredBatch`): The examples.
-        projections (`Iterable[Projection]`): The projections; of a fused one, any part stands for the module.
+        projections (`Iterable[Projection]`): The projections. For a fused projection any of its parts will do.
     """
 
     def __init__(self, task: ScoringTask, batch: ScoredBatch, projections: Iterable[Projection]):
@@ -42,25 +46,33 @@ class BackwardPass(ABC):
 
     @abstractmethod
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
-        """Gets what a module read and received in one direction, each `(examples, tokens, features)`.
+        """Processes one module's inputs and cotangents for one direction.
 
-        Cotangents are those of each example's loss, times `task.precision.scale`.
+        Args:
+            module (`nn.Module`): The module.
+            tokens (`torch.Tensor`): The module's inputs, shape `(examples, tokens, features)`.
+            cotangents (`torch.Tensor`): The cotangents of its outputs, shape `(examples, tokens, features)`. They
+                belong to each example's loss, multiplied by `task.precision.scale`.
         """
 
     def run(self) -> OutputDirections:
-        """Runs the model and sends all directions back, which are then spent.
+        """Runs the model and backpropagates all directions.
+
+        Returns:
+            `OutputDirections`: The directions. Their iterator is exhausted.
 
         Raises:
-            SharedByExamplesError: If a projection works for all examples at once.
-            ValueError: If the loss cannot be factored.
+            SharedByExamplesError: If a projection's input is shared by all examples.
+            ValueError: If the loss's Hessian in the logits cannot be factored.
         """
         handles = [module.register_forward_hook(self._record) for module in self.views]
         try:
-            with captured_logits(self.task) as outputs:
+            with captured_outputs(self.task) as captured:
                 loss = self.task.loss(self.batch)
         finally:
             for handle in handles:
                 handle.remove()
+        outputs = captured_logits(self.task, captured, loss)
         directions = directions_of_batch(self.task, self.batch, loss, outputs)
         del loss
         try:
@@ -69,9 +81,9 @@ class BackwardPass(ABC):
                 scaled = [self.task.precision.scale * cotangent for cotangent in cotangents]
                 torch.autograd.grad(outputs, self.leaves, scaled, retain_graph=not last, allow_unused=True)
                 for module in list(self.cotangents):
-                    self._hand_on(module)  # Some of its calls did not contribute to the outputs.
+                    self._hand_on(module)  # Some calls of this module do not contribute to the outputs.
         finally:
-            # The graph's hooks refer to this object: else the graph would stay until the next garbage collection.
+            # The graph's hooks refer to this object. The graph would otherwise stay until the next garbage collection.
             self.leaves.clear()
         return directions
 
@@ -82,7 +94,7 @@ class BackwardPass(ABC):
         self.inputs[module].append(args[0].detach())
         if not output.requires_grad:
             self.leaves.append(output.requires_grad_())
-        elif not self.leaves:  # Gradient checkpointing lets embeddings require gradients, whatever is frozen.
+        elif not self.leaves:  # With gradient checkpointing embeddings require gradients, even if frozen.
             self.leaves.append(args[0])
         output.register_hook(functools.partial(self._collect, module, call))
 
@@ -101,35 +113,72 @@ class BackwardPass(ABC):
 
 
 def _joined(calls: list[torch.Tensor]) -> torch.Tensor:
-    """The tokens of all calls of a module, shape `(examples, tokens, features)`."""
+    """Joins the tokens of all calls of a module, shape `(examples, tokens, features)`."""
     return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
 
 
 def directions_of_batch(
     task: ScoringTask, batch: ScoredBatch, loss: torch.Tensor, outputs: list[torch.Tensor]
 ) -> OutputDirections:
-    """The directions to send back for a batch."""
-    if not outputs:
-        raise ValueError(
-            f"{type(task.model).__name__} gave no output with 'logits' in its name when loss_fn ran; methods "
-            "'kronecker', 'gauss_newton_trace' and 'fisher' need a loss that is computed from the logits of one call "
-            "of the model."
-        )
-    return output_directions(loss, outputs, batch.size, task.num_probes, task.generator(batch))
+    """Computes the directions to backpropagate for a batch.
+
+    Raises:
+        ValueError: If the loss has no second derivative, or its Hessian in the logits cannot be factored.
+    """
+    with named_second_derivatives(task, "logits"):
+        return output_directions(loss, outputs, batch.size, task.num_probes, task.generator(batch))
 
 
 @contextmanager
-def captured_logits(task: ScoringTask) -> Iterator[list[torch.Tensor]]:
-    """Collects what the model outputs under a name with "logits" while `loss_fn` runs."""
-    logits: list[torch.Tensor] = []
+def named_second_derivatives(task: ScoringTask, curvature: str) -> Iterator[None]:
+    """Names the loss in the error of a second derivative that torch does not implement.
+
+    Raises:
+        ValueError: In place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one.
+        if "not implemented" not in str(error):
+            raise
+        others = [name for name, method in METHODS.items() if method.curvature is None]
+        raise ValueError(
+            f"torch has no second derivative of {task.loss_name}: {error}. Methods that need the curvature in the "
+            f"{curvature} cannot score it. Use one of {', '.join(others)}."
+        ) from error
+
+
+@contextmanager
+def captured_outputs(task: ScoringTask) -> Iterator[list[Any]]:
+    """Keeps what the model returns while `loss_fn` runs, in a list of one.
+
+    Raises:
+        ValueError: If the model is called more than once.
+    """
+    captured: list[Any] = []
 
     def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if logits:
-            raise ValueError("loss_fn called the model more than once; this method needs a loss of one call's logits.")
-        logits[:] = [value for name, value in outputs.items() if "logits" in name and value.is_floating_point()]
+        if captured:
+            raise ValueError("loss_fn called the model more than once. This method needs a loss of one call's logits.")
+        captured.append(outputs)
 
     handle = task.model.register_forward_hook(hook)
     try:
-        yield logits
+        yield captured
     finally:
         handle.remove()
+
+
+def captured_logits(task: ScoringTask, captured: list[Any], loss: torch.Tensor) -> list[torch.Tensor]:
+    """The logits that a loss was computed from, among what the model returned.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    logits = list(logits_of(captured[0], loss).values()) if captured else []
+    if not logits:
+        raise ValueError(
+            f"No output of {type(task.model).__name__} leads to {task.loss_name}. The methods 'kronecker', "
+            "'gauss_newton_trace' and 'fisher' need a loss that is computed from the outputs of one call of the model."
+        )
+    return logits

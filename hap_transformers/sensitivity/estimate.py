@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..components.groups import KINDS, Group, by_kind, find_groups
+from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..components.sharded import is_sharded
+from ..components.slicing import validate_plain_weights
 from .accumulate import Progress, accumulate
-from .methods import Finished, Method, get_method
+from .methods import METHODS, Finished, Method, get_method
 from .precision import Precision
 from .sensitivity import Sensitivity
 from .state_file import StateFile
@@ -108,6 +109,7 @@ def estimate_sensitivity(
     """
     validate_scoring(method, num_probes, tolerance, max_examples)
     start, scoring = time.perf_counter(), get_method(method)
+    model = eager_model(model)
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
         precision = precision or accelerator.mixed_precision
@@ -135,6 +137,7 @@ def estimate_sensitivity(
         done = _accumulated(task, scoring, method, batches, tolerance, max_examples, accelerator, state, progress)
         result = _result(method, groups, _finished(task, scoring, done.moments, accelerator, progress), done)
         result.reliability = _reliability(task, scoring, done.moments)
+        _validate_curvature(task, scoring, result)
         if state is not None:
             state.delete()
     result.model = model.config.name_or_path or ""
@@ -156,6 +159,17 @@ def validate_scoring(method: str, num_probes: int, tolerance: float | None, max_
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` is a reliability and must be in (0, 1), got {tolerance}.")
+
+
+def _validate_curvature(task: ScoringTask, scoring: Method, result: Sensitivity) -> None:
+    if scoring.curvature is None or any(scores.any() for layers in result.scores.values() for scores in layers):
+        return
+    others = [name for name, method in METHODS.items() if method.curvature != scoring.curvature]
+    raise ValueError(
+        f"All scores are zero: {task.loss_name} has no curvature in the {scoring.curvature} on these examples. It is "
+        "piecewise linear or saturated there, or does not depend on the components. Nothing can be ranked by "
+        f"'{result.method}'. Use another loss (`loss_fn`), or one of {', '.join(others)}."
+    )
 
 
 def _validate_call(
@@ -184,6 +198,7 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
     if isinstance(components, str) or components is not None and (not components or not set(components) <= set(KINDS)):
         raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
     groups = find_groups(model, components)
+    validate_plain_weights(model, groups)
     able = get_method(method).kinds
     unable = [kind.name for kind in by_kind(groups) if able is not None and kind.name not in able]
     if unable and components is not None:
@@ -286,6 +301,10 @@ def _report(result: Sensitivity, tolerance: float | None) -> None:
         logger.info(f"Stopped after {result.num_examples} examples: reliability {tolerance} is reached.")
     elif result.converged is False:
         logger.warning(f"All examples and probes were used before reliability {tolerance} was reached.")
+    for kind, layers in result.scores.items():
+        if equal := [i for i, scores in enumerate(layers) if len(scores) > 1 and (scores == scores[0]).all()]:
+            where = "all layers" if len(equal) == len(layers) else f"layers {equal}"
+            logger.warning(f"The scores of all {kind} are equal in {where}: '{result.method}' does not rank them.")
     if result.reliability is not None and result.reliability < RELIABLE:
         logger.warning(
             f"The ranking is not resolved: its reliability is {result.reliability:.2f}, where 1 is a ranking that "
@@ -306,7 +325,7 @@ def _scoring_mode(model: PreTrainedModel) -> Iterator[None]:
     for parameter in required:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # Compiled code does not call hooks.
             yield
     finally:
         for module in training:

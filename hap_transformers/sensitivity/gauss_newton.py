@@ -1,4 +1,4 @@
-"""The exact trace of the Gauss-Newton matrix, all components from one backward pass per output direction."""
+"""Computes the Gauss-Newton matrix's trace for all components with one backward pass per output direction."""
 
 from collections import defaultdict
 
@@ -16,23 +16,31 @@ from .task import Samples, ScoringTask
 
 
 def gauss_newton_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
-    r"""Every example's Gauss-Newton trace of every component.
+    r"""Computes every example's Gauss-Newton trace of every component.
 
-    With z_i the outputs of example i and s_k the columns of a square root of the loss's Hessian in z,
+    Let z_i be the outputs of example i, and s_k the columns of a square root of the loss's Hessian in z. Then
 
-        Tr(G_cc) = mean_i sum_k || d(s_k . z_i) / dw_c ||^2,
+        Tr(G_cc) = mean_i sum_k || d(s_k . z_i) / dw_c ||^2.
 
-    so one backward pass a direction gives all components, and there is no probe noise. The norms are taken from the
-    inputs and output gradients of the projections ([`squared_gradient_norms`]); weights stay frozen and no gradient of
-    a weight is formed. For a loss like cross-entropy G is the Fisher information, and equals the Hessian where the
-    model fits its data (Martens, "New insights and perspectives on the natural gradient method",
-    [arXiv 1412.1193](https://arxiv.org/abs/1412.1193)). Where examples have many outputs, random mixtures of the
-    directions take their place (see [`output_directions`]); the estimate is then unbiased instead of exact. Where a
-    module works for all examples at once (DeBERTa projects its relative positions by the query and key projections),
-    examples are taken one by one, as their gradients cannot be told apart otherwise.
+    So one backward pass per direction gives all components without probe noise. The norms are computed from the
+    projections' inputs and output gradients ([`squared_gradient_norms`]). Weights stay frozen, and no gradient of a
+    weight is formed.
+
+    For losses like cross-entropy G is the Fisher information. It equals the Hessian where the model fits its data
+    (Martens, "New insights and perspectives on the natural gradient method",
+    [arXiv 1412.1193](https://arxiv.org/abs/1412.1193)).
+
+    If examples have many outputs, random mixtures replace the directions (see [`output_directions`]). The estimate is
+    then unbiased instead of exact.
+
+    Some modules have an input that all examples share: DeBERTa applies the query and key projections to its relative
+    positions. Gradients of single examples cannot be separated there, so such a model runs example by example.
+
+    Returns:
+        `Samples`: One sample per example.
 
     Raises:
-        ValueError: If the loss cannot be factored.
+        ValueError: If the loss's Hessian in the logits cannot be factored.
     """
     try:
         return _traces(task, batch)
@@ -49,7 +57,7 @@ def _traces(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
 
 class _TracePass(BackwardPass):
-    """Sums up the components' squared gradient norms in `values`, shape `(examples, num_components)`."""
+    """Adds up the components' squared gradient norms in `values`, shape `(examples, num_components)`."""
 
     def __init__(self, task: ScoringTask, batch: ScoredBatch):
         dtype = torch.promote_types(task.model.dtype, torch.float32)
@@ -71,7 +79,10 @@ class _TracePass(BackwardPass):
             columns += norms.unflatten(1, (group.num_components, -1)).sum(2)
 
     def _gram(self, module: nn.Module, tokens: torch.Tensor, owned: torch.Tensor) -> torch.Tensor | None:
-        """The tokens' Gram matrix, computed once for query, key and value and for all directions."""
+        """Returns the tokens' Gram matrix, or `None` if it is not needed.
+
+        Query, key and value, and all directions, share one Gram matrix.
+        """
         if owned.dtype == torch.float16 or not prefers_ghost(owned, tokens):
             return None
         inputs = self.inputs[module]
@@ -83,5 +94,7 @@ class _TracePass(BackwardPass):
 
 register_method(
     "gauss_newton_trace",
-    Method(gauss_newton_trace, relative_trace, comparable=True, in_loss_units=True, has_traces=True),
+    Method(
+        gauss_newton_trace, relative_trace, curvature="logits", comparable=True, in_loss_units=True, has_traces=True
+    ),
 )

@@ -1,34 +1,35 @@
-"""Per-example gradient norms of parts of a linear map, without forming the gradient."""
+"""Computes per-example gradient norms of slices of a linear map without storing the gradients."""
 
 import torch
 
 
-# Elements of the largest temporary; it bounds the extra memory, and small ones stay in a CPU's cache.
+# Elements of the largest temporary tensor. 2 MiB of float32 stay in a CPU's cache, and bound the extra memory.
 CHUNK = 2**19
 
 
 def squared_gradient_norms(
     owned: torch.Tensor, other: torch.Tensor, gram: torch.Tensor | None = None, bias: bool = False
 ) -> torch.Tensor:
-    r"""Squared norms of the gradient's slices that belong to single features of a linear map, for each example.
+    r"""Computes each example's squared gradient norm of every row, or of every column, of a linear map.
 
     The gradient of y_t = W x_t with cotangents g_t is sum_t g_t x_t^T. Its row o has the squared norm
 
-        || sum_t g_to x_t ||^2 = g_o^T (X X^T) g_o        (+ (sum_t g_to)^2 for the row's bias),
+        || sum_t g_to x_t ||^2 = g_o^T (X X^T) g_o        (+ (sum_t g_to)^2 for the row's bias).
 
-    and its column j, with x and g in each other's place, x_j^T (G G^T) x_j. The right-hand form ("ghost norm",
+    Its column j has the squared norm x_j^T (G G^T) x_j: x and g exchange roles. The right-hand form ("ghost norm",
     Goodfellow, [arXiv 1510.01799](https://arxiv.org/abs/1510.01799); Li et al.,
-    [arXiv 2110.05679](https://arxiv.org/abs/2110.05679)) takes T^2 (F + D) multiplications an example, the left-hand
-    one T F D; the cheaper is taken.
+    [arXiv 2110.05679](https://arxiv.org/abs/2110.05679)) takes T^2 (F + D) multiplications per example, the left-hand
+    form T F D. The function uses the cheaper form.
 
     Args:
-        owned (`torch.Tensor`): Shape `(examples, T, F)`: the side whose features own the slices (g for rows).
-        other (`torch.Tensor`): Shape `(examples, T, D)`: the other side (x for rows).
-        gram (`torch.Tensor`, *optional*): `gram_matrix(other)`, where it is at hand.
-        bias (`bool`, *optional*, defaults to `False`): Whether each feature also owns a bias.
+        owned (`torch.Tensor`): Shape `(examples, T, F)`. Each of its features corresponds to one slice: g for rows, x
+            for columns.
+        other (`torch.Tensor`): Shape `(examples, T, D)`. The other factor of the gradient: x for rows, g for columns.
+        gram (`torch.Tensor`, *optional*): `gram_matrix(other)`, if it is already computed.
+        bias (`bool`, *optional*, defaults to `False`): Whether each slice includes a bias.
 
     Returns:
-        `torch.Tensor`: Shape `(examples, F)`, float32, or float64 for inputs of that type.
+        `torch.Tensor`: Shape `(examples, F)`, float64 for float64 inputs, otherwise float32.
 
     Example:
         >>> g, x = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
@@ -51,13 +52,13 @@ def prefers_ghost(owned: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def gram_matrix(tokens: torch.Tensor) -> torch.Tensor:
-    """Inner products of an example's tokens, shape `(examples, T, T)`."""
+    """Computes the inner products of each example's tokens, shape `(examples, T, T)`."""
     return tokens @ tokens.mT
 
 
 def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     size = _examples_a_chunk(owned.shape[1] * owned.shape[2])
-    # Products of fp16 numbers below 2^-12 would vanish; bf16 has the range of float32.
+    # In fp16, products of numbers below 2^-12 would underflow. bf16 has the range of float32.
     dtype = torch.float32 if owned.dtype == torch.float16 else owned.dtype
     parts = [
         torch.bmm(part_gram, part).to(dtype).mul_(part).sum(1, dtype=_sum_dtype(owned))
@@ -81,9 +82,10 @@ def _direct(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tenso
 
 
 def _normalized_half(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tensor:
-    """The norms in fp16, without overflow: tokens of `other` are scaled to norms below 1, `owned` to values below 1.
+    """Computes the norms in fp16 without overflow.
 
-    The scales are powers of two, so that undoing them is exact.
+    Tokens of `other` are scaled to norms below 1, `owned` to values below 1. The scales are powers of two, so undoing
+    them is exact.
     """
     owned_exponent = torch.frexp(owned.abs().amax().float()).exponent
     other_exponent = torch.frexp(other.float().norm(dim=2).amax()).exponent

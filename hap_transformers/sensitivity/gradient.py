@@ -1,4 +1,4 @@
-"""Gradient-based importance, the baseline."""
+"""Gradient-based importance, a baseline."""
 
 import torch
 
@@ -9,22 +9,25 @@ from .task import Samples, ScoringTask
 
 
 def gradient(task: ScoringTask, batch: ScoredBatch) -> Samples:
-    """How strongly each example's loss reacts to masking each component, |dL_i / dm_c| at m = 1.
+    """Computes the absolute derivative of each example's loss in each component's mask, |dL_i / dm_c| at m = 1.
 
-    The mask m_c multiplies a head's context, before the output projection, or a neuron's activation
+    The mask m_c multiplies a head's context before the output projection, or a neuron's activation
     ([Michel et al. 2019](https://arxiv.org/abs/1905.10650)).
+
+    Returns:
+        `Samples`: One sample per example.
     """
     with masked_components(task, batch) as masks:
         loss = task.loss(batch)
     scale = task.precision.scale
     gradients = torch.cat(torch.autograd.grad(loss * scale, masks), 1)
-    # The loss is a mean over the batch, so an example's own gradient is batch-size times what it adds to it.
+    # The loss is a mean over the batch: the gradient of one example's loss is the batch size times its contribution.
     return Samples(gradients.abs() * (batch.size / scale))
 
 
 def normalized_heads(task: ScoringTask, means: torch.Tensor | None) -> torch.Tensor:
-    """Divides the means of heads by the L2 norm of their layer's, as Michel et al. do; other kinds are left as is."""
-    assert means is not None  # Methods with samples get their mean.
+    """Divides the means of heads by their L2 norm per layer, as Michel et al. do; other kinds stay unchanged."""
+    assert means is not None  # Methods with samples receive their mean.
     tiny = torch.finfo(means.dtype).tiny
     return torch.cat(
         [

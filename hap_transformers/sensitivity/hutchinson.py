@@ -1,4 +1,4 @@
-"""Hutchinson's stochastic trace of the Hessian, all components from each probe."""
+"""Estimates the Hessian's trace by Hutchinson's method; each probe gives all components."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,39 +17,42 @@ from .relative_trace import relative_trace
 from .task import Samples, ScoringTask
 
 
-# Examples that one double-backward graph holds: it bounds the memory, and graphs with probes of their own average out
-# more noise than one graph with the same probes for all.
+# Examples per double-backward graph: few bound the memory. Each graph draws other probes, so several small graphs also
+# average out more noise than one large graph.
 EXAMPLES_A_GRAPH = 16
 
 
 def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
-    r"""Estimates of every component's Hessian trace by random probes.
+    r"""Estimates every component's Hessian trace by random probes.
 
-    With v uniform on {-1, 1} over all scored weights, the block sum over a component c of v * Hv is an unbiased
-    estimate of its trace,
+    Let v be uniform on {-1, 1} over all scored weights. The sum of v * Hv over a component c is an unbiased estimate
+    of the component's trace,
 
         Tr(H_cc) = E[ v_c . (Hv)_c ]
 
     (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989; HAP,
-    [arXiv 2101.08940](https://arxiv.org/abs/2101.08940)). For a projection y = W x with output gradient g, and d for
-    changes in the direction v,
+    [arXiv 2101.08940](https://arxiv.org/abs/2101.08940)). For a projection y = W x with output gradient g, where d
+    denotes the derivative in the direction v,
 
         v . (Hv)_W = sum_t dg_t . (v x_t)  +  sum_t g_t . (v dx_t).
 
-    The second sum has mean zero, as x does not depend on W: it is noise and is left out. The first needs dg alone,
-    which is the gradient in y of the directional derivative sum g . (v x) of the loss. So no gradient of a weight is
-    ever formed and weights stay frozen: a probe takes four matrix products a projection (five where components own
-    columns) where a Hessian-vector product takes six. One double-backward graph of up to `EXAMPLES_A_GRAPH` examples
-    serves all its probes.
+    The second sum has mean zero, because x does not depend on W. It is noise and is left out. The first sum needs only
+    dg, which is the gradient in y of the loss's directional derivative sum g . (v x). So no gradient of a weight is
+    formed, and weights stay frozen. A probe takes four matrix products per projection, or five if components
+    correspond to columns of it. A Hessian-vector product would take six. One double-backward graph of up to
+    `EXAMPLES_A_GRAPH` examples serves `num_probes` probes.
+
+    Returns:
+        `Samples`: One sample per probe.
 
     Raises:
-        ValueError: If the model's attention kernel cannot be differentiated twice, the loss depends on no projection,
-            or a projection is called several times a pass (its input then depends on its weights).
+        ValueError: If the model's attention kernel has no second derivatives, the loss depends on no projection, or a
+            projection is called several times per pass (its input then depends on its weights).
     """
     kernel = task.model.config._attn_implementation
     if kernel not in ("eager", "sdpa"):
         raise ValueError(
-            f"method='hessian_trace' needs second derivatives, which attn_implementation='{kernel}' does not have. "
+            f"method='hessian_trace' needs second derivatives, which attn_implementation='{kernel}' does not support. "
             "Load the model with attn_implementation='sdpa' or 'eager', or use method='gauss_newton_trace'."
         )
     generator = task.generator(batch)
@@ -61,7 +64,10 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
 
 def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
-    """Splits a batch, if its loss is the mean over examples: one of tokens or of weighted classes need not be."""
+    """Splits a batch into graphs, if its loss is the mean over examples.
+
+    A mean over tokens or over weighted classes may differ from the mean over examples. The batch then stays whole.
+    """
     parts = batch.split(EXAMPLES_A_GRAPH)
     if len(parts) == 1:
         return parts
@@ -75,7 +81,7 @@ def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
 
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
-    """One graph's estimates, shape `(num_probes, num_components)`."""
+    """Computes the estimates of one graph, shape `(num_probes, num_components)`."""
     owners = {p.module: (group, p) for group in task.groups for p in (*group.writers, *group.readers)}
     with _recorded_calls(owners) as calls:
         loss = task.loss(batch)
@@ -86,7 +92,7 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
     for probe in range(task.num_probes):
         probes = {module: _draw(*owners[module], y, generator) for module, (_, y) in calls.items()}
         moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
-        # The gradient of sum g . (v x), in which both g and x depend on the outputs.
+        # The gradient of sum g . (v x). Both g and x depend on the outputs.
         factors = zip((*gradients, *moves), (*moves, *gradients), strict=True)
         terms = [(factor, other.detach()) for factor, other in factors if factor.requires_grad]
         last = probe == task.num_probes - 1
@@ -104,14 +110,14 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
 
 @contextmanager
 def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """Collects what each module reads and gives. Weights are frozen, so the graph starts at the first outputs."""
+    """Collects each module's inputs and outputs. Weights are frozen, so the graph starts at the first outputs."""
     calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def record(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if module in calls:
             raise ValueError(
-                f"A {type(module).__name__} is called more than once per pass, which method='hessian_trace' cannot "
-                "handle. Use method='gauss_newton_trace'."
+                f"A {type(module).__name__} is called more than once per pass. method='hessian_trace' does not "
+                "support this; use method='gauss_newton_trace'."
             )
         calls[module] = args[0], output if output.requires_grad else output.requires_grad_()
 
@@ -126,7 +132,7 @@ def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tu
 def _draw(
     group: Group, projection: Projection, output: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Random signs for a module's weight, shape `(outputs, inputs)`, and for its bias where components own it."""
+    """Draws random signs for a module's weight, shape `(outputs, inputs)`, and for a bias that components include."""
     shape = projection.module_matrix(projection.module.weight).shape
     owns_bias = projection not in group.readers and projection.has_bias
     weight = rademacher(shape, output, generator)
@@ -134,7 +140,7 @@ def _draw(
 
 
 def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Inner products of features over all tokens, shape `(features,)`, summed in float32 or better."""
+    """Sums products of two tensors over all tokens, per feature, in float32 or better; shape `(features,)`."""
     products = (first.detach() * second).flatten(0, -2)
     return products.sum(0, dtype=torch.promote_types(products.dtype, torch.float32))
 
@@ -150,6 +156,7 @@ register_method(
     Method(
         hessian_trace,
         relative_trace,
+        curvature="weights",
         comparable=True,
         in_loss_units=True,
         has_traces=True,

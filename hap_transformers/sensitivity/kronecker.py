@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature of the output projections, and what it says removals cost after an optimal refit."""
+"""Estimates the output projections' Kronecker-factored curvature, and from it the cost of removals after a refit."""
 
 from collections.abc import Iterator
 
@@ -20,20 +20,26 @@ from .task import Samples, ScoringTask
 
 
 def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
-    r"""Sums over a batch of both Kronecker factors of every output projection's curvature.
+    r"""Sums both Kronecker factors of every output projection's curvature over a batch.
 
-    For an output projection with inputs x_it (valid token t of example i) and cotangents g_ikt of the output direction
-    s_k . z_i (see `gauss_newton_trace`), the Gauss-Newton matrix is about C (x) A with
+    Let an output projection have inputs x_it (valid token t of example i), and cotangents g_ikt of the output
+    direction s_k . z_i (see `gauss_newton_trace`). Its Gauss-Newton matrix is approximately C (x) A with
 
         A = mean_it (x_it - mean x)(x_it - mean x)^T,    C = mean_i sum_kt g_ikt g_ikt^T
 
     (Martens and Grosse, [arXiv 1503.05671](https://arxiv.org/abs/1503.05671); for weights that several tokens share,
-    "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred where
-    the projection has a bias, whose refit makes up for their means. [`surgeon_costs`] turns the factors into costs of
-    removal.
+    "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred if the
+    projection has a bias, because the bias's refit compensates for their means. [`surgeon_costs`] turns the factors
+    into costs of removal.
 
-    The values of single examples are exact traces of the output projections' columns. They are used only to estimate
-    the reliability.
+    The values of single examples are the Gauss-Newton traces of the output projections' columns. They are proxy
+    scores, used only to estimate the reliability. The final scores are the costs.
+
+    Returns:
+        `Samples`: One sample per example, and the sums of the factors.
+
+    Raises:
+        ValueError: If the loss's Hessian in the logits cannot be factored.
     """
     try:
         return _sums(task, batch)
@@ -55,7 +61,7 @@ def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
 
 class _FactorPass(BackwardPass):
-    """Sums up both factors of every group's reader."""
+    """Adds up both factors of every group's reader."""
 
     def __init__(self, task: ScoringTask, batch: ScoredBatch):
         self.dtype = torch.promote_types(task.model.dtype, torch.float32)
@@ -76,7 +82,7 @@ class _FactorPass(BackwardPass):
         self.cotangent_moments[module] += products(flat)
 
     def sums(self) -> torch.Tensor:
-        """All sums in one vector, laid out as `_factors` reads them."""
+        """Returns all sums in one vector, in the layout that `_factors` reads."""
         mask, parts = self.batch.inputs.get("attention_mask"), []
         for module, cotangents in self.cotangent_moments.items():
             tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs[module]]).to(self.dtype)
@@ -86,21 +92,23 @@ class _FactorPass(BackwardPass):
 
 
 def num_sums(task: ScoringTask) -> int:
-    """Length of the vector of sums."""
+    """Computes the length of the vector of sums."""
     return sum(sum(_lengths(group)) for group in task.groups)
 
 
 def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = False) -> Finished:
-    """What removing each component costs when its turn comes, the others being refitted ([`removal_costs`]).
+    """Computes the cost of removing each component, after its predecessors and with a refit of the remaining ones.
+
+    See [`removal_costs`] for the cost.
 
     Args:
-        task (`ScoringTask`): What was scored.
+        task (`ScoringTask`): The model and the scored components.
         moments (`SampleMoments`): The sums over all batches.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
-        `Finished`: The costs, float64, and each component's place in its group's order of removal. Costs are running
-            maxima in that order, so that no component seems cheaper than those before it.
+        `Finished`: The costs, float64, and each component's place in its group's order of removal. A cost is the
+            running maximum in that order, so no component has a lower cost than the ones removed before it.
     """
     costs, places = [], []
     bars = tqdm(task.groups, desc="Costs of removal", disable=None if progress else True, leave=False)
@@ -116,7 +124,7 @@ def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = Fa
 
 
 def _factors(groups: list[Group], moments: SampleMoments) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every reader's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
+    """Yields every reader's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
     parts = iter(moments.sums.split([length for group in groups for length in _lengths(group)]))
     for reader in (group.reader for group in groups):
         count, total, squares, cotangents = (next(parts) for _ in range(4))
@@ -138,6 +146,7 @@ register_method(
         relative_trace,
         surgeon_costs,
         num_sums,
+        curvature="logits",
         comparable=True,
         foresees_refit=True,
         in_loss_units=True,

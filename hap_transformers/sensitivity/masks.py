@@ -1,4 +1,4 @@
-"""Masks on components: one number per example and component, which multiplies what the reader reads of it."""
+"""Masks: one number per example and component, which multiplies the component's activations."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +12,17 @@ from .task import ScoringTask
 
 @contextmanager
 def masked_components(task: ScoringTask, batch: ScoredBatch) -> Iterator[list[torch.Tensor]]:
-    """Multiplies heads' contexts and neurons' activations by masks of ones that require gradients.
+    """Multiplies heads' contexts and neurons' activations by masks while the context is open.
 
-    Masks are hooks: Transformers 5 takes no `head_mask`.
+    All masks are 1 and require gradients, so the loss can be differentiated in them. Hooks apply them, because
+    Transformers 5 has no argument `head_mask`.
+
+    Args:
+        task (`ScoringTask`): The model and the components to mask.
+        batch (`ScoredBatch`): The batch that the model will run on.
 
     Yields:
-        `list[torch.Tensor]`: A mask per group, shape `(examples, num_components)`.
+        `list[torch.Tensor]`: One mask per group of `task.groups`, shape `(examples, num_components)`.
     """
     masks, handles = [], []
     for group in task.groups:

@@ -33,15 +33,17 @@ class Method:
     """A scoring method, and the facts about it that others rely on.
 
     Args:
-        sample (`Callable`, *optional*): Takes a [`ScoringTask`] and a batch, returns [`Samples`]. `None` for a method
+        sample (`Callable`, *optional*): Takes a `ScoringTask` and a batch, returns `Samples`. `None` for a method
             that needs no data.
         finish (`Callable`): Takes the task and the mean of all samples, shape `(num_components,)` (`None` without
             data), returns the scores, of the same shape. It also turns the means of either half of the samples into
             the rankings whose correlation is the reliability.
-        settle (`Callable`, *optional*): Takes the task, all [`SampleMoments`] and whether to show a progress bar,
-            returns [`Finished`] scores. For methods whose final scores need more than means.
+        settle (`Callable`, *optional*): Takes the task, all `SampleMoments` and whether to show a progress bar,
+            returns `Finished` scores. For methods whose final scores need more than means.
         num_sums (`Callable`, *optional*): Takes the task, returns the length of the vector `Samples.sums`, which is
             added up over all batches.
+        curvature (`str`, *optional*): What the method needs second derivatives of the loss in: `"logits"`, which needs
+            a loss that is computed from one call's outputs, or `"weights"`. By default it needs none.
         kinds (`tuple[str, ...]`, *optional*): The kinds of component it can score. By default all.
         comparable (`bool`, *optional*, defaults to `False`): Whether scores of different kinds compare. Otherwise
             planning ranks each kind by itself, and the same share of each goes.
@@ -59,6 +61,7 @@ class Method:
     finish: Callable[[ScoringTask, torch.Tensor | None], torch.Tensor]
     settle: Callable[[ScoringTask, SampleMoments, bool], Finished] | None = None
     num_sums: Callable[[ScoringTask], int] | None = None
+    curvature: str | None = None
     kinds: tuple[str, ...] | None = None
     comparable: bool = False
     foresees_refit: bool = False

@@ -1,4 +1,4 @@
-"""Square roots of the loss's Hessian in the model's outputs: the directions that a Gauss-Newton pass sends back."""
+"""Factors the loss's Hessian in the model's outputs into the directions that Gauss-Newton passes backpropagate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,26 @@ import torch
 from .probes import rademacher
 
 
-# Up to this many directions an example the Gauss-Newton pass sends back every one of them; above, random mixtures.
+# Directions per example up to which all are backpropagated; that costs one backward pass per direction. Above, random
+# mixtures cost `num_probes` backward passes (4 by default). So exact directions cost at most four times the default.
 EXACT_DIRECTIONS = 16
-# Up to this many classes the Hessian of one position is formed and factored; above, it must be a softmax's.
+# Classes up to which the Hessian of each position is formed and factored; that costs one Hessian product per class and
+# classes^2 numbers per position. Above, the Hessian must be that of a softmax, which is factored without forming it.
 EXPLICIT_CLASSES = 64
 
 
 @dataclass
 class OutputDirections:
-    """Cotangents s_k of the outputs with sum_k s_k s_k^T = H, the loss's Hessian there, exactly or in expectation.
+    """Cotangents s_k of the outputs with sum_k s_k s_k^T = H, the loss's Hessian in the outputs.
+
+    The equation holds exactly or, for random mixtures, in expectation.
 
     Args:
-        cotangents (`Iterator[list[torch.Tensor]]`): For each k, a tensor shaped like each output. Every example's
-            are those of its own loss, as if it were alone in the batch.
+        cotangents (`Iterator[list[torch.Tensor]]`): For each k, one tensor shaped like each output. An example's
+            cotangents belong to the loss of that example alone, not to its share in the batch's mean.
         count (`int`): Number of directions.
-        num_probes (`int`): 0 if they are exact, or the number of random mixtures; then their *mean* gives H.
+        num_probes (`int`): 0 if the directions are exact, otherwise the number of random mixtures. For mixtures the
+            *mean* of s_k s_k^T, not the sum, gives H.
     """
 
     cotangents: Iterator[list[torch.Tensor]]
@@ -35,30 +40,33 @@ def output_directions(
 ) -> OutputDirections:
     r"""Factors the Hessian of a batch's mean loss in the model's outputs.
 
-    The Hessian is found by differentiating twice the graph that leads from the outputs to the loss, whatever that
-    graph is: nothing is assumed of the loss but that it is convex in the outputs and treats examples, and positions
-    within an example (tokens), apart from each other. The factors are checked against that graph with a random
-    vector.
+    The graph from the outputs to the loss is differentiated twice, so the loss can be any function that meets two
+    conditions: it is convex in the outputs, and it couples neither examples nor the positions (tokens) within an
+    example. The factors are checked against that graph with a random vector.
 
-    With C classes the Hessian of one position is C x C. It is formed and factored (softmax cross-entropy: rank C - 1;
-    squared error: rank 1 an output). With very many classes it must be a softmax cross-entropy's, w (diag p - p p^T),
-    whose square root w^1/2 (diag p^1/2 - p (p^1/2)^T) is never formed. Where an example has many directions (many
-    positions, many classes), `num_probes` mixtures of them with random signs take their place, which leaves
-    E[s s^T] = H.
+    With C classes the Hessian of one position is C x C. It is formed and factored; softmax cross-entropy gives rank
+    C - 1, squared error rank 1 per output. With more than `EXPLICIT_CLASSES` classes it is never formed. It must then
+    be diagonal, as for losses that act on each output separately (many labels, a discriminator's tokens, regression
+    with many outputs), or that of a softmax cross-entropy, w (diag p - p p^T) with the square root
+    w^1/2 (diag p^1/2 - p (p^1/2)^T).
+
+    If an example has more than `EXACT_DIRECTIONS` directions (many positions or many classes), `num_probes` mixtures
+    of the directions with random signs replace them. Then E[s s^T] = H.
 
     Args:
         loss (`torch.Tensor`): The mean loss, with its graph.
-        outputs (`list[torch.Tensor]`): The outputs it was computed from, each `(examples, ..., classes)`.
+        outputs (`list[torch.Tensor]`): The outputs that the loss was computed from, each `(examples, ..., classes)`.
         examples (`int`): Number of examples.
-        num_probes (`int`): Random mixtures, where directions are too many.
-        generator (`torch.Generator`): Source of the signs.
+        num_probes (`int`): Number of random mixtures, if there are too many directions.
+        generator (`torch.Generator`): Source of the random signs.
 
     Returns:
         `OutputDirections`: The directions.
 
     Raises:
         ValueError: If the loss does not depend on the outputs, has no curvature in them, is not convex, couples
-            examples or positions, or has more classes than can be factored and is no softmax cross-entropy.
+            examples or positions, or has more than `EXPLICIT_CLASSES` classes and is neither a softmax cross-entropy
+            nor a sum over outputs.
     """
     used = [
         i
@@ -66,10 +74,10 @@ def output_directions(
         if g is not None
     ]
     if not used:
-        raise ValueError("The loss does not depend on the model's logits; method='gauss_newton_trace' needs that.")
+        raise ValueError("The loss does not depend on the model's logits. The Gauss-Newton methods need that.")
     tensors = [outputs[i] for i in used]
     vectors = [_randn(tensor, generator) for tensor in tensors]
-    # In fp16 second derivatives underflow, or, multiplied by too much, overflow.
+    # In fp16 second derivatives underflow without a scale, and overflow with a large one.
     for scale in (2.0**14, 2.0**9, 2.0**4, 1.0) if tensors[0].dtype == torch.float16 else (1.0,):
         gradients = torch.autograd.grad(loss * scale, tensors, create_graph=True)
         if not all(gradient.requires_grad for gradient in gradients):
@@ -78,13 +86,9 @@ def output_directions(
         if all(product.isfinite().all() for product in products):
             break
     factors = [
-        _explicit_factor(gradient, tensor, examples, scale)
-        if _positions(tensor, examples).shape[2] <= EXPLICIT_CLASSES
-        else _softmax_factor(tensor, _positions(v, examples), _positions(hv, examples))
+        _factor(gradient, tensor, _positions(v, examples), _positions(hv, examples), scale)
         for gradient, tensor, v, hv in zip(gradients, tensors, vectors, products, strict=True)
     ]
-    for factor, tensor, v, hv in zip(factors, tensors, vectors, products, strict=True):
-        _check(factor, tensor, _positions(v, examples), _positions(hv, examples))
     count = sum(factor.positions * factor.rank for factor in factors)
 
     def shaped(parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -96,7 +100,7 @@ def output_directions(
     if count > EXACT_DIRECTIONS:
         mixtures = (shaped([factor.mixture(generator) for factor in factors]) for _ in range(num_probes))
         return OutputDirections(mixtures, num_probes, num_probes)
-    # A factor of a softmax alone has more directions than that.
+    # Any other factor alone exceeds EXACT_DIRECTIONS, so all factors are explicit here.
     explicit = [factor for factor in factors if isinstance(factor, _ExplicitFactor)]
     exact = (
         shaped([f.direction(position, k) if f is factor else f.nothing() for f in explicit])
@@ -109,7 +113,7 @@ def output_directions(
 
 @dataclass
 class _ExplicitFactor:
-    """R with R R^T = H for every position, `columns` of shape `(examples, positions, classes, rank)`."""
+    """R with R R^T = H for every position; `columns` has shape `(examples, positions, classes, rank)`."""
 
     columns: torch.Tensor
 
@@ -138,8 +142,29 @@ class _ExplicitFactor:
 
 
 @dataclass
+class _DiagonalFactor:
+    """The square root of a diagonal H, whose entries have the shape `(examples, positions, classes)`."""
+
+    entries: torch.Tensor
+
+    @property
+    def positions(self) -> int:
+        return self.entries.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.entries.shape[2]
+
+    def product(self, vector: torch.Tensor) -> torch.Tensor:
+        return self.entries * vector
+
+    def mixture(self, generator: torch.Generator) -> torch.Tensor:
+        return self.entries.clamp_min(0).sqrt() * rademacher(self.entries.shape, self.entries, generator)
+
+
+@dataclass
 class _SoftmaxFactor:
-    """The root of w (diag p - p p^T), with p of shape `(examples, positions, classes)` and a w a position."""
+    """The square root of w (diag p - p p^T), with p `(examples, positions, classes)` and w `(examples, positions)`."""
 
     probabilities: torch.Tensor
     weight: torch.Tensor
@@ -162,9 +187,47 @@ class _SoftmaxFactor:
 
 
 def softmax_hessian_product(probabilities: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """(diag p - p p^T) v along the last dimension."""
+    """Computes (diag p - p p^T) v along the last dimension."""
     weighted = probabilities * vector
     return weighted - probabilities * weighted.sum(-1, keepdim=True)
+
+
+_Factor = _ExplicitFactor | _DiagonalFactor | _SoftmaxFactor
+
+
+def _factor(
+    gradient: torch.Tensor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, scale: float
+) -> _Factor:
+    """Factors the Hessian in one output, given its product with a random vector.
+
+    Raises:
+        ValueError: If it has no factor that is known here.
+    """
+    examples = len(vector)
+    if vector.shape[2] <= EXPLICIT_CLASSES:
+        factors: list[_Factor] = [_explicit_factor(gradient, output, examples, scale)]
+    else:
+        (sums,) = _hessian_product([gradient], [output], [torch.ones_like(output)], examples / scale)
+        factors = [_DiagonalFactor(_positions(sums, examples)), _softmax_factor(output, vector, product)]
+    found = next((factor for factor in factors if _fits(factor, output, vector, product)), None)
+    if found is None:
+        raise ValueError(
+            "The loss's Hessian in the model's logits cannot be factored. Either the loss couples examples or "
+            f"positions, or it has more than {EXPLICIT_CLASSES} classes and is neither a softmax cross-entropy nor a "
+            "sum over outputs. Use method='hessian_trace' or 'gradient'."
+        )
+    if isinstance(found, _DiagonalFactor):
+        _validate_convex(found.entries, output.dtype)
+    return found
+
+
+def _validate_convex(values: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuses eigenvalues of a Hessian that are negative beyond rounding."""
+    if values.min() < -_tolerance(dtype) * values.abs().max() - torch.finfo(dtype).eps:
+        raise ValueError(
+            "The loss is not convex in the model's logits, so its Gauss-Newton matrix has no square root. Use "
+            "method='hessian_trace'."
+        )
 
 
 def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int, scale: float) -> _ExplicitFactor:
@@ -172,18 +235,14 @@ def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int
     basis = torch.eye(classes, dtype=output.dtype, device=output.device)
     rows = []
     for row in basis:
-        # Positions do not interact, so one product gives this row of every position's Hessian.
+        # Positions do not interact, so one product gives one row of every position's Hessian.
         vector = row.expand(_positions(output, examples).shape).reshape(output.shape)
         (product,) = _hessian_product([gradient], [output], [vector], examples / scale)
         rows.append(_positions(product, examples))
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    if values.min() < -_tolerance(output.dtype) * values.abs().max() - torch.finfo(output.dtype).eps:
-        raise ValueError(
-            "The loss is not convex in the model's logits, so its Gauss-Newton matrix has no square root. Use "
-            "method='hessian_trace'."
-        )
-    # What is left of zero eigenvalues after rounding is not worth a backward pass.
+    _validate_convex(values, output.dtype)
+    # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass.
     rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
     kept = (values > rounding * values.max()).any(1).any(0)
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
@@ -193,45 +252,38 @@ def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.T
     probabilities = _positions(output.detach(), len(vector)).to(vector.dtype).softmax(-1)
     mean = (probabilities * vector).sum(-1, keepdim=True)
     variance = (probabilities * (vector - mean) ** 2).sum(-1)
-    # The weight of a position (one over their number, zero where the label is ignored) is read off the loss itself. A
-    # position that is sure of its class has no curvature to read it off, and needs none.
+    # The loss determines each position's weight: one over the number of positions, or zero for an ignored label. A
+    # position with a probability of nearly 1 has no curvature to derive its weight from; its weight is set to zero.
     sure = variance < 64 * torch.finfo(vector.dtype).eps * (mean**2).squeeze(-1).clamp_min(1)
     weight = ((vector * product).sum(-1) / variance.masked_fill(sure, 1)).clamp_min(0).masked_fill(sure, 0)
     return _SoftmaxFactor(probabilities, weight)
 
 
-def _check(
-    factor: _ExplicitFactor | _SoftmaxFactor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor
-) -> None:
-    """Compares the factored Hessian with the loss's own on one vector."""
+def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor) -> bool:
+    """Compares the factored Hessian with the loss's Hessian on one vector."""
     error = (factor.product(vector) - product).norm()
-    # Where every example is sure of its class all curvature is rounding noise, to which no factor need fit.
+    # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match.
     noise = torch.finfo(output.dtype).eps * vector.norm()
-    if not error <= _tolerance(output.dtype) * product.norm() + noise:
-        raise ValueError(
-            "The loss's Hessian in the model's logits has no factor that is known here: the loss couples examples or "
-            f"positions, or it has more than {EXPLICIT_CLASSES} classes and is no softmax cross-entropy. Use "
-            "method='hessian_trace' or 'gradient'."
-        )
+    return bool(error <= _tolerance(output.dtype) * product.norm() + noise)
 
 
 def _hessian_product(
     gradients: Sequence[torch.Tensor], outputs: list[torch.Tensor], vectors: list[torch.Tensor], factor: float
 ) -> list[torch.Tensor]:
-    """The Hessian times a vector, multiplied by `factor` in float32 or better."""
+    """Multiplies the Hessian by a vector, and the product by `factor` in float32 or better."""
     products = torch.autograd.grad(gradients, outputs, vectors, retain_graph=True, materialize_grads=True)
     return [factor * product.to(torch.promote_types(product.dtype, torch.float32)) for product in products]
 
 
 def _positions(tensor: torch.Tensor, examples: int) -> torch.Tensor:
-    """Views an output as `(examples, positions, classes)`; an output without dimensions for classes has one."""
+    """Reshapes an output to `(examples, positions, classes)`; a one-dimensional output has one class."""
     classes = tensor.shape[-1] if tensor.ndim > 1 else 1
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return wide.reshape(examples, -1, classes)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    # Losses of Transformers go through float32 even in float64 models.
+    # Transformers computes some losses in float32 even for float64 models.
     return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""Keeps what a scoring run has done on disk, so that it can be interrupted."""
+"""Saves the progress of a scoring run in a file, so that an interrupted run can continue."""
 
 import json
 from dataclasses import dataclass, fields
@@ -16,13 +16,13 @@ from .statistics import SampleMoments
 
 @dataclass
 class Progress:
-    """How far scoring has come.
+    """The progress of scoring.
 
     Args:
-        moments (`SampleMoments`): The samples so far, of all processes.
-        num_probes (`int`): Probes a batch that were drawn.
-        batches_done (`int`): Batches behind us.
-        converged (`bool`, *optional*): Whether the wanted reliability was reached; `None` if none was wanted.
+        moments (`SampleMoments`): Moments of all processes' samples so far.
+        num_probes (`int`): Random probes per batch.
+        batches_done (`int`): Number of batches that are done.
+        converged (`bool`, *optional*): Whether the requested reliability was reached. `None` if none was requested.
     """
 
     moments: SampleMoments
@@ -33,12 +33,12 @@ class Progress:
 
 @dataclass
 class StateFile:
-    """A safetensors file with the moments so far, and what run they belong to.
+    """A safetensors file with the moments so far and a description of the run.
 
     Args:
-        path (`Path`): Where it lies.
-        run (`dict[str, Any]`): What two calls must agree in for the one to go on where the other stopped.
-        accelerator (`Accelerator`, *optional*): Its main process reads and writes for all.
+        path (`Path`): Path of the file.
+        run (`dict[str, Any]`): Describes the run. A call can continue from the file only if its description is equal.
+        accelerator (`Accelerator`, *optional*): The processes. The main process reads and writes for all of them.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class StateFile:
         return self.accelerator is None or self.accelerator.is_main_process
 
     def save(self, progress: Progress) -> None:
-        """Writes the file all at once: whoever is interrupted meanwhile finds the one before."""
+        """Writes the file atomically: if writing is interrupted, the previous file stays."""
         if not self._is_mine:
             return
         tensors = {field.name: getattr(progress.moments, field.name) for field in fields(SampleMoments)}
@@ -59,10 +59,16 @@ class StateFile:
             save_file(tensors, str(unfinished), metadata={"scoring": json.dumps(plain)})
 
     def load(self, fresh: Progress) -> Progress:
-        """Reads what `save` wrote, or gives `fresh` where there is nothing; the same in every process.
+        """Reads the progress that `save` wrote.
+
+        Args:
+            fresh (`Progress`): The progress to return if there is no file.
+
+        Returns:
+            `Progress`: The same in every process.
 
         Raises:
-            ValueError: If the file is no state file, or that of another run.
+            ValueError: If the file is not a state file, or belongs to another run.
         """
         found = [self._read(fresh) if self._is_mine else fresh]
         if self.accelerator is not None and self.accelerator.num_processes > 1:
@@ -72,12 +78,12 @@ class StateFile:
         return found[0]
 
     def delete(self) -> None:
-        """Removes the file: the run it belongs to is finished."""
+        """Deletes the file after the run has finished."""
         if self._is_mine:
             self.path.unlink(missing_ok=True)
 
     def _read(self, fresh: Progress) -> Progress | ValueError:
-        # An error is returned, not raised, so that the other processes hear of it instead of waiting forever.
+        # The error is returned so that all processes raise it. If only this one raised, the others would wait forever.
         if not self.path.exists():
             return fresh
         try:
@@ -90,7 +96,7 @@ class StateFile:
         different = sorted(name for name in self.run if run.get(name) != self.run[name])
         if different:
             return ValueError(
-                f"The state file '{self.path}' is of another run: it differs in {', '.join(different)}. Delete it to "
-                "start afresh, or repeat the interrupted call as it was."
+                f"The state file '{self.path}' belongs to another run: it differs in {', '.join(different)}. Delete "
+                "it to start from the beginning, or repeat the interrupted call with its original arguments."
             )
         return Progress(moments, *counts)

@@ -1,4 +1,4 @@
-"""Running moments of per-component samples, and how far the ranking they give can be trusted."""
+"""Running moments of per-component samples, and the reliability of the ranking by their means."""
 
 import math
 from collections.abc import Callable
@@ -11,19 +11,26 @@ import torch
 class SampleMoments:
     """Mean, standard error and split-half reliability of noisy per-component samples, in constant memory.
 
-    A group is a set of examples that were looked at independently of the others: a single example where a method
-    looks at each by itself, a batch where a probe looks at all its examples at once. The standard error compares
-    groups where there are several (the choice of examples and probe noise both show up between groups) and the probes
-    of the one group otherwise; so do the halves. All fields are float64 tensors on the CPU.
+    A group is a set of examples that are sampled independently of all others. It is a single example if the method
+    samples each example separately. It is a batch if a probe samples all examples of a batch at once.
+
+    With several groups, the standard error and the halves compare groups; differences between groups reflect both the
+    choice of examples and the probe noise. With a single group, they compare its probes.
+
+    All fields are float64 tensors on the CPU.
 
     Args:
-        totals (`torch.Tensor`): Number of examples, sum over groups of their squared numbers, groups, samples.
-        mean (`torch.Tensor`): Shape `(components,)`, weighted by examples.
-        between (`torch.Tensor`): Weighted squared deviations of the groups' means from `mean`.
-        within (`torch.Tensor`): The variance that probes give the sum over groups.
-        halves (`torch.Tensor`): Shape `(2, 2, components)`: sums of either half, of groups and of probes.
-        half_weights (`torch.Tensor`): Shape `(2, 2)`: the examples in them.
-        sums (`torch.Tensor`): Whatever else a method sums up over examples, shape `(num_sums,)`.
+        totals (`torch.Tensor`): Number of examples, sum of the groups' squared numbers of examples, number of groups,
+            number of samples; shape `(4,)`.
+        mean (`torch.Tensor`): Mean over examples, shape `(components,)`.
+        between (`torch.Tensor`): Squared deviations of the groups' means from `mean`, weighted by examples and summed,
+            shape `(components,)`.
+        within (`torch.Tensor`): Variance of the sum over all examples that is due to the probes, shape
+            `(components,)`.
+        halves (`torch.Tensor`): Sums over either half of the groups (index 0) and of the probes (index 1), shape
+            `(2, 2, components)`.
+        half_weights (`torch.Tensor`): Numbers of examples in these sums, shape `(2, 2)`.
+        sums (`torch.Tensor`): Other sums over examples that the method needs (`Samples.sums`), shape `(num_sums,)`.
     """
 
     totals: torch.Tensor
@@ -36,21 +43,21 @@ class SampleMoments:
 
     @classmethod
     def zeros(cls, num_components: int, num_sums: int = 0) -> "SampleMoments":
-        """Moments of nothing yet."""
+        """Returns the moments of no samples."""
         shapes = [(4,), (num_components,), (num_components,), (num_components,), (2, 2, num_components), (2, 2)]
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (num_sums,))))
 
     @property
     def num_examples(self) -> int:
-        """Examples so far."""
+        """Number of examples so far."""
         return int(self.totals[0])
 
     def add_examples(self, values: torch.Tensor, first: int) -> None:
-        """Adds samples that each look at one example.
+        """Adds one sample per example.
 
         Args:
             values (`torch.Tensor`): Shape `(examples, components)`.
-            first (`int`): Position of the first example among all; examples go to the halves in turn.
+            first (`int`): Position of the first example among all examples. Examples alternate between the halves.
         """
         values = values.detach().cpu().double()
         count = len(values)
@@ -62,12 +69,12 @@ class SampleMoments:
         self._merge(torch.tensor([count, count, count, count]), mean, ((values - mean) ** 2).sum(0))
 
     def add_probes(self, values: torch.Tensor, size: int, number: int) -> None:
-        """Adds samples that each look at all examples of one batch.
+        """Adds one sample per probe; each probe covers all examples of one batch.
 
         Args:
             values (`torch.Tensor`): Shape `(probes, components)`.
-            size (`int`): Examples in the batch.
-            number (`int`): Position of the batch; batches go to the halves in turn, as do its probes.
+            size (`int`): Number of examples in the batch.
+            number (`int`): Position of the batch. Batches alternate between the halves, as do each batch's probes.
         """
         values = values.detach().cpu().double()
         mean, count = values.mean(0), len(values)
@@ -81,7 +88,7 @@ class SampleMoments:
         self._merge(torch.tensor([size, size**2, 1, count]), mean, torch.zeros_like(mean))
 
     def add(self, other: "SampleMoments") -> None:
-        """Adds the samples of other moments."""
+        """Adds the samples behind other moments."""
         if not other.num_examples:
             return
         for name in ("within", "halves", "half_weights", "sums"):
@@ -89,17 +96,17 @@ class SampleMoments:
         self._merge(other.totals, other.mean, other.between)
 
     def pack(self) -> torch.Tensor:
-        """All fields as one vector, for sending."""
+        """Concatenates all fields in one vector, to send it to other processes."""
         return torch.cat([getattr(self, field.name).flatten() for field in fields(self)])
 
     def unpacked(self, vector: torch.Tensor) -> "SampleMoments":
-        """The moments of the same shapes that `pack` made `vector` of."""
+        """Restores moments from the vector that `pack` made; their shapes are those of `self`."""
         parts = vector.double().cpu().split([getattr(self, field.name).numel() for field in fields(self)])
         shapes = [getattr(self, field.name).shape for field in fields(self)]
         return SampleMoments(*(part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)))
 
     def _merge(self, totals: torch.Tensor, mean: torch.Tensor, between: torch.Tensor) -> None:
-        # Welford's update, in the weighted form for groups of samples (West 1979; Chan et al. 1979).
+        # Welford's update in its weighted form for groups of samples (West 1979; Chan et al. 1979).
         before, added = self.totals[0].clone(), totals[0]
         self.totals += totals
         delta = mean - self.mean
@@ -107,7 +114,7 @@ class SampleMoments:
         self.between += between + delta**2 * (before * added / self.totals[0])
 
     def standard_error(self) -> torch.Tensor | None:
-        """Standard error of `mean`, or `None` after a single sample."""
+        """Computes the standard error of `mean`; `None` after fewer than two samples."""
         examples, squares, groups, samples = self.totals
         if samples < 2:
             return None
@@ -117,15 +124,17 @@ class SampleMoments:
         return (self.between / examples / (effective_groups - 1)).sqrt()
 
     def reliability(self, scores: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
-        """Split-half Spearman correlation r of the scores, Spearman-Brown corrected to 2 r / (1 + |r|).
+        """Computes the split-half reliability of the scores.
+
+        It is the Spearman correlation r of the scores of both halves, corrected by Spearman-Brown to 2 r / (1 + |r|).
 
         Args:
-            scores (`Callable`): Turns a mean, shape `(components,)`, into the scores whose ranking is meant.
+            scores (`Callable`): Turns a mean, shape `(components,)`, into the scores to rank.
 
         Returns:
-            `float`: The reliability, or `None` where there are not two halves or ranks are undefined.
+            `float`: The reliability, or `None` if a half is empty or the ranks are undefined.
         """
-        from scipy.stats import spearmanr  # Here: it takes half a second, which importing the package should not.
+        from scipy.stats import spearmanr  # Imported here, because it takes half a second.
 
         kind = 0 if self.totals[2] > 1 else 1
         weights = self.half_weights[kind]

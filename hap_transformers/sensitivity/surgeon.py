@@ -1,39 +1,42 @@
-"""The optimal brain surgeon's cost: what removing inputs of a linear map costs when the others make up for it."""
+"""The optimal brain surgeon: computes what removals of a linear map's inputs cost if the other inputs are refitted."""
 
 import torch
 
 
-# Removals whose updates are put off and then made at once, as products of matrices.
+# Removed inputs per update of the full matrices. Many make the update an efficient product of large matrices. Few keep
+# the corrections short that each removal needs because of the pending removals.
 DELAYED = 128
 
 
 def removal_costs(
     moment: torch.Tensor, curvature: torch.Tensor, size: int = 1, ridge: float = 0.01
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Removes groups of inputs of a linear map one by one, each time the group that costs least.
+    r"""Removes groups of inputs of a linear map one by one, the cheapest group first.
 
-    Let the map be W (outputs x inputs), the curvature of the loss in it C (x) A, with A the second moment of inputs
-    and C that of output cotangents. Removing the inputs S and refitting the other columns optimally raises the loss by
+    Let the map be W (outputs x inputs). Let the curvature of the loss in W be C (x) A, where A is the second moment of
+    the inputs and C that of the output cotangents. Removing the inputs S and refitting the other columns optimally
+    raises the loss by
 
         1/2 tr(M_SS P_SS^-1),    P = A^-1,    M = W^T C W
 
     (Hassibi and Stork, "Optimal Brain Surgeon", 1993; for Kronecker factors and groups of weights van der Ouderaa et
-    al., [arXiv 2312.17244](https://arxiv.org/abs/2312.17244)). With R = P_SS^-1 P_S: the refit is W <- W - W_S R, so
+    al., [arXiv 2312.17244](https://arxiv.org/abs/2312.17244)). With R = P_SS^-1 P_S: the refit is
+    W <- W - W_S R, so
 
         P <- P - R^T P_S:,    M <- M - R^T Q - Q^T R,    Q = M_S: - 1/2 M_SS R.
 
-    Only the rows and the diagonal blocks that are looked at next are kept up to date; the rest follows after every
-    `DELAYED` removals, so that nearly all work is in products of large matrices.
+    Each removal updates only the diagonal blocks, and computes the current rows of the removed group. The full
+    matrices are updated after `DELAYED` removed inputs, so nearly all work is in products of large matrices.
 
     Args:
         moment (`torch.Tensor`): A, float64, shape `(inputs, inputs)`.
         curvature (`torch.Tensor`): M, float64, shape `(inputs, inputs)`.
-        size (`int`, *optional*, defaults to 1): Inputs in a group; groups are consecutive.
-        ridge (`float`, *optional*, defaults to 0.01): What A's diagonal is raised by, in units of its mean.
+        size (`int`, *optional*, defaults to 1): Inputs per group. The inputs of a group are consecutive.
+        ridge (`float`, *optional*, defaults to 0.01): Number added to A's diagonal, in units of the diagonal's mean.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The groups in the order of removal, int64, and what each removal costs on
-        top of those before, float64, both of shape `(groups,)`.
+        `tuple[torch.Tensor, torch.Tensor]`: The groups in the order of removal, int64, and the additional cost of each
+        removal, float64, both of shape `(groups,)`.
 
     Example:
         >>> A, W = torch.eye(3).double(), torch.tensor([[3.0, 1.0, 2.0]]).double()
@@ -43,7 +46,7 @@ def removal_costs(
     """
     scale = moment.diagonal().mean()
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    # Inputs that are all constant can be removed for nothing; the floor keeps the matrix invertible.
+    # If all inputs are constant, the scale is zero and removal is free. The small number keeps the matrix invertible.
     inverse = torch.linalg.inv(moment + (ridge * scale + torch.finfo(moment.dtype).tiny ** 0.5) * identity)
     left = torch.arange(len(moment) // size)
     order, costs = [], []
@@ -59,7 +62,10 @@ def removal_costs(
 
 
 class _Removals:
-    """Some removals, one after the other, from matrices that are themselves updated only at the end."""
+    """A series of removals whose updates are stored as R, P and Q.
+
+    The diagonal blocks are updated at each removal, the full matrices only by `matrices`.
+    """
 
     def __init__(self, inverse: torch.Tensor, curvature: torch.Tensor, size: int):
         self.inverse, self.curvature, self.size = inverse, curvature, size
@@ -69,22 +75,22 @@ class _Removals:
             matrix.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
             for matrix in (inverse, curvature)
         )
-        # R, P_S: and Q of the removals so far, one below the other.
+        # Rows R, P_S: and Q of the removals so far.
         rows = max(DELAYED, size)
         self.R, self.P, self.Q = (inverse.new_empty(rows, len(inverse)) for _ in range(3))
         self.rows = 0
 
     def remove_cheapest(self) -> tuple[int, float]:
-        """Removes the group that costs least; gives its position and its cost."""
+        """Removes the cheapest group. Returns its position and its cost."""
         costs = self._costs()
         costs[~self.left] = torch.inf
         group = int(costs.argmin())
-        own = slice(group * self.size, (group + 1) * self.size)
+        removed = slice(group * self.size, (group + 1) * self.size)
         R, P, Q = (stack[: self.rows] for stack in (self.R, self.P, self.Q))
-        p = self.inverse[own] - R[:, own].T @ P
-        m = self.curvature[own] - R[:, own].T @ Q - Q[:, own].T @ R
-        r = p / p[:, own] if self.size == 1 else torch.linalg.solve(p[:, own], p)
-        q = m - m[:, own] @ r / 2
+        p = self.inverse[removed] - R[:, removed].T @ P
+        m = self.curvature[removed] - R[:, removed].T @ Q - Q[:, removed].T @ R
+        r = p / p[:, removed] if self.size == 1 else _solve(p[:, removed], p)
+        q = m - m[:, removed] @ r / 2
         new = slice(self.rows, self.rows + self.size)
         self.R[new], self.P[new], self.Q[new] = r, p, q
         self.rows += self.size
@@ -97,7 +103,7 @@ class _Removals:
         return group, float(costs[group])
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse and curvature of the inputs that are left."""
+        """Computes inverse and curvature of the remaining inputs."""
         kept = self.left.repeat_interleave(self.size)
         R, P, Q = (stack[: self.rows, kept] for stack in (self.R, self.P, self.Q))
         change = R.T @ Q
@@ -107,5 +113,18 @@ class _Removals:
     def _costs(self) -> torch.Tensor:
         if self.size == 1:
             return (self.curvature_blocks / self.inverse_blocks).flatten() / 2
-        solved = torch.linalg.solve(self.inverse_blocks, self.curvature_blocks)
+        solved = _solve(self.inverse_blocks, self.curvature_blocks)
         return solved.diagonal(dim1=1, dim2=2).sum(1) / 2
+
+
+def _solve(blocks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solves with symmetric positive definite blocks, by Cholesky factors.
+
+    `torch.linalg.solve` never returns for a batch of blocks wider than 128 in torch's CPU builds with several threads.
+    """
+    factors, failed = torch.linalg.cholesky_ex(blocks)
+    if failed.any():  # Rounding has made a block indefinite; single matrices can be solved otherwise.
+        if blocks.ndim == 2:
+            return torch.linalg.solve(blocks, right)
+        return torch.stack([torch.linalg.solve(block, part) for block, part in zip(blocks, right, strict=True)])
+    return torch.cholesky_solve(right, factors)

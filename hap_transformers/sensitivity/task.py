@@ -1,4 +1,4 @@
-"""What every scoring method gets, and what it gives for a batch."""
+"""The input of every scoring method, `ScoringTask`, and its result for one batch, `Samples`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..components.groups import Group
 from ..components.sharded import whole_values
 from .batches import ScoredBatch
+from .outputs import loss_of
 from .precision import Precision
 
 
@@ -18,28 +19,37 @@ LossFunction = Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor]
 
 
 def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-    """The loss that a Transformers model computes from its own labels.
+    """Runs a model on a batch with labels, and returns the loss that the model itself computes.
 
     Raises:
         ValueError: If the model returns no loss.
     """
-    loss = getattr(model(**inputs), "loss", None)  # A bare encoder's outputs have no such field.
+    loss = loss_of(model(**inputs))
     if loss is None:
         raise ValueError(
             f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches "
-            "with a 'labels' entry, or pass loss_fn."
+            "with an entry 'labels', or pass loss_fn."
         )
     return loss
 
 
 @dataclass
 class Samples:
-    """What one batch says about every component.
+    """The result of a method's `sample` function for one batch.
+
+    Columns of `values` are all components of `ScoringTask.groups` in order: first all components of the first group,
+    then those of the second, and so on. The mean over all samples of all batches is passed to the method's `finish`
+    function. The samples' spread gives standard errors, and their halves the reliability.
 
     Args:
-        values (`torch.Tensor`): Shape `(samples, num_components)`; a sample is an example, or a probe on all of them.
-        num_probes (`int`): Random probes behind them, 0 if none.
-        sums (`torch.Tensor`, *optional*): Whatever else the method sums up over examples, shape `(num_sums,)`.
+        values (`torch.Tensor`): Shape `(samples, num_components)`. With `Method.per_example` a sample is one example,
+            so `samples` is the batch's size. Otherwise a sample is one random probe, averaged over the batch's
+            examples, and batches are weighted by their size.
+        num_probes (`int`, *optional*, defaults to 0): Number of random probes behind the values; 0 if they are exact.
+            It is only reported, as `Sensitivity.num_probes`.
+        sums (`torch.Tensor`, *optional*): Other numbers that the method needs, summed over the batch's examples, shape
+            `(num_sums,)`. They are added up over all batches, and passed to `Method.settle` as `SampleMoments.sums`.
+            The method must then set `Method.num_sums`.
     """
 
     values: torch.Tensor
@@ -49,15 +59,22 @@ class Samples:
 
 @dataclass
 class ScoringTask:
-    """A model in scoring mode, with the components to score.
+    """A model and the components to score: the first argument of a method's functions.
+
+    While `Method.sample` runs, dropout is off, weights are frozen (`requires_grad=False`) and gradients are enabled.
+    Call `loss` to run the model on a batch. Then differentiate the loss in activations, or in masks from
+    `hap_transformers.sensitivity.masks.masked_components`. Multiply the loss by `precision.scale` before, and divide
+    the gradients by it afterwards; the scale prevents underflow in fp16, and is 1 in other precisions.
 
     Args:
-        model (`PreTrainedModel`): The model, in evaluation mode.
-        groups (`list[Group]`): Groups with at least one component, kind by kind.
-        loss_fn (`LossFunction`): Takes the model and a batch, returns the batch's mean loss.
-        num_probes (`int`): Random probes per batch.
-        precision (`Precision`): What forward passes run in.
-        seed (`int`): Seed of the probes.
+        model (`PreTrainedModel`): The model to score.
+        groups (`list[Group]`): The groups to score, for example the heads of one layer, or its neurons. Groups are
+            ordered by kind. Each has at least one component.
+        loss_fn (`LossFunction`): Takes the model and a batch, returns the batch's mean loss. Methods call
+            `loss` instead, which also applies the precision and checks the result.
+        num_probes (`int`): Random probes per batch, for methods that use probes.
+        precision (`Precision`): The precision of forward passes, and the loss scale.
+        seed (`int`): Seed of the probes. Methods call `generator` instead.
     """
 
     model: PreTrainedModel
@@ -68,42 +85,54 @@ class ScoringTask:
     seed: int
 
     @property
+    def loss_name(self) -> str:
+        """The loss in words, for messages."""
+        if self.loss_fn is model_loss:
+            return f"the loss of {type(self.model).__name__}"
+        return f"the loss '{getattr(self.loss_fn, '__qualname__', type(self.loss_fn).__name__)}'"
+
+    @property
     def device(self) -> torch.device:
         """The model's device."""
         return self.model.device
 
     @property
     def counts(self) -> list[int]:
-        """Components of each group."""
+        """Number of components of each group. Their sum is `num_components` in all shapes."""
         return [group.num_components for group in self.groups]
 
     def columns(self, kind: str) -> slice:
-        """Where the components of a kind lie among all."""
+        """Returns the positions of a kind's components among all components.
+
+        Args:
+            kind (`str`): Name of the kind, `"heads"` or `"neurons"`. It must be among the scored kinds.
+        """
         before = sum(self.counts[: [group.kind.name for group in self.groups].index(kind)])
         return slice(before, before + sum(g.num_components for g in self.groups if g.kind.name == kind))
 
     @cached_property
     def squared_norms(self) -> torch.Tensor:
-        """||w_c||^2 of each component, shape `(num_components,)`, summed in float32 or better."""
+        """Squared norm ||w_c||^2 of each component's weights, shape `(num_components,)`, in float32 or better."""
         norms = []
-        for group in self.groups:  # One group's squares at a time: all of them would be a second copy of the model.
+        for group in self.groups:  # Group by group: the squares of all groups would take the memory of a second model.
             weights = [(p, whole_values(p).to(torch.promote_types(p.dtype, torch.float32))) for p in group.parameters]
             norms.append(group.sum_over_components({p: weight**2 for p, weight in weights}))
         return torch.cat(norms)
 
     def generator(self, batch: ScoredBatch) -> torch.Generator:
-        """A fresh source of probes for a batch.
+        """Returns a new random generator for the probes of a batch, on the model's device.
 
-        It depends on the seed and the batch's number alone, so that probes are the same however batches are shared
-        between processes, and after a resumption.
+        Its seed depends only on the task's seed and the batch's number. So the probes are the same for any number of
+        processes, and after a resumption.
         """
         return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + batch.number)
 
     def loss(self, batch: ScoredBatch) -> torch.Tensor:
-        """The batch's mean loss.
+        """Runs the model on a batch in the task's precision, and returns the batch's mean loss with its graph.
 
         Raises:
-            ValueError: If the model cannot work on the batch, or the loss is not one finite number.
+            ValueError: If the model cannot run on the batch, the loss does not depend on the model, or it is not one
+                finite number.
         """
         try:
             with self.precision.autocast():
@@ -116,16 +145,16 @@ class ScoringTask:
             shapes = {name: tuple(v.shape) for name, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
             raise ValueError(
                 f"The loss of batch {batch.number}, {shapes}, cannot be computed: {error}. Check that tokens are in "
-                "the vocabulary, labels in range, and inputs no longer than the model takes."
+                "the vocabulary, labels are in range, and inputs are not too long for the model."
             ) from error
         if not isinstance(loss, torch.Tensor):
             raise ValueError(
-                f"loss_fn returned a {type(loss).__name__}; it must return the batch's mean loss, a tensor."
+                f"loss_fn returned a {type(loss).__name__}; it must return the batch's mean loss as a tensor."
             )
         if not loss.requires_grad:
             raise ValueError(
                 f"The loss of batch {batch.number} does not depend on the model's weights or logits. Do not detach "
-                "it, nor compute it under no_grad."
+                "it, and do not compute it under no_grad."
             )
         if loss.numel() != 1 or not torch.isfinite(loss):
             raise ValueError(

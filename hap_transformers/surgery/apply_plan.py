@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, find_groups, of_kind
+from ..components.groups import Group, eager_model, find_groups, of_kind
 from ..components.slicing import keep_components, validate_in_memory, validate_sliceable
 from ..components.structure import record_structure, validate_record
 from .implants import insert_implant, validate_implantable
@@ -36,6 +36,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
         >>> model.encoder.layer[0].output.dense
         Linear(in_features=5, out_features=8, bias=True)
     """
+    model = eager_model(model)
     groups = find_groups(model)
     plan.validate(model, groups)
     _remove(model, groups, plan)

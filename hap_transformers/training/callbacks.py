@@ -1,4 +1,4 @@
-"""What `HapTrainer` tells callbacks about pruning."""
+"""Reports pruning to the callbacks of `HapTrainer`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..surgery.plan import PruningPlan
 
 
 class HapCallback(TrainerCallback):
-    """A `TrainerCallback` that hears of pruning, too. Override what you need.
+    """A `TrainerCallback` with two more events, at the start and the end of pruning. Override the methods you need.
 
     Example:
 
@@ -37,7 +37,7 @@ class HapCallback(TrainerCallback):
         plan: PruningPlan,
         **kwargs: Any,
     ) -> None:
-        """Called when a plan is made and found to fit, before anything is removed."""
+        """Called after the plan was made and validated, before anything is removed."""
 
     def on_prune_end(
         self,
@@ -48,11 +48,11 @@ class HapCallback(TrainerCallback):
         plan: PruningPlan,
         **kwargs: Any,
     ) -> None:
-        """Called when the model is pruned and refitted, and its costs are measured."""
+        """Called after the model was pruned and refitted and its costs were measured."""
 
 
 def tell_callbacks(trainer: Trainer, event: str, model: PreTrainedModel, plan: PruningPlan) -> None:
-    """Calls a method of a trainer's callbacks that hear of pruning."""
+    """Calls the method `event` of every `HapCallback` of a trainer."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, HapCallback):
             getattr(callback, event)(trainer.args, trainer.state, trainer.control, model=model, plan=plan)

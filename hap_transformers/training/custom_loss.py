@@ -1,4 +1,4 @@
-"""How `Trainer` computes losses, those of its user's own among them."""
+"""Reproduces how `Trainer` computes losses, including custom ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from transformers import Trainer
 
 
 def counting_items(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Makes a `compute_loss_func` count the labels itself where it is not told their number.
+    """Wraps a `compute_loss_func` so that it counts the labels of the batch if no number of labels is passed.
 
-    `Trainer` counts those of all batches that are accumulated, and only while it trains or evaluates; scoring, refits
-    and distillation need the loss of a single batch. As there, labels of -100 do not count.
+    `Trainer` passes the number of labels of all accumulated batches, but only while it trains or evaluates. Scoring,
+    refit and distillation need the loss of a single batch. Labels of -100 do not count, as in `Trainer`.
     """
 
     def counted(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -23,14 +23,17 @@ def counting_items(function: Callable[..., torch.Tensor]) -> Callable[..., torch
 
 
 def model_inputs(trainer: Trainer, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What `Trainer` gives the model of a batch: not the labels, where another loss than the model's takes them."""
+    """Returns the inputs that `Trainer` passes to the model: without labels if a loss outside the model uses them."""
     withheld = trainer.compute_loss_func is not None or trainer.label_smoother is not None
     return {name: value for name, value in inputs.items() if not (withheld and name == "labels")}
 
 
 def averages_over_batches(trainer: Trainer, num_items_in_batch: torch.Tensor | int | None) -> bool:
-    """Whether `Trainer` divides a loss by the number of accumulated batches: unless it sums over the items of all."""
-    declared = getattr(trainer, "loss_is_scaled_for_ga", None)  # What a subclass may say of its loss.
+    """Whether `Trainer` divides a loss by the number of accumulated batches.
+
+    It does not if the loss is already divided by the number of items in all accumulated batches.
+    """
+    declared = getattr(trainer, "loss_is_scaled_for_ga", None)  # A subclass may declare this.
     if declared is not None:
         return not declared
     by_model = num_items_in_batch is not None and trainer.model_accepts_loss_kwargs

@@ -1,4 +1,4 @@
-"""What several processes must agree in."""
+"""Makes several processes agree."""
 
 import hashlib
 import json
@@ -13,7 +13,10 @@ from ..surgery.plan import PruningPlan
 
 
 def made_once(make: Callable[[], Any], accelerator: Accelerator) -> Any:
-    """What the main process makes, in every process, for measurements that differ from one to the next."""
+    """Calls `make` in the main process, and returns its result in every process.
+
+    Measurements such as latencies differ between processes; this gives all of them the same one.
+    """
     made = [make() if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(made)
@@ -21,14 +24,14 @@ def made_once(make: Callable[[], Any], accelerator: Accelerator) -> Any:
 
 
 def validate_same_plan(plan: PruningPlan | None, accelerator: Accelerator) -> None:
-    """Checks that all processes hold the same plan, so that none prunes another model than the others.
+    """Checks that all processes have the same plan, so that all prune the model in the same way.
 
     Args:
         plan (`PruningPlan`, *optional*): This process's plan, if it has one.
-        accelerator (`Accelerator`): The processes; all must call this.
+        accelerator (`Accelerator`): The processes. All of them must call this function.
 
     Raises:
-        ValueError: In every process, if one differs.
+        ValueError: In every process, if the plan of one process differs.
     """
     if accelerator.num_processes == 1:
         return
@@ -37,6 +40,6 @@ def validate_same_plan(plan: PruningPlan | None, accelerator: Accelerator) -> No
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise ValueError(
-            f"Processes {others} have another pruning plan than process 0. Give all the same plan, or none, and the "
-            "same model, training set and seed. Nothing was pruned."
+            f"Processes {others} have another pruning plan than process 0. Give all processes the same plan, or none, "
+            "and the same model, training set and seed. Nothing was pruned."
         )

@@ -1,47 +1,48 @@
-"""What is different when a pruned model trains."""
+"""Training of a pruned model: its arguments and its loss."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..sensitivity.outputs import logits_of, named_tensors
 from .config import HapConfig
 from .distillation import distillation_loss, hidden_loss, hidden_states
 from .resuming import RECOVERY
 
 
 NO_TEACHER = (
-    "There is no dense model to distil from, as this HapTrainer has not pruned its model itself; it trains on the "
+    "This HapTrainer has no dense model to distil from, because it did not prune its model itself. It trains on the "
     "labels alone. Pass teacher=... to distil, or set distillation=0."
 )
 NOT_DISTILLED = (
-    "{name}.compute_loss does not call HapTrainer's, which distils from the dense model: the pruned model trains on "
-    "the labels alone. Call super().compute_loss(...), pass compute_loss_func in its place, or set distillation=0."
+    "{name}.compute_loss does not call HapTrainer.compute_loss, which distils from the dense model. The pruned model "
+    "trains on the labels alone. Call super().compute_loss(...), pass compute_loss_func, or set distillation=0."
 )
 
 OPTIMIZER_DROPPED = (
-    "The optimizer passed to HapTrainer holds weights that were removed, and is dropped; the next train() makes one "
+    "The optimizer passed to HapTrainer holds removed weights and is dropped. The next train() makes a new optimizer "
     "from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
 )
 
 
 @contextmanager
 def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[None]:
-    """Puts the recovery's settings, and its own folder for checkpoints, in the place of the training arguments'.
+    """Replaces training arguments by the recovery's settings and a separate folder for its checkpoints.
 
-    In the folder of the dense model's checkpoints, one of the same number of steps would be overwritten, and
-    `save_total_limit` would take the dense ones away.
+    In the folder of the dense model's checkpoints, the recovery would overwrite a checkpoint of the same number of
+    steps, and `save_total_limit` would delete dense checkpoints.
 
     Args:
-        args (`TrainingArguments`): Changed until the context ends.
-        config (`HapConfig`): Has the recovery's settings.
+        args (`TrainingArguments`): The arguments; they are changed until the context ends.
+        config (`HapConfig`): The recovery's settings.
     """
     recovery = {
         "num_train_epochs": config.recovery_epochs,
-        # Else steps that fine-tuning was to take would override the epochs.
+        # Otherwise the number of steps set for fine-tuning would override the epochs.
         "max_steps": None if config.recovery_epochs is None else -1,
         "learning_rate": config.recovery_learning_rate,
         "output_dir": os.path.join(str(args.output_dir), RECOVERY),
@@ -59,31 +60,48 @@ def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[N
 
 def with_distillation(
     loss: torch.Tensor,
-    outputs: Mapping[str, Any],
-    targets: Mapping[str, Any],
+    outputs: Any,
+    targets: Any,
     labels: torch.Tensor | None,
     mask: torch.Tensor | None,
     model: PreTrainedModel,
     config: HapConfig,
+    counted: bool = True,
 ) -> torch.Tensor:
-    """Adds to the loss of the labels what draws a pruned model to the dense one, by `config`'s weights.
+    """Combines the loss of the labels with the distillation losses, by `config`'s weights.
 
     Args:
         loss (`torch.Tensor`): The mean loss of the labels.
-        outputs (`Mapping[str, Any]`): Those of the pruned model.
-        targets (`Mapping[str, Any]`): Those of the dense model.
+        outputs (`Any`): Outputs of the pruned model, in any form that `Trainer` accepts.
+        targets (`Any`): Outputs of the dense model, in the same form.
         labels (`torch.Tensor`, *optional*): The batch's labels.
-        mask (`torch.Tensor`, *optional*): Its attention mask.
+        mask (`torch.Tensor`, *optional*): The batch's attention mask.
         model (`PreTrainedModel`): The pruned model, unwrapped.
-        config (`HapConfig`): The weights.
+        config (`HapConfig`): The weights of the losses.
+        counted (`bool`, *optional*, defaults to `True`): Whether any label of the batch counts. If none does, the loss
+            of the labels is undefined and weighs nothing.
+
+    Returns:
+        `torch.Tensor`: The weighted sum.
+
+    Raises:
+        ValueError: If the outputs have no logits, or the dense model has no outputs of the same names.
     """
+    student, teacher = logits_of(outputs, loss), named_tensors(targets)
+    if missing := student.keys() - teacher.keys():
+        raise ValueError(
+            f"The teacher has no outputs {sorted(missing)}, which the model has; it returns {sorted(teacher)}. Give a "
+            "teacher whose outputs have the same form, or set distillation=0."
+        )
+    if not counted:
+        loss = torch.zeros_like(loss)
     problem_type = model.config.problem_type
     if problem_type is None and labels is not None and labels.is_floating_point() and labels.ndim > 1:
-        # As the model's own loss would take them; with another loss it is never asked.
+        # The model's built-in loss would infer the same; a custom loss leaves problem_type unset.
         problem_type = "multi_label_classification" if labels.shape[-1] > 1 else "regression"
     distilled = distillation_loss(
-        outputs,
-        targets,
+        student,
+        teacher,
         config.distillation_temperature,
         problem_type=problem_type,
         labels=labels,

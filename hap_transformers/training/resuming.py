@@ -1,4 +1,4 @@
-"""What training needs to go on: a whole checkpoint, of the same structure, and the same order of batches."""
+"""Resumes training: finds a complete checkpoint of the same structure, and repeats the order of batches."""
 
 import re
 from collections.abc import Iterator
@@ -16,18 +16,21 @@ from ..components.groups import KINDS
 from ..components.structure import recorded_numbers, recorded_structure
 
 
-# Where checkpoints of pruned models go, within the output folder. What starts so is not pushed to the Hub.
+# Folder for checkpoints of pruned models, inside the output folder. `Trainer` does not push names with a leading "_".
 RECOVERY = "_recovery"
 
 
 def last_whole_checkpoint(folder: str | Path, model: PreTrainedModel | None = None) -> str | None:
-    """The newest checkpoint in a folder that was written to the end, or `None`.
+    """Finds the newest completely written checkpoint in a folder.
 
-    `Trainer` writes the training state last, so what was killed while saving has none, or one cut short.
+    `Trainer` writes the training state last. If the process is killed while it saves, the state is missing or cut off.
 
     Args:
-        folder (`str` or `Path`): Where checkpoints lie.
-        model (`PreTrainedModel`, *optional*): The model to train; checkpoints of another structure are passed over.
+        folder (`str` or `Path`): The folder with the checkpoints.
+        model (`PreTrainedModel`, *optional*): The model to train. Checkpoints of another structure are skipped.
+
+    Returns:
+        `str`: Path of the checkpoint, or `None` if there is none.
     """
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [(pattern.fullmatch(path.name), path) for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
@@ -43,15 +46,15 @@ def last_whole_checkpoint(folder: str | Path, model: PreTrainedModel | None = No
 
 
 def seeded_by_epoch(sampler: Sampler | None, seed: int) -> Sampler | None:
-    """A sampler whose order a resumed training finds again; other samplers than `LengthGroupedSampler` are that."""
+    """Makes the order of a `LengthGroupedSampler` repeatable after a resumption; returns other samplers unchanged."""
     return _SeededByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
 
 class _SeededByEpoch(Sampler[int]):
-    """A `LengthGroupedSampler` whose order depends on the seed and the epoch alone.
+    """A `LengthGroupedSampler` whose order depends only on the seed and the epoch.
 
-    Transformers draws it from the global random state as it is when an epoch starts, which a training that is resumed
-    amid the epoch does not know any more.
+    Transformers draws the order from the global random state at the start of an epoch. A training that is resumed
+    within an epoch no longer has that state.
 
     Args:
         sampler (`LengthGroupedSampler`): The sampler.
@@ -63,7 +66,7 @@ class _SeededByEpoch(Sampler[int]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, by accelerate and `Trainer`."""
+        """Seeds the epoch's order; accelerate and `Trainer` call this before each epoch."""
         self.sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
 
     def __iter__(self) -> Iterator[int]:
@@ -74,26 +77,33 @@ class _SeededByEpoch(Sampler[int]):
 
 
 def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> None:
-    """Checks that a checkpoint is of a model pruned as this one is. Adapters' checkpoints have no say.
+    """Checks that a checkpoint's model was pruned in the same way as this model.
+
+    A checkpoint without a config, such as an adapter's, passes.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the structures differ.
     """
     file = Path(checkpoint) / "config.json"
     if not file.is_file():
         return
     structures = [_structure(config) for config in (PretrainedConfig.from_json_file(file), model.config)]
     if structures[0] != structures[1]:
-        there, here = ("pruned" if any(structure.values()) else "dense" for structure in structures)
+        saved, current = ("pruned" if any(structure.values()) else "dense" for structure in structures)
         raise ValueError(
-            f"The checkpoint '{checkpoint}' is of a {there} model, the {type(model).__name__} in training is {here}"
-            f"{', with another structure' * (there == here)}. Checkpoints of the dense model lie in the output folder, "
-            f"those of its recovery in '{RECOVERY}' within it: resume from the one that fits, or prune by its plan first."
+            f"The checkpoint '{checkpoint}' is of a {saved} model, the {type(model).__name__} in training is {current}"
+            f"{', with another structure' * (saved == current)}. Checkpoints of the dense model are in the output "
+            f"folder, those of its recovery in the folder '{RECOVERY}' inside it. Resume from a checkpoint that fits "
+            "the model, or first prune the model by the checkpoint's plan."
         )
 
 
 def _structure(config: PretrainedConfig) -> dict[str, Any]:
-    """What was pruned, without empty entries: numbers that are gone, else counts, and ranks of implants."""
+    """Returns what was pruned, by kind, without empty entries.
+
+    The values are the numbers of the removed components if the kind keeps numbers, otherwise the counts of components
+    left. The entry "implants" has the ranks of implants.
+    """
     recorded = recorded_structure(config) or {}
     found: dict[str, Any] = {"implants": recorded.get("implants") or {}}
     for kind in KINDS.values():

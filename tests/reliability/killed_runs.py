@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "glue_scripts"))
-import run_glue_hap  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from glue_scripts import run_glue_hap  # noqa: E402
 
 
 # A run that has been killed so often is left to finish.

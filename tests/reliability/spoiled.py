@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from conftest import make_model
-from test_scripts import flags, model_dir, own_files  # noqa: F401
-from test_trainer import Rows
+from tiny import make_model
 from torch import nn
+from trainers import Rows
 from transformers import (
     BertConfig,
     BertModel,
@@ -93,14 +92,13 @@ def a_plan(here):
 
 
 def table(**changes):
-    values = {"model_type": "gpt2", "head_counts": [0, 4], "head_seconds": [0.0, 1.0]}
-    return hap.LatencyTable(
-        **{**values, "neuron_counts": [0, 24], "neuron_seconds": [0.0, 1.0], "outside": 1.0, "batch": {}, **changes}
-    )
+    counts, seconds = {"heads": [0, 4], "neurons": [0, 24]}, {"heads": [0.0, 1.0], "neurons": [0.0, 1.0]}
+    values = {"model_type": "gpt2", "counts": counts, "seconds": seconds, "outside": 1.0, "batch": {}}
+    return hap.LatencyTable(**{**values, **changes})
 
 
 def falling_table():
-    return json.dumps({**vars(table()), "head_seconds": [1.0, 0.0]})
+    return json.dumps(vars(table(seconds={"heads": [1.0, 0.0], "neurons": [0.0, 1.0]})))
 
 
 def files(folder):

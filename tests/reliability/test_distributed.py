@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors import safe_open
-from test_scripts import flags, model_dir, own_files  # noqa: F401
+from script_inputs import flags, own_files
+from tiny import ROOT
 from transformers import AutoModelForSequenceClassification
 
 from hap_transformers import METHODS, PruningPlan
@@ -66,7 +66,7 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
 
 
-def test_the_main_job_in_two_processes(tmp_path, model_dir):  # noqa: F811
+def test_the_main_job_in_two_processes(tmp_path, model_dir):
     job = flags(tmp_path, model_dir, *own_files(tmp_path), "--max_examples", "8")
     done = start([str(ROOT / "glue_scripts" / "run_glue_hap.py"), *job])
     assert done.returncode == 0, done.stderr

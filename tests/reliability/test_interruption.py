@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LONG
 from safetensors.torch import load_file
-from test_scripts import flags, model_dir, own_files  # noqa: F401
+from script_inputs import flags, own_files
+from tiny import LONG
 
 
 KILLS = 24 if LONG else 2
 
 
 @pytest.mark.parametrize("saving", [["--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "1"], []])
-def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving, tell):  # noqa: F811
+def test_killed_runs_end_like_a_whole_one(tmp_path, model_dir, saving, tell):
     job = flags(tmp_path, model_dir, *own_files(tmp_path), "--max_examples", "8", "--num_train_epochs", "4", *saving)
     job += ["--per_device_train_batch_size", "4"]
     del job[job.index("--output_dir") : job.index("--output_dir") + 2]

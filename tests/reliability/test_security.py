@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LONG, ROOT, make_batch, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import LONG, ROOT, make_batch, make_model
 from transformers import AutoModelForSequenceClassification
 
 import hap_transformers as hap
@@ -97,11 +97,10 @@ def load_with(checkpoint, folder, config):
     changes=st.fixed_dictionaries(
         {},
         optional={
-            "heads": REMOVED | VALUES,
-            "neurons": REMOVED | VALUES,
+            "removed": st.fixed_dictionaries({}, optional={"heads": REMOVED | VALUES, "neurons": REMOVED | VALUES})
+            | VALUES,
             "implants": COUNTS,
-            "original_heads": VALUES,
-            "num_neurons": VALUES,
+            "original": st.fixed_dictionaries({}, optional={"heads": VALUES, "neurons": VALUES}) | VALUES,
             "promise": COUNTS,
             "model_type": SCALARS,
             "x": VALUES,

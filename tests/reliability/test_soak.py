@@ -5,11 +5,11 @@ import os
 
 import psutil
 import torch
-from conftest import LONG, make_batch, make_model
+from tiny import LONG, make_batch, make_model
 from transformers import AutoModelForSequenceClassification
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, reconstruct
-from hap_transformers.components.groups import attention_blocks
+from hap_transformers.components.groups import find_groups
 
 
 ROUNDS = 200 if LONG else 30
@@ -29,8 +29,8 @@ def test_score_prune_refit_save_reload_again_and_again(tmp_path, tell):
         found = estimate_sensitivity(model, [batch], components=["heads"], progress=False)
         # The layer's order of removal starts at its lowest score.
         layer = min((layer for layer in (0, 1) if len(found.heads[layer])), key=lambda i: float(found.heads[i].min()))
-        block = attention_blocks(model)[layer]
-        head = block.kept_heads[int(found.heads[layer].argmin())]
+        group = find_groups(model, ["heads"])[layer]
+        head = group.kept[int(found.heads[layer].argmin())]
         dense = AutoModelForSequenceClassification.from_pretrained(folder) if number % HEADS else model
         if number % HEADS == 0:
             model.save_pretrained(folder)
@@ -40,10 +40,10 @@ def test_score_prune_refit_save_reload_again_and_again(tmp_path, tell):
         model.save_pretrained(folder)
         reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), reloaded.parameters(), strict=True))
-        left = sum(block.num_components for block in attention_blocks(reloaded))
+        left = sum(group.num_components for group in find_groups(reloaded, ["heads"]))
         assert left == HEADS - 1 - number % HEADS
         model = reloaded
-        del dense, reloaded, block
+        del dense, reloaded, group
         gc.collect()
         memory.append(process.memory_info().rss)
         handles.append(process.num_fds())

@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import make_batch, make_model  # noqa: E402
+from tiny import make_batch, make_model  # noqa: E402
 
 from hap_transformers import (  # noqa: E402
     METHODS,

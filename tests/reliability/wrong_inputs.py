@@ -6,7 +6,6 @@ import resource
 from dataclasses import dataclass
 
 import torch
-from conftest import make_batch
 from safetensors.torch import save_file
 from spoiled import (
     a_plan,
@@ -25,9 +24,9 @@ from spoiled import (
     tied,
     two_processes,
 )
-from test_scripts import flags, model_dir, own_files  # noqa: F401
-from test_trainer import Rows, make_trainer
+from tiny import hand_made, make_batch
 from torch import nn
+from trainers import Rows, make_trainer
 from transformers import (
     AutoModelForSequenceClassification,
 )
@@ -41,7 +40,7 @@ def scores(model, **changes):
         "heads": [torch.linspace(1, 2, heads, dtype=torch.float64) for _ in range(layers)],
         "neurons": [torch.linspace(1, 2, neurons, dtype=torch.float64) for _ in range(layers)],
     }
-    return hap.Sensitivity("gauss_newton_trace", **{**values, **changes})
+    return hand_made("gauss_newton_trace", **{**values, **changes})
 
 
 def estimate(here, batches=None, method="gauss_newton_trace", **settings):
@@ -61,13 +60,15 @@ def changed(here, **entries):
 
 
 def plan(here, **settings):
-    own = scores(here.model, **{k: settings.pop(k) for k in ("heads", "neurons") if k in settings})
-    hap.plan_pruning(own, settings.pop("model", here.model), **settings)
+    sensitivity = scores(here.model, **{k: settings.pop(k) for k in ("heads", "neurons") if k in settings})
+    hap.plan_pruning(sensitivity, settings.pop("model", here.model), **settings)
 
 
 def apply(here, model=None, **fields):
-    own = {"heads": {}, "model_type": "bert", "original_heads": [4, 4], "num_neurons": [24, 24]}
-    hap.apply_plan(model or here.model, hap.PruningPlan(**{**own, **fields}))
+    removed = {kind: fields.pop(kind) for kind in ("heads", "neurons") if kind in fields}
+    original = {"heads": [4, 4], "neurons": [24, 24], **fields.pop("original", {})}
+    plan = {"removed": removed, "model_type": "bert", "original": original, **fields}
+    hap.apply_plan(model or here.model, hap.PruningPlan(**plan))
 
 
 def refit(here, batches=None, dense=None, **settings):
@@ -82,9 +83,9 @@ def trainer(here, **changes):
 
 
 def rows(size=8, **entries):
-    own = Rows(size)
-    own.rows = [{**row, **entries} for row in own.rows]
-    return own
+    dataset = Rows(size)
+    dataset.rows = [{**row, **entries} for row in dataset.rows]
+    return dataset
 
 
 def load(here, text=None, weights=None, **config):
@@ -153,9 +154,9 @@ class Empty(Rows):
 
 
 def with_rows(here, dataset):
-    own = trainer(here)
-    own.train_dataset = dataset
-    return own
+    hap_trainer = trainer(here)
+    hap_trainer.train_dataset = dataset
+    return hap_trainer
 
 
 @dataclass
@@ -231,7 +232,7 @@ TABLE = [
     Wrong("ratio NaN", lambda h: plan(h, ratio=float("nan")), "`ratio`"),
     Wrong("ratio negative", lambda h: plan(h, ratio=-0.1), "`ratio`"),
     Wrong(
-        "ratio out of reach", lambda h: plan(h, ratio=0.9, min_heads=4), "cannot be met: .*Lower ratio or the floors"
+        "ratio out of reach", lambda h: plan(h, ratio=0.9, min_heads=4), "cannot be met: .*Lower the ratio or the floors"
     ),
     Wrong("budget", lambda h: plan(h, budget="memory"), "Unknown budget 'memory'; choose one of"),
     Wrong("floor of heads", lambda h: plan(h, min_heads=-1), "`min_heads`"),
@@ -246,7 +247,7 @@ TABLE = [
     Wrong(
         "layers too few",
         lambda h: plan(h, heads=[torch.ones(4)]),
-        r"scores for \[4\] heads a layer, the model has \[4, 4\]",
+        r"scores for \[4\] heads per layer, the model has \[4, 4\]",
     ),
     Wrong("scores missing", lambda h: plan(h, neurons=None), "neurons"),
     # apply_plan, prune_heads
@@ -260,22 +261,26 @@ TABLE = [
     Wrong(
         "plan of a RoBERTa", lambda h: apply(h, model_type="roberta"), "for a 'roberta'.*Make a plan for this model"
     ),
-    Wrong("plan of more layers", lambda h: apply(h, original_heads=[4, 4, 4]), "Make a plan for this model"),
+    Wrong("plan of more layers", lambda h: apply(h, original={"heads": [4, 4, 4]}), "Make a plan for this model"),
     Wrong(
-        "plan of other neurons", lambda h: apply(h, neurons={0: [1]}, num_neurons=[24, 16]), r"for \[24, 16\] neurons"
+        "plan of other neurons",
+        lambda h: apply(h, neurons={0: [1]}, original={"neurons": [24, 16]}),
+        r"for \[24, 16\] neurons",
     ),
     Wrong("implant too large", lambda h: apply(h, neurons={0: [1]}, implants={0: 2}), "rank 2 in layer 0"),
     Wrong("implant alone", lambda h: apply(h, implants={0: 1}), "rank 1 in layer 0, where it removes 0"),
     Wrong("promise", lambda h: apply(h, heads={0: [1]}, promise={"parameters": 5}), "promises 5 parameters"),
     Wrong(
-        "plan of a model pruned since", lambda h: apply(h, emptied(), neurons={0: [1]}, num_neurons=[9, 9]), "as it is"
+        "plan of a model pruned since",
+        lambda h: apply(h, emptied(), neurons={0: [1]}, original={"neurons": [9, 9]}),
+        "as it is",
     ),
     Wrong("prune_heads layer", lambda h: h.model.prune_heads({5: [0]}), "layer 5: the model has layers 0 to 1"),
     Wrong("prune_heads head", lambda h: hap.prune_heads(h.model, {0: [9]}), r"heads \[9\]"),
     Wrong("weights offloaded", lambda h: apply(h, offloaded(h), heads={0: [1]}), "are not in memory but offloaded"),
     Wrong("weights shared", lambda h: apply(h, tied(h), heads={0: [1]}), "shares a weight with .*Untie"),
     Wrong("weights of 8 bits", lambda h: apply(h, eight_bits(h), heads={0: [1]}), "Prune before quantizing"),
-    Wrong("config shared", lambda h: apply(h, sharing_config(h), heads={0: [2]}), "share a config"),
+    Wrong("config shared", lambda h: apply(h, sharing_config(h), heads={0: [2]}), "its own copy.deepcopy.config."),
     # reconstruct
     Wrong("ridge", lambda h: refit(h, ridge=-1.0), "`ridge` must not be negative, got -1"),
     Wrong("refit on nothing", lambda h: refit(pruned(h), []), "No tokens to refit on"),
@@ -305,7 +310,9 @@ TABLE = [
         "batch 0.*Target 9",
     ),
     Wrong(
-        "trainer: a foreign plan", lambda h: trainer(h).prune(hap.PruningPlan({0: [7]}, "bert", [8, 8])), "Make a plan"
+        "trainer: a foreign plan",
+        lambda h: trainer(h).prune(hap.PruningPlan({"heads": {0: [7]}}, "bert", {"heads": [8, 8]})),
+        "Make a plan",
     ),
     Wrong("trainer: no checkpoint", lambda h: trainer(h).train(resume_from_checkpoint=True), "No whole checkpoint"),
     # Files
@@ -313,12 +320,14 @@ TABLE = [
     Wrong("plan cut short", lambda h: plan_file(h, content='{"heads": {"0":'), "is not a pruning plan"),
     Wrong("plan a list", lambda h: plan_file(h, content="[1, 2]"), "is not a pruning plan"),
     Wrong("plan with more", lambda h: plan_file(h, code="import os"), "is not a pruning plan"),
-    Wrong("plan of text", lambda h: plan_file(h, heads={"0": ["a"]}), "is not a pruning plan"),
+    Wrong("plan of text", lambda h: plan_file(h, removed={"heads": {"0": ["a"]}}), "is not a pruning plan"),
     Wrong(
-        "plan of texts for counts", lambda h: plan_file(h, original_heads="44"), "Make a plan|is not a pruning plan"
+        "plan of texts for counts",
+        lambda h: plan_file(h, original={"heads": "44"}),
+        "Make a plan|is not a pruning plan",
     ),
     Wrong("plan of binary", lambda h: plan_file(h, content=b"\xff\xfe\x00"), "is not a pruning plan"),
-    Wrong("plan edited", lambda h: plan_file(h, heads={"0": [1, 99]}), r"heads \[99\]"),
+    Wrong("plan edited", lambda h: plan_file(h, removed={"heads": {"0": [1, 99]}}), r"heads \[99\]"),
     Wrong("scores missing file", lambda h: hap.Sensitivity.load(h.folder / "no"), "No sensitivity file at", F),
     Wrong("scores of text", lambda h: hap.Sensitivity.load(written(h, "x" * 99)), "is not a file written by"),
     Wrong("scores bare", lambda h: hap.Sensitivity.load(tensors_file(h, None)), "is not a file written by"),

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, make_batch, make_model
 from safetensors.torch import load_file
+from tiny import ROOT, make_batch, make_model
 
 from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, reconstruct
 
@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 import torch
 from accelerate import Accelerator
-from conftest import make_batch, make_model
+from tiny import make_batch, make_model
 from hap_transformers import METHODS, estimate_sensitivity
 from safetensors.torch import save_file
 from sensitivity.test_accumulate import refitted
@@ -77,19 +77,10 @@ def test_two_processes_agree_with_one(folder, method, name, settings):
     batches = [make_batch(size=2 + seed % 3, seed=seed) for seed in range(5)]
     seen = first.num_examples or None
     alone = estimate_sensitivity(make_model(), batches, method, progress=False, max_examples=seen)
-    for field in (
-        "heads",
-        "neurons",
-        "head_order",
-        "neuron_order",
-        "head_traces",
-        "neuron_traces",
-        "head_stderr",
-        "neuron_stderr",
-    ):
+    for field in ("scores", "order", "traces", "stderr"):
         torch.testing.assert_close(getattr(first, field), getattr(second, field), rtol=0, atol=0)
         torch.testing.assert_close(getattr(first, field), getattr(alone, field), rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(first.head_interactions, alone.head_interactions)
+    torch.testing.assert_close(first.interactions, alone.interactions)
     assert (first.num_examples, first.num_probes) == (alone.num_examples, alone.num_probes)
     assert first.reliability == second.reliability == pytest.approx(alone.reliability)
     assert first.converged == second.converged

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from scipy.stats import spearmanr
+from tiny import make_batch, make_model
 from transformers import BertConfig, BertForMaskedLM
 
 from hap_transformers import METHODS, estimate_sensitivity, plan_pruning

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_batch, make_model
+from tiny import make_batch, make_model
 from zoo import HEADS
 
 from hap_transformers import METHODS, Sensitivity, estimate_sensitivity
@@ -76,7 +76,7 @@ def test_components_can_be_scored_alone(method):
     both = estimate_sensitivity(model, [batch], method, progress=False)
     for name, other in (("heads", "neurons"), ("neurons", "heads")):
         alone = estimate_sensitivity(model, [batch], method, components=[name], progress=False)
-        assert getattr(alone, other) is None and (alone.head_interactions is None or name == "heads")
+        assert getattr(alone, other) is None and (alone.interactions is None or name == "heads")
         if method not in ("hessian_trace", "random"):
             torch.testing.assert_close(getattr(alone, name), getattr(both, name))
         assert [len(scores) for scores in getattr(alone, name)] == [len(s) for s in getattr(both, name)]
@@ -158,10 +158,19 @@ def test_save_and_load(tmp_path, method):
     result = estimate_sensitivity(model, [make_batch()], method, num_probes=3, progress=False)
     result.save(tmp_path / "s.safetensors")
     loaded = Sensitivity.load(tmp_path / "s.safetensors")
-    for name in ("heads", "neurons", "head_traces", "neuron_traces", "head_stderr", "neuron_stderr"):
+    for name in ("scores", "order", "traces", "stderr"):
         torch.testing.assert_close(getattr(loaded, name), getattr(result, name), rtol=0, atol=0)
-    torch.testing.assert_close(loaded.head_interactions, result.head_interactions, rtol=0, atol=0)
-    for name in ("method", "num_examples", "num_probes", "reliability", "converged", "seconds"):
+    torch.testing.assert_close(loaded.interactions, result.interactions, rtol=0, atol=0)
+    for name in (
+        "method",
+        "comparable",
+        "foresees_refit",
+        "num_examples",
+        "num_probes",
+        "reliability",
+        "converged",
+        "seconds",
+    ):
         assert getattr(loaded, name) == getattr(result, name)
 
 

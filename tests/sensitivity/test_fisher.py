@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from explicit import mask_of_ones, masked_logits
+from tiny import make_batch, make_model
 from zoo import HEADS, LAYERS
 
 from hap_transformers import estimate_sensitivity
@@ -23,7 +23,7 @@ def test_equals_the_explicit_matrix(scored_model_type, num_labels):
     jacobian = torch.cat([j.reshape(logits.numel(), -1) for j in jacobians], 1)
     matrix = jacobian.T @ hessian.reshape(logits.numel(), -1) @ jacobian
     heads = LAYERS * HEADS
-    torch.testing.assert_close(result.head_interactions, matrix[:heads, :heads], rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(result.interactions, matrix[:heads, :heads], rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(torch.cat(result.heads), matrix.diagonal()[:heads] / 2, rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(torch.cat(result.neurons), matrix.diagonal()[heads:] / 2, rtol=1e-9, atol=1e-14)
 
@@ -35,4 +35,4 @@ def test_batching_does_not_matter():
     split = estimate_sensitivity(model, parts, "fisher", progress=False)
     torch.testing.assert_close(whole.heads, split.heads)
     torch.testing.assert_close(whole.neurons, split.neurons)
-    torch.testing.assert_close(whole.head_interactions, split.head_interactions)
+    torch.testing.assert_close(whole.interactions, split.interactions)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from explicit import explicit_gauss_newton, scored_weights, sum_by_component
+from tiny import make_batch, make_model
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
@@ -34,8 +34,8 @@ def scored_batch(num_labels=2, size=5, length=7, seed=0):
 
 
 def assert_traces(result, heads, neurons, **tolerance):
-    torch.testing.assert_close(torch.stack(result.head_traces), heads, **(tolerance or EXACT))
-    torch.testing.assert_close(torch.stack(result.neuron_traces), neurons, **(tolerance or EXACT))
+    torch.testing.assert_close(torch.stack(result.traces["heads"]), heads, **(tolerance or EXACT))
+    torch.testing.assert_close(torch.stack(result.traces["neurons"]), neurons, **(tolerance or EXACT))
 
 
 @pytest.fixture(params=["ghost", "direct"])
@@ -50,7 +50,7 @@ def test_chunks_change_nothing(form, chunk, monkeypatch):
     expected = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     monkeypatch.setattr(ghost_norms, "CHUNK", chunk)
     result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
-    assert_traces(result, torch.stack(expected.head_traces), torch.stack(expected.neuron_traces))
+    assert_traces(result, torch.stack(expected.traces["heads"]), torch.stack(expected.traces["neurons"]))
 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 1], ids=["2 classes", "5 classes", "regression"])
@@ -112,10 +112,10 @@ def test_standard_error_is_that_of_the_mean_over_examples():
         for i in range(6)
     ]
     result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
-    for name in ("head", "neuron"):
-        values = torch.stack([torch.stack(getattr(s, f"{name}_traces")) for s in single])
+    for kind in ("heads", "neurons"):
+        values = torch.stack([torch.stack(s.traces[kind]) for s in single])
         expected = values.std(0) / 6**0.5
-        torch.testing.assert_close(torch.stack(getattr(result, f"{name}_stderr")), expected)
+        torch.testing.assert_close(torch.stack(result.stderr[kind]), expected)
 
 
 def test_feed_forward_blocks_in_chunks_are_summed_before_they_are_squared():
@@ -172,8 +172,8 @@ def assert_unbiased(model, batch, expected):
         for seed in range(24)
     ]
     assert runs[0].num_probes == 50
-    for name, exact in zip(("head", "neuron"), expected, strict=True):
-        traces = torch.stack([torch.stack(getattr(run, f"{name}_traces")) for run in runs])
+    for kind, exact in zip(("heads", "neurons"), expected, strict=True):
+        traces = torch.stack([torch.stack(run.traces[kind]) for run in runs])
         error = traces.std(0) / len(runs) ** 0.5
         assert ((traces.mean(0) - exact).abs() < 4.5 * error).all()
         assert (error < 0.1 * exact.abs().max()).all()  # The band above is not trivially wide.

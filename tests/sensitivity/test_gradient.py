@@ -1,8 +1,8 @@
 """Mask gradients against finite differences of masks."""
 
 import torch
-from conftest import make_batch, make_model
 from explicit import mask_of_ones, masked_logits
+from tiny import make_batch, make_model
 from zoo import HEADS, LAYERS
 
 from hap_transformers import estimate_sensitivity

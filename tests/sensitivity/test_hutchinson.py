@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from explicit import scored_weights, sum_by_component
+from tiny import make_batch, make_model
 
 from hap_transformers import estimate_sensitivity
 
@@ -31,7 +31,7 @@ def explicit_traces(model, batch):
 
 def stacked(result, name):
     """Heads and neurons of all layers in one vector."""
-    return torch.cat([torch.cat(getattr(result, f"{kind}_{name}")) for kind in ("head", "neuron")])
+    return torch.cat([torch.cat(getattr(result, name)[kind]) for kind in ("heads", "neurons")])
 
 
 @pytest.mark.any_release
@@ -45,7 +45,7 @@ def test_agrees_with_the_explicit_hessian(small):
     weights = scored_weights(model)
     for scores, estimated, norms, sizes in zip(
         (result.heads, result.neurons),
-        (result.head_traces, result.neuron_traces),
+        (result.traces["heads"], result.traces["neurons"]),
         sum_by_component(model, {name: weight**2 for name, weight in weights.items()}),
         sum_by_component(model, {name: torch.ones_like(weight) for name, weight in weights.items()}),
         strict=True,
@@ -148,7 +148,9 @@ def test_the_gauss_newton_trace_needs_no_second_derivative():
     """Fused attention has no double backward, and the Gauss-Newton pass must run with it."""
     batch = make_batch()
     results = [
-        estimate_sensitivity(make_model(attn_implementation=kernel), [batch], progress=False).head_traces
+        estimate_sensitivity(
+            make_model(attn_implementation=kernel), [batch], "gauss_newton_trace", progress=False
+        ).traces
         for kernel in ("eager", "sdpa")
     ]
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)

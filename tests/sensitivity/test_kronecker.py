@@ -4,37 +4,18 @@ import copy
 
 import pytest
 import torch
-from conftest import make_batch, make_model
+from explicit import explicit_factors
 from scipy.stats import spearmanr
+from tiny import make_batch, make_model
 from zoo import HEADS, LAYERS, ZOO
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity
-from hap_transformers.components.groups import attention_blocks, feed_forward_blocks
+from hap_transformers.components.groups import find_groups
 from hap_transformers.sensitivity.surgeon import removal_costs
 
 
 def kronecker_scores(model, batches, **arguments):
     return estimate_sensitivity(model, batches, "kronecker", progress=False, **arguments)
-
-
-def explicit_factors(model, batch, module):
-    """A from the inputs of valid tokens, C from each example's own Jacobian times a square root of diag p - p p^T."""
-    seen = []
-    handle = module.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    handle.remove()
-    tokens = torch.cat([inputs for inputs, _ in seen]).detach()
-    mask = batch.get("attention_mask")
-    tokens = tokens.flatten(0, 1) if mask is None else tokens[mask.repeat(len(seen), 1).bool()]
-    cotangents = 0
-    for i, own in enumerate(logits):
-        p = own.softmax(0).detach()
-        values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
-        for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
-            for g in torch.autograd.grad(own @ vector * value.sqrt(), [out for _, out in seen], retain_graph=True):
-                cotangents = cotangents + g[i].T @ g[i] / len(logits)
-    centred = tokens - tokens.mean(0) if module.bias is not None else tokens
-    return centred.T @ centred / len(tokens), cotangents
 
 
 def test_costs_equal_those_of_explicit_factors(model_type):
@@ -44,14 +25,14 @@ def test_costs_equal_those_of_explicit_factors(model_type):
     model, batch = tiny.model(), tiny.batch(6)
     batch["labels"] = torch.arange(6) % 2
     result = kronecker_scores(model, [batch])
-    for blocks, scores, orders in (
-        (attention_blocks(model), result.heads, result.head_order),
-        (feed_forward_blocks(model), result.neurons, result.neuron_order),
+    for groups, scores, orders in (
+        (find_groups(model, ["heads"]), result.heads, result.order["heads"]),
+        (find_groups(model, ["neurons"]), result.neurons, result.order["neurons"]),
     ):
-        for block, score, order in zip(blocks, scores, orders, strict=True):
-            moment, cotangents = explicit_factors(model, batch, block.output.module)
-            weight = block.output.matrix(block.output.module.weight).detach()
-            size = block.output.in_features // block.num_components
+        for group, score, order in zip(groups, scores, orders, strict=True):
+            moment, cotangents = explicit_factors(model, batch, group.reader.module)
+            weight = group.reader.matrix(group.reader.module.weight).detach()
+            size = group.reader.in_features // group.num_components
             expected, costs = removal_costs(moment, weight.T @ cotangents @ weight, size)
             assert torch.argsort(order).tolist() == expected.tolist()
             torch.testing.assert_close(score[expected], costs.cummax(0).values, rtol=1e-6, atol=1e-12)
@@ -65,7 +46,7 @@ def test_batches_and_padding_do_not_matter():
     split = kronecker_scores(model, parts)
     for first, second in zip(whole.heads + whole.neurons, split.heads + split.neurons, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-12)
-    assert split.num_examples == 6 and split.reliability is not None and split.head_traces is None
+    assert split.num_examples == 6 and split.reliability is not None and not split.traces
 
 
 def test_goes_on_where_it_was_interrupted(tmp_path):
@@ -86,10 +67,10 @@ def test_blocks_without_components():
     model = make_model()
     apply_plan(model, PruningPlan.for_model(model, heads={0: range(HEADS)}, neurons={1: range(24)}))
     result = kronecker_scores(model, [make_batch()])
-    assert [len(order) for order in result.head_order] == [0, HEADS]
-    assert [len(order) for order in result.neuron_order] == [24, 0]
+    assert [len(order) for order in result.order["heads"]] == [0, HEADS]
+    assert [len(order) for order in result.order["neurons"]] == [24, 0]
     assert len(kronecker_scores(make_model(), [make_batch()], components=("heads",)).heads) == LAYERS
-    assert kronecker_scores(make_model(), [make_batch()], components=("heads",)).neuron_order is None
+    assert kronecker_scores(make_model(), [make_batch()], components=("heads",)).order.keys() == {"heads"}
 
 
 def test_low_precision_orders_alike():
@@ -111,5 +92,5 @@ def test_a_constant_is_free_only_where_there_is_a_bias(bias):
         lambda module, args: (torch.cat([torch.full_like(args[0][..., :1], 5.0), args[0][..., 1:]], -1),),
         prepend=True,
     )
-    order = kronecker_scores(model, [batch]).neuron_order[0]
+    order = kronecker_scores(model, [batch]).order["neurons"][0]
     assert (order[0] == 0) == bias

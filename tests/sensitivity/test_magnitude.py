@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from conftest import make_model
+from tiny import make_model
 
 from hap_transformers import estimate_sensitivity
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_batch, make_model
 from scipy.stats import spearmanr
+from tiny import make_batch, make_model
 
 from hap_transformers import estimate_sensitivity
 from hap_transformers.sensitivity.precision import Precision

@@ -1,5 +1,5 @@
 import torch
-from conftest import make_model
+from tiny import make_model
 
 from hap_transformers import estimate_sensitivity
 

@@ -1,11 +1,12 @@
 """An interrupted run must go on to the result of an uninterrupted one."""
 
+import dataclasses
+
 import pytest
 import torch
-from conftest import make_batch, make_model
+from tiny import make_batch, make_model
 
-from hap_transformers import estimate_sensitivity
-from hap_transformers.sensitivity import estimate
+from hap_transformers import METHODS, estimate_sensitivity
 
 
 BATCHES = [make_batch(size=3 + seed % 2, seed=seed) for seed in range(5)]
@@ -34,7 +35,7 @@ def test_resumed_equals_uninterrupted(tmp_path, method, settings):
 
     result = estimate_sensitivity(make_model(), BATCHES, method, state_file=state, loss_fn=loss_fn, **settings)
     assert calls == [len(batch["labels"]) for batch in BATCHES[3:]]  # What was done is not done again.
-    for name in ("heads", "neurons", "head_traces", "head_stderr", "neuron_stderr", "head_interactions"):
+    for name in ("scores", "traces", "stderr", "interactions"):
         values = (getattr(result, name), getattr(expected, name))
         torch.testing.assert_close(*values, rtol=0, atol=0)
     assert (result.reliability, result.num_examples) == (expected.reliability, expected.num_examples)
@@ -82,10 +83,12 @@ def test_goes_on_from_a_file_after_an_interruption_while_costs_are_added_up(tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted_costs:
-        interrupted_costs.setattr(estimate, "surgeon_costs", interruption)
+        kronecker = dataclasses.replace(METHODS["kronecker"], settle=interruption)
+        interrupted_costs.setitem(METHODS, "kronecker", kronecker)
         with pytest.raises(KeyboardInterrupt):
             estimate_sensitivity(make_model(), BATCHES, state_file=state, progress=False)
-    monkeypatch.setattr(estimate, "SAMPLED", {"kronecker": lambda *_: pytest.fail("a batch was scored again")})
+    no_more = dataclasses.replace(METHODS["kronecker"], sample=lambda *_: pytest.fail("a batch was scored again"))
+    monkeypatch.setitem(METHODS, "kronecker", no_more)
     resumed = estimate_sensitivity(make_model(), BATCHES, state_file=state, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(whole.heads, resumed.heads, strict=True))
     assert not state.exists()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_batch, make_model
+from tiny import make_batch, make_model
 from transformers.utils import logging
 
 from hap_transformers import estimate_sensitivity

@@ -1,0 +1,1 @@
+"""Scripts on GLUE: the main job, and the study that compares methods."""

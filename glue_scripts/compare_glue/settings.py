@@ -1,0 +1,51 @@
+"""How the models of the study are trained."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Setting:
+    """How a task is trained.
+
+    Args:
+        examples (`int`, *optional*): Training examples; by default all.
+        epochs (`int`): Epochs of fine-tuning.
+        held_out (`int`, *optional*): Examples that a fold holds out; by default a fifth.
+        fold_words (`int`, *optional*): A fold holds out only examples with at least this many words. Training then
+            leaves out all examples that contain a held-out one or are contained in one. This is for tasks whose
+            examples are parts of one another's sentences.
+        grouped (`bool`): Whether the examples of a batch have similar lengths, which saves padding. STS-B must not
+            have such batches: examples of one length come mostly from one source, and the sources differ in their
+            scores. Training on such batches diverges.
+    """
+
+    examples: int | None
+    epochs: int
+    held_out: int | None = None
+    fold_words: int | None = None
+    grouped: bool = True
+
+
+# Few examples and epochs, so that the full preset takes hours on two cores.
+SETTINGS = {
+    "mrpc": Setting(None, 3),
+    "sst2": Setting(10_000, 2, held_out=3_000, fold_words=12),
+    "cola": Setting(None, 3),
+    "stsb": Setting(None, 2, grouped=False),
+}
+
+# A usual rate for small BERTs. The warmup is for the classifier, whose weights start at random.
+LEARNING_RATE, WARMUP_STEPS = 1e-4, 50
+# All methods get this same recovery. It is short, as the study has hundreds of cells.
+RECOVERY_LEARNING_RATE, RECOVERY_STEPS = 5e-5, 100
+# Nearly all examples of these tasks are shorter.
+MAX_LENGTH = 128
+
+
+def bf16_is_fast() -> bool:
+    """Whether the device multiplies bfloat16 itself; where it is emulated, it takes ten times as long as float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("avx512_bf16", False)

@@ -1,0 +1,30 @@
+"""`hap info`."""
+
+from typing import Any
+
+from ..components.groups import by_kind, find_groups
+from ..efficiency import count_flops, count_parameters, example_inputs
+from ..reporting.wording import count_left
+from .loading import load_model
+from .options import Batch, Json, Length, Model, print_result, table_by_layer
+
+
+def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = False) -> None:
+    """Report the components of each layer, the parameters and the FLOPs of a model."""
+    loaded = load_model(model, "cpu")
+    groups = find_groups(loaded)
+    figures: dict[str, Any] = {"model": model, "class": type(loaded).__name__}
+    columns: dict[str, dict[int, str]] = {}
+    for kind, members in by_kind(groups).items():
+        figures[kind.name] = [group.num_components for group in members]
+        if kind.keeps_numbers:
+            figures[f"dense_{kind.name}"] = [group.original for group in members]
+        columns[kind.name] = {group.layer: count_left([group]) for group in members}
+    ranks = dict.fromkeys(sorted({group.layer for group in groups}), 0)
+    for group in groups:
+        ranks[group.layer] += group.implant_rank
+    columns["implant"] = {layer: str(rank) for layer, rank in ranks.items() if rank}
+    parameters, flops = count_parameters(loaded), count_flops(loaded, example_inputs(loaded, batch, length))
+    figures |= {"implants": list(ranks.values()), "parameters": parameters, "flops": flops}
+    title = f"{figures['class']}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs for {batch} x {length} tokens"
+    print_result(figures, table_by_layer(columns), title, json_)

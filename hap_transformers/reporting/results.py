@@ -1,0 +1,156 @@
+"""The results of a whole run: what `results.json` holds, the table for the terminal, and the other files."""
+
+import copy
+import json
+import platform
+from collections.abc import Mapping, Sized
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from ..efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
+from ..files import write_text
+from ..version import __version__
+from .page import interval, write_report
+from .plots import plot_head_sensitivity
+
+
+if TYPE_CHECKING:  # The trainer imports this folder for its card.
+    from ..training.stages import FinishedRun
+    from ..training.trainer import HapTrainer
+
+
+PICTURE = "head_sensitivity.png"
+TRAINING_ARGUMENTS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16", "fp16")
+
+
+def collect_results(
+    trainer: "HapTrainer", run: "FinishedRun", inputs: Mapping[str, torch.Tensor], *, task: str, model: str
+) -> dict[str, Any]:
+    """Measures the costs of the dense and the pruned model, and returns all results of a run.
+
+    Args:
+        trainer (`HapTrainer`): The run's trainer, with the recovered model.
+        run (`FinishedRun`): What the stages of the run left.
+        inputs (`Mapping[str, torch.Tensor]`): The batch for FLOPs and latency, without labels.
+        task (`str`): Name of the task.
+        model (`str`): Name of the model that was fine-tuned; see [`public_name`].
+
+    Returns:
+        `dict[str, Any]`: The fields of `results.json`. Every process must call this; all get the same fields.
+    """
+    assert trainer.hap_config is not None  # A trainer without one cannot prune.
+    splits = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
+    num_heads = sum(run.plan.original["heads"])
+    return {
+        "task": task,
+        "model": model,
+        "metrics": trainer.results["metrics"],
+        "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
+        "heads": {"dense": num_heads, "pruned": num_heads - run.plan.count("heads")},
+        **_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}, inputs, trainer),
+        "batch": list(next(iter(inputs.values())).shape),
+        "reliability": run.sensitivity.reliability,
+        "seconds": run.seconds,
+        "seed": trainer.args.seed,
+        "history": run.history,
+        "hap_config": asdict(trainer.hap_config),
+        "training": {name: getattr(trainer.args, name) for name in TRAINING_ARGUMENTS},
+        "versions": {
+            "hap_transformers": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _costs(
+    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, torch.Tensor], trainer: "HapTrainer"
+) -> dict[str, dict[str, float]]:
+    """Parameters, FLOPs, bytes and milliseconds of each model."""
+    seconds = _latency(models, inputs, trainer)
+    return {
+        "parameters": {name: count_parameters(model) for name, model in models.items()},
+        "encoder_parameters": {name: count_encoder_parameters(model) for name, model in models.items()},
+        "flops": {name: count_flops(model, inputs) for name, model in models.items()},
+        "bytes": {name: model.get_memory_footprint(return_buffers=False) for name, model in models.items()},
+        "latency_ms": {name: 1000 * value for name, value in seconds.items()},
+    }
+
+
+def _latency(
+    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, torch.Tensor], trainer: "HapTrainer"
+) -> dict[str, float]:
+    """Seconds of a forward pass in the trainer's precision, for models that it prepared and for others alike."""
+    bare = {
+        name: trainer.accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False)
+        for name, model in models.items()
+    }
+    with trainer.accelerator.autocast():
+        return compare_latency(bare, inputs)
+
+
+def public_name(model: str) -> str:
+    """Returns a Hub name as it is, and of a folder only the last part: results do not say where they were made."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def save_results(folder: Path, results: Mapping[str, Any], run: "FinishedRun") -> None:
+    """Writes `results.json`, the scores, the plan, a picture of both, and `report.html`, the page about the run.
+
+    Args:
+        folder (`Path`): The run's output folder.
+        results (`Mapping[str, Any]`): What [`collect_results`] returned.
+        run (`FinishedRun`): What the stages of the run left.
+    """
+    run.sensitivity.model = ""  # The dense model is not kept.
+    run.sensitivity.save(folder / "sensitivity.safetensors")
+    run.plan.save(folder / "pruning_plan.json")
+    plot_head_sensitivity(run.sensitivity, folder / PICTURE, run.plan)
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_report(folder)
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Formats the results as a table for the terminal, a row a phase, with notes below."""
+    names = [name for name in results["metrics"]["dense"] if name != "loss"] + ["loss"]
+    rows = [["", *names, "heads", "encoder", "parameters", "GFLOPs", "latency ms"]]
+    for phase, metrics in results["metrics"].items():
+        size = "dense" if phase == "dense" else "pruned"
+        rows.append(
+            [phase]
+            + [f"{metrics[name]:.4f}" for name in names]
+            + [str(results["heads"][size])]
+            + [f"{results[key][size]:,}" for key in ("encoder_parameters", "parameters")]
+            + [f"{results['flops'][size] / 1e9:.2f}", f"{results['latency_ms'][size]:.1f}"]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    batch = " x ".join(map(str, results["batch"]))
+    title = f"{results['task']}: {results['num_examples']['validation']} validation examples; cost of a {batch} batch"
+    return "\n".join(["", title, *lines, *_notes(results, names[0])])
+
+
+def _notes(results: Mapping[str, Any], metric: str) -> list[str]:
+    """Sentences on what the budget covers and on how sure the results are."""
+    notes, config = [], results["hap_config"]
+    if config["budget"] == "params":
+        notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
+    found = interval(metric, results["metrics"]["recovered"][metric], results["num_examples"]["validation"])
+    if found:
+        notes.append(
+            f"95 % interval of the recovered {metric} over validation examples: {found[0]:.3f} to {found[1]:.3f}; "
+            "those of the other rows are as wide."
+        )
+    reliability = results["reliability"]
+    if reliability is not None:
+        notes.append(
+            f"Reliability of the ranking of heads: {reliability:.2f} (1 repeats on another sample, 0 is noise)"
+        )
+    return notes

@@ -1,0 +1,67 @@
+"""The loss and the logits among what a model returns, in every form that `Trainer` accepts."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+def loss_of(outputs: Any) -> torch.Tensor | None:
+    """The loss in a model's outputs: the entry `"loss"` of a mapping, or the first of a tuple if it is one number."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    first = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
+    return first if isinstance(first, torch.Tensor) and first.numel() == 1 else None
+
+
+def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The logits in a model's outputs, by name.
+
+    Logits are the floating point tensors with "logits" in their name, also nested ones. Outputs without such names
+    (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was computed from: those
+    that the loss's graph reaches first.
+
+    Args:
+        outputs (`Any`): What the model returned: a mapping, a tuple, a tensor, or these nested.
+        loss (`torch.Tensor`): The loss, with its graph.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Name to tensor. Entries of tuples are named by their position. The dictionary is
+            empty if nothing was found.
+    """
+    found = {name: tensor for name, tensor in named_tensors(outputs).items() if tensor is not loss}
+    named = {name: tensor for name, tensor in found.items() if "logits" in name}
+    return named or _reached_first(loss, found)
+
+
+def named_tensors(outputs: Any) -> dict[str, torch.Tensor]:
+    """All floating point tensors in a model's outputs, by the path of names and positions that leads to them."""
+    return {".".join(path): tensor for path, tensor in _walk(outputs) if tensor.is_floating_point()}
+
+
+def _walk(outputs: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    if isinstance(outputs, torch.Tensor):
+        yield path, outputs
+        return
+    entries: Iterable[tuple[Any, Any]] = outputs.items() if isinstance(outputs, Mapping) else ()
+    if isinstance(outputs, tuple | list):
+        entries = enumerate(outputs)
+    for name, value in entries:
+        yield from _walk(value, (*path, str(name)))
+
+
+def _reached_first(loss: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that the loss depends on directly, not through another of them."""
+    nodes = {tensor.grad_fn: name for name, tensor in tensors.items() if tensor.grad_fn is not None}
+    reached: set[str] = set()
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in nodes:
+            reached.add(nodes[node])
+        else:
+            waiting += [following for following, _ in node.next_functions]
+    return {name: tensor for name, tensor in tensors.items() if name in reached}

@@ -1,0 +1,120 @@
+"""What `HapTrainer` refuses when it is made, instead of after hours of training."""
+
+import inspect
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..components.groups import find_groups
+from ..components.slicing import validate_sliceable
+from ..tokens import validate_length
+from .config import HapConfig
+
+
+def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
+    """Checks that a model can be pruned as its configuration asks.
+
+    Raises:
+        TypeError: If it is no model of Transformers.
+        ValueError: If its architecture is unknown, its weights cannot be sliced, or it takes shorter texts or returns
+        no
+            hidden states where the configuration needs them.
+    """
+    validate_sliceable(model, find_groups(model))
+    if config.sequence_length is not None:
+        validate_length(model, config.sequence_length)
+    if config.distillation_hidden:
+        _validate_hidden_states("The model", model)
+
+
+def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | None) -> None:
+    """Checks that a model can be distilled from a teacher.
+
+    Args:
+        teacher (`PreTrainedModel`): The teacher.
+        model (`PreTrainedModel`): The model that learns from it.
+        config (`HapConfig`, *optional*): What is distilled; by default nothing is.
+
+    Raises:
+        TypeError: If the teacher is no model of Transformers.
+        ValueError: If it is of another task, or its labels, vocabulary, outputs or hidden states do not fit the
+        model's.
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        raise TypeError(
+            f"The teacher is a {type(teacher).__name__}; give a model of Transformers, such as one loaded by "
+            "AutoModelForSequenceClassification.from_pretrained(...)."
+        )
+    if config is None or not config.distils:
+        return
+    names = f"The teacher ({type(teacher).__name__}) and the model ({type(model).__name__})"
+    facts = {
+        "task": (_task(teacher), _task(model)),
+        "number of labels": tuple(len(_labels(m) or ()) or None for m in (teacher, model)),
+        "order of labels": _same_names(_labels(teacher), _labels(model)),
+        "output form (config.return_dict)": tuple(getattr(m.config, "return_dict", True) for m in (teacher, model)),
+        "number of predicted tokens": tuple(_predicted(m) for m in (teacher, model)),
+    }
+    if config.distillation_hidden:
+        facts["hidden size"] = tuple(_size(m, "hidden_size") for m in (teacher, model))
+        facts["number of layers"] = tuple(_size(m, "num_hidden_layers") for m in (teacher, model))
+        _validate_hidden_states("The teacher", teacher)
+    for fact, (theirs, ours) in facts.items():
+        if theirs != ours and None not in (theirs, ours):
+            raise ValueError(
+                f"{names} differ in the {fact}: {theirs} and {ours}. Give a teacher that was trained for the same "
+                "task, or set distillation=0."
+            )
+    known, read = (_embedded(m) for m in (teacher, model))
+    if known is not None and read is not None and known < read:
+        raise ValueError(
+            f"{names} differ in the vocabulary: the teacher reads {known} tokens, the model {read}. Resize the "
+            "embeddings of both, or give a teacher with the same tokenizer."
+        )
+
+
+def _validate_hidden_states(who: str, model: PreTrainedModel) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "output_hidden_states" not in parameters and not takes_any:
+        raise ValueError(
+            f"{who} ({type(model).__name__}) takes no argument output_hidden_states, which distillation_hidden needs. "
+            "Add it to its forward, or set distillation_hidden=0."
+        )
+
+
+def _task(model: PreTrainedModel) -> str | None:
+    """End of the name of the model's class in Transformers, such as `ForSequenceClassification`."""
+    names = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.models.")]
+    names = [name for name in names if hasattr(transformers, name) and "For" in name]
+    return "For" + names[0].rpartition("For")[2] if names else None
+
+
+def _labels(model: PreTrainedModel) -> tuple[str, ...] | None:
+    """Names of the classes of a classifier, in the order of its outputs."""
+    if "Classification" not in (_task(model) or ""):
+        return None
+    return tuple(str(name).lower() for _, name in sorted((model.config.id2label or {}).items()))
+
+
+def _same_names(first: tuple[str, ...] | None, second: tuple[str, ...] | None) -> tuple[Any, Any]:
+    """Both lists of labels if they hold the same names, so that their orders can be compared; else nothing."""
+    return (first, second) if first and second and sorted(first) == sorted(second) else (None, None)
+
+
+def _predicted(model: PreTrainedModel) -> int | None:
+    """Number of tokens that a language model predicts."""
+    head = model.get_output_embeddings()
+    return getattr(head, "out_features", None)
+
+
+def _embedded(model: PreTrainedModel) -> int | None:
+    """Number of tokens that a model reads."""
+    embeddings = model.get_input_embeddings() if model.main_input_name == "input_ids" else None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def _size(model: PreTrainedModel, name: str) -> int | None:
+    return getattr(model.config, name, None)

@@ -1,0 +1,226 @@
+"""The pruning steps of `HapTrainer`: score, plan, prune."""
+
+import copy
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
+
+from ..components.groups import KINDS, find_groups
+from ..components.slicing import validate_sliceable
+from ..components.structure import recorded_structure
+from ..data.calibration import calibration_batches
+from ..efficiency import measure_costs
+from ..planning.latency_table import LatencyTable
+from ..planning.plan_pruning import plan_pruning
+from ..refit.reconstruct import reconstruct
+from ..reporting.card import TAGS
+from ..sensitivity import Sensitivity, estimate_sensitivity
+from ..sensitivity.batches import scored_batches
+from ..surgery.apply_plan import apply_plan
+from ..surgery.plan import PruningPlan
+from ..surgery.undo import undone_on_error
+from ..tokens import with_length
+from .callbacks import tell_callbacks
+from .config import HapConfig
+from .custom_loss import model_inputs
+from .processes import made_once, validate_same_plan
+from .recovery import OPTIMIZER_DROPPED
+
+
+logger = logging.get_logger(__name__)
+
+# Examples in the batch whose FLOPs and latency the card reports: enough to fill small matrix products, quickly timed.
+COST_EXAMPLES = 8
+
+
+class PruningTrainer(Trainer):
+    """A `Trainer` with the steps from scores to a pruned model; [`HapTrainer`] adds recovery, saving and sharing."""
+
+    hap_config: HapConfig | None
+    teacher: PreTrainedModel | None
+    latency_table: LatencyTable | None
+    sensitivity: Sensitivity | None
+    pruning_plan: PruningPlan | None
+    results: dict[str, dict[str, Any]]
+    _phase: str
+    _has_own_optimizer: bool
+
+    def estimate_sensitivity(self) -> Sensitivity:
+        """Scores the model's components on the training set, with this trainer's `compute_loss`.
+
+        `args.seed` draws the examples. They come in batches of the training batch size, in the training's precision;
+        processes share the batches.
+
+        Raises:
+            ValueError: If there is no `hap_config` or no training data, and as
+                [`hap_transformers.estimate_sensitivity`] does.
+        """
+        config, model = self._require_config(), self._placed_model()
+        self.sensitivity = estimate_sensitivity(
+            model,
+            self._scoring_batches(config.max_examples),
+            config.method,
+            components=config.kinds if config.budget in KINDS else None,
+            num_probes=config.num_probes,
+            tolerance=config.tolerance,
+            max_examples=config.max_examples,
+            seed=self.args.seed,
+            loss_fn=self._scoring_loss,
+            progress=not self.args.disable_tqdm,
+            accelerator=self.accelerator,
+        )
+        figures = {"seconds": self.sensitivity.seconds, "reliability": self.sensitivity.reliability}
+        self.log({f"hap_score_{name}": value for name, value in figures.items() if value is not None})
+        return self.sensitivity
+
+    def plan(self, sensitivity: Sensitivity) -> PruningPlan:
+        """Plans by `hap_config` what to remove from the model, which is only read.
+
+        Args:
+            sensitivity (`Sensitivity`): Scores of the model as it is.
+
+        Raises:
+            ValueError: As [`plan_pruning`] does.
+        """
+        config, model = self._require_config(), self._placed_model()
+        inputs = None
+        if config.sequence_length is not None:
+            inputs = with_length(self._prepare_inputs(next(iter(self._scoring_batches(1)))), config.sequence_length)
+        elif config.budget in ("flops", "latency"):
+            inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
+        inputs = None if inputs is None else model_inputs(self, inputs)
+        if config.budget == "latency" and self.latency_table is None and inputs is not None:
+            measure = partial(LatencyTable.measure, model, inputs, progress=not self.args.disable_tqdm)
+            self.latency_table = made_once(measure, self.accelerator)
+        return plan_pruning(sensitivity, model, config, inputs=inputs, latency_table=self.latency_table)
+
+    def prune(self, plan: PruningPlan | None = None) -> PruningPlan:
+        """Physically removes components from the model, and refits what is left on training examples.
+
+        Optimizer, scheduler and wrapped model are dropped, because they refer to tensors that no longer exist.
+
+        Args:
+            plan (`PruningPlan`, *optional*): What to remove. By default components are scored and planned by
+                `hap_config`.
+
+        Returns:
+            `PruningPlan`: What was removed.
+
+        Raises:
+            ValueError: If there is no `hap_config` or no training data to refit on, `train()` is running, the plan
+            does
+                not fit the model, processes have different plans, or the refit fails; the model is then as it was.
+        """
+        config, model = self._require_config(), self._placed_model()
+        if self.is_in_train:
+            raise ValueError(
+                "prune() was called while train() runs, whose optimizer holds the weights that pruning removes. "
+                "Nothing was pruned. To prune gradually, alternate: trainer.train(), trainer.prune(), "
+                "trainer.train(), ..., with a rising trainer.hap_config.ratio."
+            )
+        validate_same_plan(plan, self.accelerator)
+        if plan is None:
+            plan = self.plan(self.estimate_sensitivity())
+            validate_same_plan(plan, self.accelerator)
+        plan.validate(model)
+        batches = self._refit_batches() if config.refit else None
+        if config.refit:
+            validate_sliceable(model, find_groups(model))  # A refit also reaches blocks that lose nothing.
+        if not self._is_pruned():
+            self._note_costs(model, "dense")
+        tell_callbacks(self, "on_prune_begin", model, plan)
+        dense = copy.deepcopy(model) if config.refit or config.distils else None
+        with undone_on_error(model):
+            apply_plan(model, plan)
+            self._note_costs(model, "pruned")  # Before the refit, which undoes its own changes if it fails.
+            if batches is not None and dense is not None:
+                reconstruct(
+                    model,
+                    dense,
+                    batches,
+                    ridge=config.ridge,
+                    init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
+                    forward=self._scoring_loss,
+                    progress=not self.args.disable_tqdm,
+                    accelerator=self.accelerator,
+                )
+        if self.teacher is None and config.distils:
+            self.teacher = dense
+        self._take_pruned(model, plan)
+        counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}
+        costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
+        self.log({**counts, **costs})
+        tell_callbacks(self, "on_prune_end", self._unwrapped_model(), plan)
+        return plan
+
+    def calibration_batches(self) -> list[dict[str, Any]]:
+        """The batches that the model is scored and refitted on: training examples, on the model's device.
+
+        Raises:
+            ValueError: If there is no `hap_config` or no training data.
+        """
+        return [self._prepare_inputs(batch) for batch in self._refit_batches()]
+
+    def _is_pruned(self) -> bool:
+        model = self._unwrapped_model()
+        return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
+
+    def _take_pruned(self, model: PreTrainedModel, plan: PruningPlan) -> None:
+        """Puts the pruned model in the place of the dense one, and drops what refers to removed tensors."""
+        model.add_model_tags(list(TAGS))
+        self.model = self.model_wrapped = model
+        if self._has_own_optimizer:
+            logger.warning(OPTIMIZER_DROPPED)
+            self._has_own_optimizer = False
+        self.optimizer = self.lr_scheduler = None
+        self.model_init = None  # type: ignore[assignment]  # The next train() would begin with a new dense model.
+        self.accelerator.free_memory()
+        self.pruning_plan = plan
+        self._phase = "pruned"
+        for phase in ("pruned", "recovered"):  # Metrics of a model pruned less.
+            self.results["metrics"].pop(phase, None)
+        vars(model).update(pruning_results=self.results, pruning_plan=plan)  # For `model.push_to_hub`.
+
+    def _note_costs(self, model: PreTrainedModel, size: str) -> None:
+        """Notes the costs of a few training examples; without data, only the numbers of parameters."""
+        forward = None
+        if self.train_dataset is not None:
+            forward = partial(self._scoring_loss, model, next(iter(self._scoring_batches(COST_EXAMPLES))))
+        for name, value in measure_costs(model, forward).items():
+            self.results.setdefault(name, {})[size] = value
+
+    def _require_config(self) -> HapConfig:
+        if self.hap_config is None:
+            raise ValueError("This HapTrainer has no hap_config; pass hap_config=HapConfig(...) to score and prune.")
+        return self.hap_config
+
+    def _unwrapped_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _placed_model(self) -> PreTrainedModel:
+        """The model on the device of its inputs. Trainer moves some models only when it wraps or evaluates them."""
+        model = self._unwrapped_model()
+        if self.model_wrapped is self.model and not self.is_model_parallel and model.device != self.args.device:
+            self._move_model_to_device(model, self.args.device)
+        return model
+
+    def _scoring_batches(self, max_examples: int) -> DataLoader:
+        if type(self).get_train_dataloader is not Trainer.get_train_dataloader:
+            return self.get_train_dataloader()  # A custom loader may collate, draw or cut examples in its own way.
+        dataset = self.train_dataset
+        if dataset is None:
+            raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
+        collate_fn = self._get_collator_with_removed_columns(self.data_collator, description="scoring")
+        return calibration_batches(dataset, max_examples, self.args.seed, self._train_batch_size, collate_fn)
+
+    def _refit_batches(self) -> list[dict[str, Any]]:
+        """The batches that are scored on, also for a data set of unknown length."""
+        count = self._require_config().max_examples
+        return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count)]
+
+    def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+        return cast(torch.Tensor, self.compute_loss(model, self._prepare_inputs(inputs)))

@@ -1,0 +1,157 @@
+"""The stages of a whole run, from fine-tuning to recovery. A run that is killed continues by the same command."""
+
+import copy
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel, set_seed
+
+from ..files import write_text
+from ..sensitivity import Sensitivity
+from ..surgery.plan import PruningPlan
+from .resuming import RECOVERY, last_whole_checkpoint
+from .trainer import HapTrainer
+
+
+class Stages:
+    """Keeps the fine-tuned model and its scores until the run ends, in a folder within the output folder.
+
+    Pruning and the refit are repeated after a kill: they take less time than the stages before them, and their result
+    is the same each time. Training continues from `Trainer`'s checkpoints where `--save_strategy` asks for any; else
+    it starts again.
+
+    Args:
+        output (`Path`): The run's output folder.
+        command (`Sequence[str]`): The run's flags. What a run with other flags has left is deleted.
+
+    Attributes:
+        dense (`Path`): The folder of the fine-tuned model.
+        fine_tuned (`bool`): Whether an earlier run has finished the fine-tuning.
+
+    Raises:
+        ValueError: If the output folder has checkpoints of another run, which this one would mistake for its own.
+    """
+
+    def __init__(self, output: Path, command: Sequence[str]):
+        self.output, self.folder = output, output / "_unfinished_run"
+        self.dense, self._scores = self.folder / "dense", self.folder / "sensitivity.safetensors"
+        self._command = self.folder / "command.json"
+        if not self._has(command):
+            self._start(command)
+        self.fine_tuned = self.dense.exists()
+
+    def checkpoint(self, folder: str = "") -> str | None:
+        """Returns the last whole checkpoint in a folder of the output folder, if there is any."""
+        return last_whole_checkpoint(self.output / folder)
+
+    def save_dense(self, trainer: HapTrainer, **figures: Any) -> None:
+        """Saves the fine-tuned model, and figures about it."""
+        unfinished = self.dense.with_name("dense.unfinished")
+        trainer.save_model(str(unfinished), _internal_call=True)  # Else it is pushed to the Hub, too.
+        if trainer.is_world_process_zero():
+            write_text(unfinished / "figures.json", json.dumps(figures))
+            os.replace(unfinished, self.dense)
+        trainer.accelerator.wait_for_everyone()
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the figures that `save_dense` got."""
+        return json.loads((self.dense / "figures.json").read_text(encoding="utf-8"))
+
+    def scores(self, trainer: HapTrainer) -> Sensitivity:
+        """Returns the saved scores of the trainer's dense model, or else scores it and saves them."""
+        if self._scores.exists():
+            return Sensitivity.load(self._scores)
+        sensitivity = trainer.estimate_sensitivity()
+        trainer.accelerator.wait_for_everyone()  # Else a late process finds the file and leaves the others waiting.
+        if trainer.is_world_process_zero():
+            sensitivity.save(self._scores)
+        trainer.accelerator.wait_for_everyone()
+        return sensitivity
+
+    def finish(self) -> None:
+        """Removes the folder, and files that a killed run was writing."""
+        for left in self.output.glob(".unfinished-*"):
+            left.unlink()
+        self._command.unlink()
+        shutil.rmtree(self.folder)
+
+    def _has(self, command: Sequence[str]) -> bool:
+        """Whether a run of the same command has left the folder."""
+        return self._command.exists() and json.loads(self._command.read_text(encoding="utf-8")) == list(command)
+
+    def _start(self, command: Sequence[str]) -> None:
+        for folder in (self.output, self.output / RECOVERY):
+            if list(folder.glob("checkpoint-*")):
+                raise ValueError(
+                    f"'{folder}' has checkpoints of another run. Choose another --output_dir, or delete them."
+                )
+        self._command.unlink(missing_ok=True)  # First: without it, no run takes up what is left.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        write_text(self._command, json.dumps(list(command)))
+
+
+@dataclass
+class FinishedRun:
+    """What the stages of a run leave, beside the trainer's pruned model.
+
+    Args:
+        dense (`PreTrainedModel`): The fine-tuned model.
+        sensitivity (`Sensitivity`): Its scores.
+        plan (`PruningPlan`): The heads and neurons that were removed.
+        seconds (`dict[str, float]`): Time of each stage.
+        history (`dict[str, list]`): The trainer's log of fine-tuning and of recovery.
+    """
+
+    dense: PreTrainedModel
+    sensitivity: Sensitivity
+    plan: PruningPlan
+    seconds: dict[str, float]
+    history: dict[str, list[dict[str, float]]]
+
+
+def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
+    """Fine-tunes, scores, prunes and recovers the trainer's model, and evaluates it after each change.
+
+    Args:
+        trainer (`HapTrainer`): Trainer of the model to fine-tune; of the one in `stages.dense`, if
+            `stages.fine_tuned`.
+        stages (`Stages`): What an earlier run has finished.
+    """
+    seed = trainer.args.seed
+    if not stages.fine_tuned:
+        seconds: dict[str, float] = {}
+        with _timed("fine-tune", seconds, seed):
+            trainer.train(resume_from_checkpoint=stages.checkpoint())
+        trainer.evaluate()
+        history = {"fine-tune": trainer.state.log_history}
+        stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds, history=history)
+    figures = stages.figures()
+    trainer.results["metrics"], seconds, history = (figures[name] for name in ("metrics", "seconds", "history"))
+    dense = cast(PreTrainedModel, copy.deepcopy(trainer.model))
+    with _timed("score", seconds, seed):
+        sensitivity = stages.scores(trainer)
+    with _timed("prune", seconds, seed):
+        plan = trainer.prune(trainer.plan(sensitivity))
+    trainer.evaluate()
+    with _timed("recover", seconds, seed):
+        trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
+    history["recover"] = trainer.state.log_history
+    trainer.evaluate()
+    return FinishedRun(dense, sensitivity, plan, seconds, history)
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float], seed: int) -> Iterator[None]:
+    """Adds a stage's seconds, and sets the seed first: a stage must not depend on whether those before it ran."""
+    set_seed(seed)
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 2)

@@ -1,0 +1,120 @@
+"""Exported checkpoints must load where this package is not importable."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_model
+from transformers import AutoModelForSequenceClassification
+from zoo import HEADS, NEURONS, ZOO
+
+from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan, export_remote_code
+from hap_transformers.checkpoints import remote_code
+from hap_transformers.checkpoints.remote_code import _classes_of
+
+
+# An import of the package fails here, as where it is not installed.
+LOAD = """
+import pathlib, sys
+sys.modules["hap_transformers"] = None
+import transformers
+from safetensors.torch import load_file, save_file
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    wanted = "modeling_hap.Pruned" + config.architectures[0]
+    auto_class = next(name for name, path in config.auto_map.items() if path == wanted)
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    save_file({"logits": model(**load_file(folder / "inputs")).logits}, folder / "reloaded")
+    assert all(parameter.numel() or not parameter.requires_grad for parameter in model.parameters())
+    if folder.name == "bert":
+        again = pathlib.Path(sys.argv[1]).with_name("saved_again")
+        model.save_pretrained(again)
+        again = getattr(transformers, auto_class).from_pretrained(again, trust_remote_code=True)
+        assert all((p == q).all() for p, q in zip(model.parameters(), again.parameters(), strict=True))
+"""
+
+
+def prune(model):
+    plan = {"heads": {0: [1], 1: range(HEADS)}, "neurons": {0: range(NEURONS), 1: [0, 5]}}
+    apply_plan(model, PruningPlan.for_model(model, **plan))
+    return model
+
+
+def load_without_package(root, tmp_path):
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PYTHONPATH": "",
+    }
+    command = [sys.executable, "-P", "-c", LOAD, str(root)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def loaded_without_package(tmp_path_factory):
+    root, here = tmp_path_factory.mktemp("exported"), {}
+    for name, tiny in ZOO.items():
+        model = prune(tiny.model(torch.float32))
+        model.save_pretrained(root / name)
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "bert":  # As if this release knew classes that the one which loads does not.
+                patch.setattr(
+                    remote_code, "_classes_of", lambda c: {**_classes_of(c), "AutoModelForTelling": "BertTeller"}
+                )
+            export_remote_code(root / name)
+        inputs = tiny.batch(dtype=torch.float32)
+        save_file(inputs, root / name / "inputs")
+        here[name] = model(**inputs).logits
+    load_without_package(root, tmp_path_factory.mktemp("elsewhere"))
+    return {name: (value, load_file(root / name / "reloaded")["logits"]) for name, value in here.items()}
+
+
+def test_same_logits_without_the_package(loaded_without_package, model_type):
+    here, elsewhere = loaded_without_package[model_type]
+    assert torch.equal(here, elsewhere)
+
+
+def test_loads_with_the_package_too(tmp_path):
+    """With trust, the classes beside the weights; without, the package's own loader."""
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(tmp_path)
+    export_remote_code(tmp_path)
+    for trust in (True, False):
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=trust)
+        inputs = ZOO["bert"].batch()
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+        assert type(again).__name__ == ("Pruned" if trust else "") + "BertForSequenceClassification"
+
+
+def test_an_entry_of_ones_own_is_exported(tmp_path, monkeypatch):
+    entry = ARCHITECTURES["bert"]
+    neurons = dataclasses.replace(entry.names["neurons"], inputs=("intermediate.dense", "absent"))
+    names = {**entry.names, "neurons": neurons}
+    monkeypatch.setitem(ARCHITECTURES, "bert", dataclasses.replace(entry, names=names))
+    (tmp_path / "root").mkdir()
+    folder = tmp_path / "root" / "own"
+    model = prune(make_model(dtype=torch.float32))
+    model.save_pretrained(folder)
+    export_remote_code(folder)
+    inputs = ZOO["bert"].batch()
+    save_file(inputs, folder / "inputs")
+    load_without_package(tmp_path / "root", tmp_path)
+    assert "absent" in (folder / "modeling_hap.py").read_text()
+    assert torch.equal(load_file(folder / "reloaded")["logits"], model(**inputs).logits)
+
+
+def test_refuses_what_cannot_be_exported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no config.json; save the model there first"):
+        export_remote_code(tmp_path)
+    make_model(dtype=torch.float32).save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="records no pruning"):
+        export_remote_code(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == before
+    assert not list(tmp_path.glob("*.py"))

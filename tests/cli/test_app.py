@@ -1,0 +1,222 @@
+"""The `hap` command, from scores to a pruned model that loads."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from script_inputs import ROWS, write_csv
+from tiny import ROOT, make_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan
+from hap_transformers.cli import app
+from hap_transformers.data.tasks import load_task
+from hap_transformers.efficiency import count_flops, example_inputs
+
+
+@pytest.fixture
+def fine_tuned(tmp_path, model_dir):
+    """A classifier with its tokenizer, and a file to score it on."""
+    folder = tmp_path / "classifier"
+    make_model(vocab_size=40, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(folder)
+    return folder, write_csv(tmp_path / "train.csv", ROWS)
+
+
+def hap(*arguments):
+    """What a command prints as JSON."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_from_scores_to_a_pruned_model(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    scores, plan, out = tmp_path / "scores", tmp_path / "plan.json", tmp_path / "out"
+    printed = hap("score", model, "--train-file", train, "--max-examples", 12, "--length", 8, "--output", scores)
+    found = Sensitivity.load(scores)
+    assert printed == {"method": "kronecker", "examples": 12, "reliability": found.reliability, "file": str(scores)}
+    printed = hap("plan", scores, "--ratio", "0.5", "--output", plan)  # The file knows the model.
+    made = PruningPlan.load(plan)
+    assert printed["promise"] == made.promise and printed["removed"]["heads"] == made.count("heads")
+    printed = hap("prune", model, "--plan", plan, "--output", out, "--train-file", train, "--length", 8)
+    pruned = AutoModelForSequenceClassification.from_pretrained(out)
+    assert printed["refitted"] and printed["parameters"]["pruned"] == sum(p.numel() for p in pruned.parameters())
+    assert printed["parameters"]["pruned"] == made.promise["parameters"]
+    assert AutoTokenizer.from_pretrained(out)("good film")["input_ids"]
+    info = hap("info", out, "--length", 8)
+    assert sum(info["heads"]) == 8 - made.count("heads") and info["dense_heads"] == [4, 4]
+    assert info["flops"] == count_flops(pruned, example_inputs(pruned, 1, 8))
+    bench = hap("bench", model, out, "--batch", 2, "--length", 8, "--repeats", 2)
+    assert bench["parameters"] == printed["parameters"] and bench["flops"]["pruned"] < bench["flops"]["dense"]
+    assert min(bench["milliseconds"].values()) > 0
+
+
+def test_without_data_nothing_is_refitted(tmp_path, fine_tuned):
+    model, _ = fine_tuned
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    PruningPlan.for_model(loaded, heads={0: [1]}).save(tmp_path / "plan.json")
+    assert not hap("prune", model, "--plan", tmp_path / "plan.json", "--output", tmp_path / "out")["refitted"]
+    apply_plan(loaded, PruningPlan.load(tmp_path / "plan.json"))
+    pruned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), pruned.parameters(), strict=True))
+
+
+def test_tables_for_people(fine_tuned):
+    model, _ = fine_tuned
+    result = CliRunner().invoke(app, ["info", str(model), "--length", "8"])
+    assert result.exit_code == 0 and "BertForSequenceClassification: " in result.stdout
+    assert [line.split()[:4] for line in result.stdout.splitlines()[-2:]] == [
+        ["0", "4", "of", "4"],
+        ["1", "4", "of", "4"],
+    ]
+
+
+def test_a_budget_that_is_met_already_is_reported(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    apply_plan(
+        loaded, PruningPlan.for_model(loaded, heads={0: [0, 1], 1: [0, 1]}, neurons={0: range(12), 1: range(12)})
+    )
+    loaded.save_pretrained(model)
+    scores, plan = tmp_path / "scores", tmp_path / "plan.json"
+    hap("score", model, "--train-file", train, "--max-examples", 12, "--length", 8, "--output", scores)
+    printed = CliRunner().invoke(app, ["plan", str(scores), "--ratio", "0.3", "--output", str(plan)])
+    assert printed.exit_code == 0 and "Nothing to remove: the model meets params 30% already" in printed.stdout
+    assert len(printed.stdout.splitlines()) == 1  # No empty table.
+    assert PruningPlan.load(plan).count("heads") == 0
+    out = tmp_path / "out"
+    command = ["prune", str(model), "--plan", str(plan), "--output", str(out), "--train-file", str(train)]
+    assert "The plan removes nothing; the model was copied" in CliRunner().invoke(app, command).stdout
+    before, after = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in (model, out))
+    assert all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_what_will_be_left_is_reported(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    scores, plan, out = tmp_path / "scores", tmp_path / "plan.json", tmp_path / "small"
+    hap("score", model, "--train-file", train, "--max-examples", 12, "--length", 8, "--output", scores)
+    printed = CliRunner().invoke(app, ["plan", str(scores), "--ratio", "0.5", "--output", str(plan)]).stdout
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (loaded, loaded.bert.encoder)]
+    apply_plan(loaded, PruningPlan.load(plan))
+    left = [sum(p.numel() for p in module.parameters()) for module in (loaded, loaded.bert.encoder)]
+    assert left[1] <= sizes[1] / 2
+    assert (
+        f"{left[0]:,} of {sizes[0]:,} parameters will be left, {left[1]:,} of {sizes[1]:,} in the encoder" in printed
+    )
+    loaded.save_pretrained(out)
+    printed = CliRunner().invoke(app, ["bench", str(model), str(out), "--length", "8", "--repeats", "1"]).stdout
+    assert printed.splitlines()[1].split() == ["classifier", "small", "left"]
+
+
+@pytest.mark.any_release
+def test_no_bars_where_there_is_no_terminal(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    command = [Path(sys.executable).with_name("hap"), "score", model, "--train-file", train, "--max-examples", "12"]
+    done = subprocess.run([*command, "--output", tmp_path / "s"], capture_output=True, text=True, check=True)
+    assert "%|" not in done.stderr and "reliability" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["info", "./nowhere"], 1, "hap: There is no folder './nowhere', nor a model"),
+        (["score", "MODEL"], 1, "hap: No data are named; pass --task"),
+        (["score", "MODEL", "--task", "squad"], 1, "hap: Unknown task 'squad'"),
+        (["plan", "nothing"], 1, "hap: No sensitivity file at 'nothing'"),
+        (["prune", "MODEL", "--plan", "no.json", "--output", "out"], 1, "hap: No pruning plan at 'no.json'"),
+        (["info"], 2, "Missing argument"),
+    ],
+)
+def test_errors_in_one_line(fine_tuned, monkeypatch, capsys, arguments, code, message):
+    from hap_transformers import cli
+
+    model, _ = fine_tuned
+    monkeypatch.setattr(sys, "argv", ["hap", *(str(model) if a == "MODEL" else a for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == code and "Traceback" not in printed
+    assert re.search(message, printed), printed
+    if code == 1:
+        assert printed.startswith("hap: ") and len(printed.splitlines()) == 1
+
+
+@pytest.mark.any_release
+@pytest.mark.parametrize(
+    "command",
+    [[Path(sys.executable).with_name("hap")], [sys.executable, "-m", "hap_transformers.cli"]],
+    ids=["installed", "module"],
+)
+def test_starts_from_the_shell_and_debugs(command):
+    done = subprocess.run([*command, "--debug", "plan", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+def test_a_model_for_another_task(fine_tuned):
+    model, train = fine_tuned
+    rows = [("good", "a"), ("bad", "b"), ("film", "c")]
+    other = write_csv(Path(train).with_name("other.csv"), rows)
+    assert load_task(train_file=other, validation_file=other).num_labels == 3
+    with pytest.raises(ValueError, match="has 2 outputs, task 'custom' needs 3"):
+        hap("score", model, "--train-file", other)
+    config = AutoConfig.from_pretrained(model)
+    config.id2label, config.label2id = {0: "Yes", 1: "No"}, {"Yes": 0, "No": 1}
+    config.save_pretrained(model)
+    with pytest.raises(ValueError, match="numbers the classes yes, no, task 'custom' no, yes"):
+        hap("score", model, "--train-file", train)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path, fine_tuned):
+    """Transformers makes an empty one, to which all words are unknown."""
+    model, train = fine_tuned
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    loaded.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"bare' has no tokenizer .* processing_class=tokenizer"):
+        hap("score", tmp_path / "bare", "--train-file", train, "--output", tmp_path / "scores")
+    assert hap("score", tmp_path / "bare", "--method", "magnitude", "--output", tmp_path / "scores")["examples"] == 0
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    PruningPlan.for_model(loaded, heads={0: [1]}).save(plan)
+    assert not hap("prune", tmp_path / "bare", "--plan", plan, "--output", out)["refitted"]
+    assert not list(out.glob("*token*"))
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        hap("prune", tmp_path / "bare", "--plan", plan, "--output", out, "--train-file", train)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
+def test_scores_classifiers_alone(tmp_path, fine_tuned, name):
+    model, train = fine_tuned
+    getattr(transformers, name)(AutoConfig.from_pretrained(model)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"is a {name}, not a model that was fine-tuned to classify"):
+        hap("score", tmp_path / "other", "--train-file", train)
+
+
+def test_the_device_is_chosen_and_reported(tmp_path, fine_tuned):
+    model, train = fine_tuned
+    command = ["score", str(model), "--train-file", train, "--device", "cpu", "--output", str(tmp_path / "scores")]
+    assert "on 32 examples" in (printed := CliRunner().invoke(app, command).output) and "on cpu" in printed
+    with pytest.raises(RuntimeError, match="nowhere"):
+        hap("bench", model, model, "--device", "nowhere")
+
+
+def test_scores_of_one_kind_alone(tmp_path, fine_tuned, monkeypatch):
+    """A method that cannot score neurons fills no column for them."""
+    monkeypatch.setitem(METHODS, "magnitude", dataclasses.replace(METHODS["magnitude"], kinds=("heads",)))
+    command = ["score", str(fine_tuned[0]), "--method", "magnitude", "--output", str(tmp_path / "scores")]
+    printed = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert printed.splitlines()[1].split("  ") == ["layer", "heads: lowest to highest score"]
+    assert len(printed.splitlines()) == 4 and Sensitivity.load(tmp_path / "scores").neurons is None
+
+
+def test_the_package_does_not_import_the_command():
+    for file in (ROOT / "hap_transformers").rglob("*.py"):
+        if file.parent.name != "cli":
+            assert not re.search(r"^\s*(from|import) [\w.]*\bcli\b", file.read_text(), re.MULTILINE), file

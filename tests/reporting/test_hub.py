@@ -1,0 +1,181 @@
+"""The real client against a server on loopback: what is pushed must come back, with its card."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from hub_server import running_hub
+from huggingface_hub import ModelCard
+from tiny import ROOT
+from trainers import Rows
+from zoo import ZOO
+
+
+# The client reads its endpoint when it is imported. In float64, the last bits of float32 weights show.
+PUSH = """
+import sys, torch
+sys.path[:0] = sys.argv[1:2]
+from trainers import Rows, make_trainer
+from huggingface_hub import HfApi
+from hap_transformers import HapConfig
+trainer = make_trainer(sys.argv[2], hub_model_id="me/by-trainer", hap_config=HapConfig(ratio=0.5))
+trainer.model.config._name_or_path = "org/tiny"
+trainer.evaluate()
+trainer.prune()
+trainer.evaluate()
+trainer.train()
+trainer.evaluate()
+trainer.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0", remote_code=True)
+trainer.model.push_to_hub("me/by-model")
+trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
+own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
+HfApi().create_repo("me/own-words")
+HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md", repo_id="me/own-words")
+trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
+again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
+again.results = trainer.results
+again.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0")
+trainer.model.push_to_hub("me/again", tags=["later"])
+by_arguments = make_trainer(
+    sys.argv[2] + "-arguments", push_to_hub=True, hub_model_id="me/by-arguments", hap_config=HapConfig(ratio=0.5)
+)
+by_arguments.prune()
+by_arguments.save_model()
+print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
+"""
+LOAD = """
+import json, sys
+if sys.argv[1] == "without":
+    sys.modules["hap_transformers"] = None
+else:
+    import hap_transformers
+import torch, transformers
+load = transformers.AutoModelForSequenceClassification.from_pretrained
+inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[2]).items()}
+models = [load(repository, trust_remote_code=sys.argv[1] == "without") for repository in sys.argv[3:]]
+print([model.double()(**inputs).logits.tolist() for model in models])
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """The server after everything was pushed, what to run clients in, and the logits there were."""
+    folder = tmp_path_factory.mktemp("hub")
+    with running_hub() as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(folder / "home"),
+            "HF_TOKEN": "hf_token",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+        def run(code, *arguments):
+            command = [sys.executable, "-c", code, *arguments]
+            result = subprocess.run(
+                command, env=environment, cwd=folder, timeout=300, check=False, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr[-3000:]
+            return json.loads(result.stdout.strip().splitlines()[-1])
+
+        yield hub, run, run(PUSH, str(ROOT / "tests"), str(folder / "output"))
+
+
+@pytest.mark.parametrize(
+    "package, repositories",
+    [("with", ["me/by-trainer", "me/by-model"]), ("without", ["me/by-trainer", "me/with-code"])],
+)
+def test_loads_from_the_hub(pushed, package, repositories):
+    _, run, (expected,) = pushed
+    row = {name: value[None].tolist() for name, value in Rows()[0].items() if name != "labels"}
+    for (loaded,) in run(LOAD, package, json.dumps(row), *repositories):
+        assert loaded == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_commit_with_weights_card_and_picture(pushed):
+    hub, _, _ = pushed
+    by_model = [commit["paths"] for commit in hub.commits if commit["repository"] == "me/by-model"]
+    assert [sorted(paths) for paths in by_model] == [
+        ["README.md", "config.json", "model.safetensors", "structure.png"]
+    ]
+    assert not any("modeling_hap.py" in paths for paths in by_model)
+    assert hub.repositories["me/by-model"]["structure.png"].startswith(b"\x89PNG")
+    weights = {file for files in hub.repositories.values() for file in files if "model." in file}
+    assert weights == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("repository", ["me/by-trainer", "me/by-model", "me/with-code"])
+def test_card(pushed, repository):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories[repository]["README.md"].decode())
+    assert {"hap", "pruned", "hap_transformers"} <= set(card.data.tags)
+    (name,) = {result.task_type for result in card.data.eval_results}
+    assert name == "text-classification"
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values.keys() == {"loss", "accuracy"} and 0 <= values["accuracy"] <= 1
+    for phase in ("dense", "pruned", "recovered"):
+        assert f"\n| {phase} | " in card.text
+    for cost in ("parameters", "of these in the encoder", "FLOPs, one batch", "latency, one batch, ms"):
+        (line,) = [line for line in card.text.splitlines() if line.startswith(f"| {cost} | ")]
+        dense, pruned = (float(cell.replace(",", "")) for cell in line.strip(" |").split(" | ")[1:])
+        assert cost.startswith("latency") or pruned < dense
+    assert "BertForSequenceClassification.from_pretrained" in card.text
+    assert "| heads | " in card.text and "(structure.png)" in card.text and "arXiv:2101.08940" in card.text
+
+
+def test_what_only_the_trainer_knows(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/by-trainer"]["README.md"].decode())
+    assert card.data.base_model == "org/tiny" and card.data.license == "apache-2.0"
+    assert "fine-tuned on my rows" in card.text and "scored by `kronecker`" in card.text
+    assert "tiny" in ModelCard(hub.repositories["me/with-code"]["README.md"].decode()).data.tags
+
+
+def test_training_arguments_push_what_is_saved(pushed):
+    hub, _, _ = pushed
+    files = hub.repositories["me/by-arguments"]
+    record = json.loads(files["config.json"])["quantization_config"]
+    assert record["quant_method"] == "hap" and record["neurons"]
+    shapes = {name: tensor.shape for name, tensor in safetensors.torch.load(files["model.safetensors"]).items()}
+    for layer, width in record["neurons"].items():
+        assert shapes[f"bert.encoder.layer.{layer}.intermediate.dense.weight"][0] == width
+
+
+def test_a_card_of_ours_is_written_anew_but_keeps_what_it_was_told(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/again"]["README.md"].decode())
+    assert card.data.datasets == "rows" and "fine-tuned on my rows" in card.text
+    assert card.data.license == "apache-2.0" and "later" in card.data.tags
+    assert "| recovered | " in card.text
+
+
+def test_own_words_are_kept(pushed):
+    hub, _, _ = pushed
+    card = ModelCard(hub.repositories["me/own-words"]["README.md"].decode())
+    assert card.text.strip() == "# My own words"
+    assert card.data.tags == ["mine", "hap", "pruned", "hap_transformers", "later"]
+
+
+def test_remote_code_only_where_it_was_asked_for(pushed):
+    hub, _, _ = pushed
+    for name, with_code in (("me/by-trainer", True), ("me/by-model", False), ("me/with-code", True)):
+        files = hub.repositories[name]
+        assert ("modeling_hap.py" in files) == with_code
+        assert ("auto_map" in json.loads(files["config.json"])) == with_code
+
+
+def test_dense_models_are_pushed_as_ever(monkeypatch):
+    from hap_transformers import hub
+
+    calls = []
+    monkeypatch.setattr(hub, "_push_dense_model", lambda *args, **kwargs: calls.append((args, kwargs)))
+    model = ZOO["bert"].model(torch.float32)
+    model.push_to_hub("me/dense", private=True)
+    assert calls == [((model, "me/dense"), {"private": True})]

@@ -1,0 +1,45 @@
+"""Plans as data: files of them, and what they are checked for."""
+
+import pytest
+from tiny import changed_plan, make_model
+from zoo import HEADS, LAYERS
+
+from hap_transformers import PruningPlan
+
+
+def make_plan():
+    return PruningPlan.for_model(make_model(), heads={0: [0, 2], 1: [0, 1]}, budget="heads", ratio=0.5)
+
+
+def test_save_and_load(tmp_path):
+    plan = make_plan()
+    plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+    assert '"0": [ 0, 2 ]' in (tmp_path / "plan.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"heads": {"a": [1]}}', '{"heads": {}, "extra": 1}'])
+def test_loading_something_else(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a pruning plan"):
+        PruningPlan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"removed": {"layers": {0: [1]}}}, "The plan removes layers, but BertForSequenceClassification has"),
+        ({"model_type": "roberta"}, "The plan is for a 'roberta'"),
+        ({"original": {"heads": [HEADS]}}, "Make a plan for this model"),
+        ({"removed": {"heads": {0: [1, 1]}}}, "twice"),
+        ({"removed": {"heads": {LAYERS: [0]}}}, "layers 0 to 1"),
+        ({"removed": {"heads": {0: [HEADS]}}}, "numbered 0 to 3"),
+        ({"removed": {"neurons": {0: [1]}}, "implants": {0: 2}}, "implants rank 2 in layer 0, where it removes 1"),
+        ({"implants": {1: 1}}, "implants rank 1 in layer 1, where it removes 0"),
+        ({"promise": {"parameters": 1}}, "promises 1 parameters"),
+    ],
+)
+def test_validate(change, message):
+    plan = changed_plan(make_plan(), **change)
+    with pytest.raises(ValueError, match=message):
+        plan.validate(make_model())

@@ -1,0 +1,94 @@
+"""What CONTRIBUTING.md says of the code, as far as it can be checked."""
+
+import ast
+import re
+import sys
+
+import pytest
+from tiny import ROOT
+
+
+PACKAGE, TESTS = ROOT / "hap_transformers", ROOT / "tests"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted(file for folder in (PACKAGE, TESTS, ROOT / "glue_scripts") for file in folder.rglob("*.py"))
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+# Folders of tests that are of no folder of the package.
+OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "benchmarks"}
+
+
+def name_of(file):
+    return str(file.relative_to(ROOT))
+
+
+def of_each(files):
+    return pytest.mark.parametrize("file", files, ids=name_of)
+
+
+def tree_of(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def test_paths_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {path for path in re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|toml))`", text)}
+    named = {path for path in named if not path.startswith(("../", ".venv"))}
+    assert len(named) > 3
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
+@of_each(sorted((PACKAGE / "components").glob("*.py")))
+def test_components_import_nothing_above_them(file):
+    allowed = {"torch", "transformers", "packaging", *sys.stdlib_module_names}
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1 if node.level else node.module.split(".")[0] in allowed, ast.unparse(node)
+
+
+@of_each(FILES)
+def test_files_are_short(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def lines_of(function):
+    """Lines of a function from `def` to its end, but for its docstring."""
+    first = function.body[0]
+    documented = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
+@of_each(FILES)
+def test_functions_are_short(file):
+    functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {function.name: lines_of(function) for function in functions}
+    assert not {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION}
+
+
+@of_each(MODULES)
+def test_no_module_asks_what_kind_a_block_is(file):
+    assert not re.search(r"isinstance\([^()]*Block\b", file.read_text(encoding="utf-8"))
+
+
+@of_each(sorted((PACKAGE / "planning").glob("*.py")))
+def test_planning_knows_no_method_by_name(file):
+    strings = {node.value for node in ast.walk(tree_of(file)) if isinstance(node, ast.Constant)}
+    assert "kronecker" not in strings
+
+
+def folders(root):
+    return {folder.name for folder in root.iterdir() if folder.is_dir() and list(folder.glob("*.py"))}
+
+
+def test_the_tests_mirror_the_package():
+    assert folders(TESTS) - OTHER_TESTS == folders(PACKAGE)
+    for folder in folders(PACKAGE):
+        assert list((TESTS / folder).glob("test_*.py")), folder
+
+
+def test_names_of_test_files_are_unique():
+    """Pytest imports them from their folders, so that two of a name would be one."""
+    names = [file.name for file in TESTS.rglob("*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

@@ -1,0 +1,121 @@
+"""Losses of one's own: scored, refitted and distilled with as `Trainer` trains with them."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from trainers import Rows, make_trainer
+
+from hap_transformers import HapConfig, HapTrainer
+from hap_transformers.training.custom_loss import averages_over_batches, counting_items
+from hap_transformers.training.recovery import with_distillation
+
+
+def with_loss(tmp_path, function, **arguments):
+    def trainer_class(**given):
+        return HapTrainer(**given, compute_loss_func=function)
+
+    return make_trainer(tmp_path, trainer_class, **arguments)
+
+
+def mean_of_counted(outputs, labels, num_items_in_batch):
+    """As the model's own loss; but it must be told the number, which `Trainer` tells it only in training."""
+    return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_loss_that_must_be_told_the_number_of_labels(tmp_path, steps):
+    config = HapConfig(ratio=0.5, budget="heads", method="gauss_newton_trace", max_examples=24)
+    settings = {"hap_config": config, "gradient_accumulation_steps": steps, "seed": 1}
+    usual, custom = make_trainer(tmp_path, **settings), with_loss(tmp_path, mean_of_counted, **settings)
+    for trainer in (usual, custom):
+        trainer.prune()
+        torch.manual_seed(0)
+        trainer.train()
+    for a, b in zip(usual.sensitivity.heads, custom.sensitivity.heads, strict=True):
+        torch.testing.assert_close(a, b)
+    for name, tensor in usual.model.state_dict().items():
+        torch.testing.assert_close(tensor, custom.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_labels_of_minus_100_do_not_count():
+    told = []
+    counted = counting_items(lambda outputs, labels, num_items_in_batch: told.append(num_items_in_batch))
+    labels = torch.tensor([[1, -100], [-100, 0], [1, 1]])
+    counted(None, labels)
+    counted(None, labels, num_items_in_batch=9)
+    counted(None, None)
+    assert told == [4, 9, None]
+
+
+@pytest.mark.parametrize("budget", ["params", "flops"])
+def test_labels_that_only_the_own_loss_understands(tmp_path, budget):
+    """The model, and the dense one as teacher, never see labels that `Trainer` would keep from them."""
+    rows = Rows()
+    for row in rows.rows[::2]:
+        row["labels"] = torch.tensor(-1)
+
+    def ignoring(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs.logits, labels, ignore_index=-1, reduction="sum") / num_items_in_batch
+
+    config = HapConfig(ratio=0.3, budget=budget, method="gradient", max_examples=24)
+    trainer = with_loss(tmp_path, ignoring, rows=rows, hap_config=config)
+    trainer.train()
+    trainer.prune()
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+class Alone(HapTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class Extended(HapTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "trainer_class, config, warnings", [(Alone, {}, 1), (Alone, {"distillation": 0.0}, 0), (Extended, {}, 0)]
+)
+def test_a_subclass_that_does_not_distil_is_told_so(tmp_path, monkeypatch, trainer_class, config, warnings):
+    from hap_transformers.training import trainer as module
+
+    told = []
+    monkeypatch.setattr(module.logger, "warning", told.append)
+    trainer = make_trainer(tmp_path, trainer_class, hap_config=HapConfig(ratio=0.5, budget="heads", **config))
+    trainer.train()
+    trainer.prune()
+    trainer.train()
+    assert len(told) == warnings and all(
+        f"{trainer_class.__name__}.compute_loss does not call" in text for text in told
+    )
+
+
+def test_who_divides_by_accumulated_batches(tmp_path):
+    """As `Trainer.training_step` decides it."""
+    trainer = make_trainer(tmp_path)
+    trainer.model_accepts_loss_kwargs = False
+    assert averages_over_batches(trainer, 8) and averages_over_batches(trainer, None)
+    trainer.model_accepts_loss_kwargs = True
+    assert averages_over_batches(trainer, None) and not averages_over_batches(trainer, 8)
+    trainer.compute_loss_func = mean_of_counted
+    assert not averages_over_batches(trainer, None)
+    for declared in (True, False):  # What a subclass says counts most.
+        trainer.loss_is_scaled_for_ga = declared
+        assert averages_over_batches(trainer, None) is not declared
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_several_labels_at_once_are_distilled_by_sigmoids(tmp_path, shift):
+    """With another loss than the model's, its config never learns that there are several labels."""
+    model = make_trainer(tmp_path).model
+    assert model.config.problem_type is None
+    logits = torch.tensor([[0.5, -1.0, 2.0]])
+    outputs, targets = {"logits": logits + shift}, {"logits": logits}
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    loss = with_distillation(torch.tensor(0.0), outputs, targets, labels, None, model, HapConfig(distillation=1.0))
+    p, q = (torch.sigmoid(x / 2) for x in (logits, logits + shift))
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(loss, 4 * divergence.mean())

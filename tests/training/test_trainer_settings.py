@@ -1,0 +1,55 @@
+"""Settings of `Trainer` by which it makes, places or feeds the model in its own way."""
+
+import pytest
+import torch
+from tiny import make_model
+from trainers import make_trainer
+
+from hap_transformers import HapConfig, HapTrainer
+
+
+def test_a_model_made_by_the_trainer_stays_pruned(tmp_path):
+    """`Trainer` makes a new model at every train(); after prune() it must not."""
+
+    def trainer_class(model, **given):
+        return HapTrainer(model_init=lambda: make_model(dtype=torch.float32), **given)
+
+    trainer = make_trainer(tmp_path, trainer_class)
+    trainer.train()
+    trainer.prune()
+    pruned = trainer.model
+    trainer.train()
+    assert trainer.model is pruned and trainer.model.config.pruned_heads
+
+
+def test_scores_in_the_batch_size_that_training_found(tmp_path):
+    trainer = make_trainer(tmp_path, auto_find_batch_size=True)
+    step, sizes = trainer.training_step, []
+
+    def too_large(model, inputs, *args):
+        if len(inputs["labels"]) > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return step(model, inputs, *args)
+
+    trainer.training_step = too_large
+    trainer.train()
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs: sizes.append(len(inputs["labels"])) or compute_loss(model, inputs)
+    trainer.prune()
+    assert max(sizes) == 2
+
+
+def test_a_model_that_trainer_has_not_placed_yet_is_placed_to_be_scored(tmp_path, monkeypatch):
+    """As with `bf16_full_eval` or FSDP; here there is but one device, so the model is only said to be elsewhere."""
+    trainer, placed = make_trainer(tmp_path), []
+    elsewhere = property(lambda self: torch.device("cpu" if placed else "meta"))
+    monkeypatch.setattr(type(trainer.model), "device", elsewhere)
+    monkeypatch.setattr(trainer, "_move_model_to_device", lambda model, device: placed.append((model, device)))
+    trainer.prune()
+    assert placed == [(trainer.model, trainer.args.device)]
+
+
+def test_a_text_longer_than_the_model_takes_is_refused_at_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="BertForSequenceClassification takes at most 32 tokens, not 512"):
+        HapTrainer(make_model(), trainer.args, hap_config=HapConfig(sequence_length=512))
