@@ -6,6 +6,7 @@ model is an ordinary model whose config records its sizes.
 """
 
 import copy
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.releases import TRANSFORMERS_4
-from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure
+from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure, validate_savable
 from ..surgery.apply_plan import prune_heads
 
 
@@ -131,6 +132,17 @@ def _holds(folder: Path, structure: Mapping[str, Any]) -> bool:
     file = folder / "config.json"
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("quantization_config") == structure
 
+
+_save_pretrained = PreTrainedModel.save_pretrained
+
+
+@functools.wraps(_save_pretrained)
+def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    validate_savable(self)
+    return _save_pretrained(self, *args, **kwargs)
+
+
+PreTrainedModel.save_pretrained = _save_pretrained_method  # type: ignore[method-assign]
 
 _prune_heads_of_transformers_4: Any = getattr(PreTrainedModel, "prune_heads", None)
 

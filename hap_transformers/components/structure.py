@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .architectures import ARCHITECTURES
 from .groups import KINDS, Group, Kind, by_kind, find_groups
 from .slicing import keep_components, validate_sliceable
 
@@ -62,6 +63,35 @@ def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
                 "its weights show. Give each model its own copy.deepcopy(config), made before any pruning. Nothing "
                 "was pruned."
             )
+
+
+def validate_savable(model: PreTrainedModel) -> None:
+    """Checks that a pruned model's config describes the whole model, so that its checkpoint can be loaded.
+
+    Raises:
+        ValueError: If a part of the model was pruned apart from it, or layers were dropped after pruning.
+    """
+    parts = {path: part for path, part in model.named_modules() if isinstance(part, PreTrainedModel)}
+    pruned = [path for path, part in parts.items() if recorded_structure(part.config) is not None]
+    if not pruned or model.config.model_type not in ARCHITECTURES:
+        return
+    recorded, remedy = recorded_structure(model.config), "its checkpoint could not be loaded. Nothing was saved."
+    for path in pruned:
+        if recorded_structure(parts[path].config) != recorded:
+            raise ValueError(
+                f"'{path}' of this {type(model).__name__} ({type(parts[path]).__name__}) was pruned, but the config "
+                f"of the whole model does not record it: {remedy} Give both the same config before pruning, or load "
+                "the pruned checkpoint as the whole model."
+            )
+    groups = find_groups(model)
+    layers = {str(group.layer) for group in groups}
+    beyond = {layer for kind in KINDS for layer in (recorded or {}).get(kind) or {}} - layers
+    if beyond:
+        raise ValueError(
+            f"The config of this {type(model).__name__} records layers {sorted(beyond)}, which the model does not "
+            f"have: {remedy} Drop layers before pruning."
+        )
+    validate_record(model, groups)
 
 
 def numbers_gone(group: Group) -> list[int]:
