@@ -1,4 +1,4 @@
-"""Fixtures and hooks; what tests import is in `tiny`, `trainers`, `script_inputs`, `zoo` and `explicit`."""
+"""Fixtures and hooks. Tests import helpers from `tiny`, `trainers`, `script_inputs`, `zoo` and `explicit`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from zoo import ZOO
 
 @pytest.fixture(autouse=True)
 def fresh_precision(monkeypatch):
-    """Accelerate keeps the precision in a singleton, Transformers 4 in the environment: tests would inherit it."""
+    """Resets the precision, which Accelerate keeps in a singleton and Transformers 4 in the environment."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     yield
@@ -42,7 +42,7 @@ def model_dir(tmp_path):
 
 @pytest.fixture
 def tell():
-    """Keeps figures for docs/reliability.md; short forms have none worth telling."""
+    """Writes figures for docs/reliability.md. Short runs write none."""
 
     def keep(**figures):
         file = ROOT / "docs" / "results" / "reliability.json"
@@ -54,7 +54,7 @@ def tell():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of the promises in docs/reliability.md have a command of their own."""
+    """Marks the tests of docs/reliability.md, which `make test-reliability` runs."""
     for item in items:
         if "reliability" in item.path.parts:
             item.add_marker(pytest.mark.reliability)

@@ -1,4 +1,4 @@
-"""What tests compare against: derivatives of single weights from `torch.func`, summed up by the paths in the zoo."""
+"""Explicit derivatives: `torch.func` computes them per weight, and the zoo's paths tell which component owns it."""
 
 import torch
 from zoo import HEADS, LAYERS, NEURONS, ZOO, Tiny

@@ -34,6 +34,6 @@ def flags(tmp_path, model_dir, *more):
 
 
 def own_files(tmp_path):
-    """Flags of a user's training and validation file, which are written first."""
+    """Writes a training and a validation file, and returns their flags."""
     files = [write_csv(tmp_path / f"{split}.csv", ROWS) for split in ("train", "validation")]
     return ["--train_file", files[0], "--validation_file", files[1]]

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of the code, as far as it can be checked."""
+"""The rules of CONTRIBUTING.md that can be checked."""
 
 import ast
 import re
@@ -6,13 +6,17 @@ import sys
 
 import pytest
 from tiny import ROOT
+from zoo import ZOO
+
+from hap_transformers import ARCHITECTURES
+from hap_transformers.checkpoints.remote_code import MODULES as MODULES_OF_EXPORTED_CODE
 
 
 PACKAGE, TESTS = ROOT / "hap_transformers", ROOT / "tests"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted(file for folder in (PACKAGE, TESTS, ROOT / "glue_scripts") for file in folder.rglob("*.py"))
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
-# Folders of tests that are of no folder of the package.
+# Test folders without a counterpart in the package.
 OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "benchmarks"}
 
 
@@ -46,13 +50,38 @@ def test_components_import_nothing_above_them(file):
             assert node.level == 1 if node.level else node.module.split(".")[0] in allowed, ast.unparse(node)
 
 
+def test_exported_code_has_every_file_of_components():
+    assert {*MODULES_OF_EXPORTED_CODE, "__init__"} == {file.stem for file in (PACKAGE / "components").glob("*.py")}
+
+
+def test_every_architecture_is_in_the_zoo():
+    assert {tiny.config().model_type for tiny in ZOO.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("folder, function", [("sensitivity", "register_method"), ("components", "register_kind")])
+def test_what_registers_itself_is_imported_with_its_folder(folder, function):
+    registering = {
+        file.stem
+        for file in (PACKAGE / folder).glob("*.py")
+        for node in tree_of(file).body
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith(f"{function}(")
+    }
+    imported = {
+        alias.name
+        for node in tree_of(PACKAGE / folder / "__init__.py").body
+        if isinstance(node, ast.ImportFrom) and not node.module
+        for alias in node.names
+    }
+    assert registering == imported and len(registering) > 1
+
+
 @of_each(FILES)
 def test_files_are_short(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def lines_of(function):
-    """Lines of a function from `def` to its end, but for its docstring."""
+    """Lines of a function from `def` to its end, without its docstring."""
     first = function.body[0]
     documented = (
         isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
@@ -89,6 +118,6 @@ def test_the_tests_mirror_the_package():
 
 
 def test_names_of_test_files_are_unique():
-    """Pytest imports them from their folders, so that two of a name would be one."""
+    """Pytest imports test files by their names alone."""
     names = [file.name for file in TESTS.rglob("*.py")]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

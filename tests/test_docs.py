@@ -1,4 +1,4 @@
-"""What the documentation refers to is there, and its snippets run as they stand."""
+"""Everything that the documentation refers to exists, and its snippets run."""
 
 import importlib
 import re
@@ -48,7 +48,7 @@ def test_links_lead_to_files(page):
 
 @pytest.fixture
 def surroundings(tmp_path, monkeypatch, model_dir):
-    """What a reader of the pages has: a fine-tuned model in the working folder, data, training arguments."""
+    """What readers have: a fine-tuned model in the working folder, data, training arguments."""
     monkeypatch.chdir(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=2)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -59,7 +59,7 @@ def surroundings(tmp_path, monkeypatch, model_dir):
     old = make_model("bert")
     if TRANSFORMERS_4:
         old.prune_heads({0: [1, 2]})
-    else:  # What a checkpoint of Transformers 4 has: smaller weights, and only the numbers of heads in the config.
+    else:  # A checkpoint of Transformers 4 has smaller weights, and records only the heads that are gone.
         hap_transformers.prune_heads(old, {0: [1, 2]})
         del old.config.quantization_config
     old.save_pretrained("pruned_by_transformers_4")
@@ -86,7 +86,7 @@ def test_snippets_run(page, surroundings):
 
 @pytest.mark.any_release
 def test_the_loss_of_the_own_model_is_divided_by_trainer(surroundings):
-    """With gradient accumulation; where `forward` takes `**kwargs`, Trainer takes it that the model does it itself."""
+    """If `forward` took `**kwargs`, `Trainer` would expect the model to divide its loss."""
     page = ROOT / "docs" / "how_to" / "own_model.md"
     exec(SNIPPET.findall(page.read_text())[0], surroundings)
     assert not surroundings["trainer"].model_accepts_loss_kwargs

@@ -1,4 +1,4 @@
-"""The changes that `docs/how_to/run_glue.md` describes, applied as they stand there to a script of that shape."""
+"""The changes in `docs/how_to/run_glue.md` work when they are applied to a script of that shape."""
 
 import json
 import re
@@ -18,7 +18,7 @@ DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def changed(script, diff):
-    """A script with a diff applied: its lines that stay or go must be there, once."""
+    """Applies a diff to a script, which must contain the diff's old lines once."""
     lines = diff.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] in " -")
     after = "".join(line[1:] for line in lines if line[0] in " +")
@@ -62,7 +62,7 @@ def test_four_changes_make_the_script_prune(run, model_dir):
     model = AutoModelForSequenceClassification.from_pretrained(out)
     dense = AutoModelForSequenceClassification.from_pretrained(model_dir)
     left, all_ = (sum(p.numel() for p in one.base_model.encoder.parameters()) for one in (model, dense))
-    assert left < 0.5 * all_  # The 60 % leave out what no component owns: norms and output biases.
+    assert left < 0.5 * all_  # The 60 % do not include norms and output biases.
     metrics = json.loads((out / "all_results.json").read_text())
     assert metrics["train_samples"] == metrics["eval_samples"] == len(ROWS)
     assert set(json.loads(printed.splitlines()[-1])) <= {0, 1}
@@ -70,7 +70,7 @@ def test_four_changes_make_the_script_prune(run, model_dir):
 
 
 def test_without_pruning_it_is_the_trainer(run):
-    """The class alone changes nothing: the same weights, to the bit."""
+    """The class alone changes nothing: weights are bit-identical."""
     weights = []
     for name, script in (("dense", SCRIPT), ("renamed", changed(changed(SCRIPT, DIFFS[0]), DIFFS[1]))):
         out, _ = run(script, name)

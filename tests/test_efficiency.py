@@ -37,7 +37,7 @@ def test_measuring_leaves_the_mode_alone():
 
 @pytest.mark.parametrize("model_type", ZOO)
 def test_every_architecture_takes_the_example_inputs(model_type):
-    model = ZOO[model_type].model(torch.float32, eos_token_id=2)  # GPT-2's own is beyond a tiny vocabulary.
+    model = ZOO[model_type].model(torch.float32, eos_token_id=2)  # GPT-2's default is outside a tiny vocabulary.
     with torch.no_grad():
         logits = model(**example_inputs(model, batch=2, length=5))[0]
     assert logits.shape[0] == 2 and torch.isfinite(logits).all()

@@ -1,4 +1,4 @@
-"""Pruned models must go wherever models go: torch.export, ONNX, torch.compile."""
+"""Pruned models work with torch.export, ONNX and torch.compile."""
 
 import dataclasses
 import shutil
@@ -13,9 +13,9 @@ from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 def pruned(model_type):
-    """A model without caches in its outputs, one attention and one feed-forward block gone, an implant in another."""
+    """A model without one attention and one feed-forward block, with an implant, that returns no cache."""
     tiny = ZOO[model_type]
-    if tiny.family == "T5":  # Its decoder would return a cache; and dense T5 with sdpa attention fails in ONNX.
+    if tiny.family == "T5":  # Its decoder would return a cache, and dense T5 with sdpa attention fails in ONNX.
         tiny = dataclasses.replace(tiny, task="ForTokenClassification")
     model = tiny.model(
         torch.float32, use_cache=False, **({"attn_implementation": "eager"} if tiny.family == "T5" else {})
@@ -50,7 +50,7 @@ def test_onnx(tmp_path, model_type):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_torch_compile():
-    """In one graph."""
+    """The whole model is one graph."""
     model, batch = pruned("bert")
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)(**batch).logits

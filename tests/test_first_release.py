@@ -25,7 +25,7 @@ from hap_transformers.components.groups import find_groups
 FOLDER = Path(__file__).parent / "fixtures" / "first_release"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 TENSORS = load_file(FOLDER / "expected.safetensors")
-# Names of the lists of layers in the first release, and what they are now.
+# Names of the lists of layers in the first release, and their field and kind now.
 LISTS = {
     "heads": ("scores", "heads"),
     "neurons": ("scores", "neurons"),
@@ -48,14 +48,14 @@ def files(pattern):
 
 
 def facts_of(name):
-    """What is expected beside the tensors; lists that some scores do not have are `None` there."""
+    """The expected plain values. Lists that some scores do not have are `None` there."""
     facts = dict(EXPECTED[name])
     assert not any(facts.pop(old, None) for old in (*LISTS, "head_interactions"))
     return facts
 
 
 def assert_tensors(found, prefix, **tolerance):
-    """All tensors of some scores are those expected, and no others are there."""
+    """Scores have the expected tensors and no others."""
     for old, (field, kind) in LISTS.items():
         expected = [TENSORS[name] for i in range(2) if (name := f"{prefix}.{old}.{i}") in TENSORS]
         torch.testing.assert_close(getattr(found, field).get(kind, []), expected, **tolerance)
@@ -103,7 +103,7 @@ def test_checkpoints(file):
     assert sum(p.numel() for p in model.parameters()) == expected["parameters"]
     assert {str(layer): heads for layer, heads in model.config.pruned_heads.items()} == expected["pruned_heads"]
     assert json.loads(model.config.to_json_string())["quantization_config"] == expected["structure"]
-    # It can be pruned further: what is recorded fits.
+    # The record fits, so the model can be pruned further.
     head = next(group.kept[0] for group in find_groups(model, ["heads"]) if group.num_components)
     model.prune_heads({layer: [head] for layer in range(2)})
     assert sum(p.numel() for p in model.parameters()) < expected["parameters"]

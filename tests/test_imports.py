@@ -25,7 +25,7 @@ def test_the_package_brings_no_library_that_trainer_does_not():
 
 
 def modules():
-    """The package's modules by their dotted names; a folder's is that of its `__init__.py`."""
+    """The package's modules by their dotted names."""
     found = {}
     for file in (ROOT / "hap_transformers").rglob("*.py"):
         parts = file.relative_to(ROOT).with_suffix("").parts

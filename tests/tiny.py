@@ -14,14 +14,14 @@ from hap_transformers.components.groups import find_groups
 
 ROOT = Path(__file__).parents[1]
 GLUE = ROOT.parent / "shared" / "glue"
-# CI sets HAP_REQUIRE_GLUE, so that missing data fails there instead of skipping.
+# CI sets HAP_REQUIRE_GLUE, so missing data fails there instead of skipping tests.
 needs_glue = pytest.mark.skipif(
     not GLUE.is_dir() and not os.environ.get("HAP_REQUIRE_GLUE"), reason="GLUE parquet files are not in ../shared/glue"
 )
-# `make test-reliability` sets it: tests that repeat something repeat it more often.
+# `make test-reliability` sets HAP_LONG for more repetitions.
 LONG = bool(os.environ.get("HAP_LONG"))
 
-# Models whose scores are held against explicit derivatives.
+# Models whose scores are compared with explicit derivatives.
 SCORED_MODELS = ["bert", "distilbert", "electra", "gpt2", "roberta"]
 # Methods whose scores are changes of the loss, for heads and neurons alike.
 COMPARABLE = ("kronecker", "gauss_newton_trace", "hessian_trace", "fisher")
@@ -67,7 +67,7 @@ def untouched(model, before) -> bool:
 
 
 def hand_made(method: str, **scores: list[torch.Tensor] | None) -> Sensitivity:
-    """Scores by hand, of heads or neurons or both, that planning takes for those of a method."""
+    """Scores by hand, with the flags of a method."""
     scores = {kind: layers for kind, layers in scores.items() if layers is not None}
     foresees_refit = method == "kronecker"
     return Sensitivity(method, scores, comparable=method in COMPARABLE, foresees_refit=foresees_refit)
@@ -87,6 +87,6 @@ def random_scores(model, method: str = "kronecker", seed: int = 0) -> Sensitivit
 
 
 def changed_plan(plan: PruningPlan, removed=None, original=None, **fields) -> PruningPlan:
-    """A copy of a plan, in which some kinds are removed otherwise or some other fields have changed."""
+    """A copy of a plan with other removals of some kinds, or other fields."""
     removed, original = {**plan.removed, **(removed or {})}, {**plan.original, **(original or {})}
     return dataclasses.replace(plan, removed=removed, original=original, **fields)

@@ -1,4 +1,4 @@
-"""A tiny model of every supported architecture, and where it keeps what heads and neurons own."""
+"""A tiny model of every supported architecture, and the paths of the projections that heads and neurons own."""
 
 import copy
 import itertools
@@ -20,13 +20,13 @@ ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
 class Tiny:
     """One architecture.
 
-    Paths are written out here, so that the library's table of architectures is held against another one.
+    Paths are written out here, so the library's table of architectures is checked against an independent one.
 
     Args:
         family: Prefix of its classes in Transformers.
         layer: Path of a layer from the model.
         heads_in: Paths, from there, of the projections whose outputs belong to heads. A fused projection of n equal
-            parts stands there n times.
+            parts appears n times.
         heads_out: Path of the projection whose inputs belong to heads.
         neurons_in, neurons_out: The same of neurons.
         sizes: Arguments of the config, beside the common ones.
@@ -68,7 +68,7 @@ class Tiny:
         if self.inputs == "audio":
             return {"input_features": torch.randn(size, 80, 16, generator=generator, dtype=dtype)}
         tokens = torch.randint(3, VOCABULARY, (size, 7), generator=generator)
-        tokens[:, 3] = 2  # The end of sentence, by which BART and T5 classify.
+        tokens[:, 3] = 2  # BART and T5 classify at the end of sentence.
         mask = torch.ones_like(tokens)
         tokens[1:2, 4:], mask[1:2, 4:] = 0, 0
         return {"input_ids": tokens, "attention_mask": mask}
@@ -217,7 +217,7 @@ ZOO: dict[str, Tiny] = {
 
 
 def masked(model: torch.nn.Module, tiny: Tiny, heads: dict, neurons: dict) -> torch.nn.Module:
-    """A copy of a dense model whose output projections are blind to what is removed."""
+    """A copy of a dense model whose output projections ignore the removed components."""
     copied = copy.deepcopy(model)
     for layer, which in itertools.product(range(LAYERS), (0, 1)):
         module = tiny.modules(copied, layer)[which]
@@ -229,5 +229,5 @@ def masked(model: torch.nn.Module, tiny: Tiny, heads: dict, neurons: dict) -> to
 
 
 def logits(model: torch.nn.Module, tiny: Tiny) -> torch.Tensor:
-    """What a model says of its architecture's batch."""
+    """A model's logits on its architecture's batch."""
     return model(**tiny.batch(dtype=model.dtype)).logits

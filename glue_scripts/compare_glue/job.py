@@ -27,7 +27,7 @@ from hap_transformers.data.tasks import load_task
 from .cells import Cell
 from .folds import split_fold
 from .methods import METHODS
-from .remembered_teacher import RememberedTeacher
+from .remembered_teacher import remember_logits
 from .settings import (
     LEARNING_RATE,
     MAX_LENGTH,
@@ -82,9 +82,9 @@ class Job:
         return AutoModelForSequenceClassification.from_pretrained(folder)
 
     @cached_property
-    def teacher(self) -> RememberedTeacher:
-        """The dense model; all cells distil from it."""
-        return RememberedTeacher(self.dense())
+    def teacher(self) -> PreTrainedModel:
+        """The dense model; all cells distil from it, and it runs once on each example."""
+        return remember_logits(self.dense())
 
     @cached_property
     def dense_metrics(self) -> dict[str, float]:

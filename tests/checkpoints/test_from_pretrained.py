@@ -1,4 +1,4 @@
-"""Pruned models must come back from plain `from_pretrained`, in a process of its own, however it is called."""
+"""Plain `from_pretrained` reloads pruned models, in a new process and with any of its options."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
 
 
 def prune(model, seed=0):
-    """Removes a whole attention block, a whole feed-forward block, and something of the others."""
+    """Removes a whole attention block, a whole feed-forward block, and parts of the others."""
     plans = [
         {"heads": {0: [1], 1: range(HEADS)}, "neurons": {0: range(NEURONS), 1: [0, 5]}},
         {"heads": {0: range(HEADS), 1: [0, 2]}, "neurons": {0: [7], 1: range(NEURONS)}},
@@ -40,12 +40,12 @@ def prune(model, seed=0):
 
 
 def trained(model):
-    """Names of parameters that require gradients; Whisper's positions do not, until Transformers has loaded them."""
+    """Names of parameters that require gradients. Whisper's positions do so only after loading."""
     return {name for name, p in model.named_parameters() if p.requires_grad and "embed_positions" not in name}
 
 
 def equal(model, other):
-    """Whether two models have the same modules and weights, of which the same are trained."""
+    """Whether two models have the same modules, weights and trained parameters."""
     classes, others = ({name: type(m).__name__ for name, m in m.named_modules()} for m in (model, other))
     state, state_of_other = model.state_dict(), other.state_dict()
     return (
@@ -58,7 +58,7 @@ def equal(model, other):
 
 @pytest.fixture(scope="module")
 def reloaded_elsewhere(tmp_path_factory):
-    """Logits of pruned models of all architectures here, and after another process has reloaded them."""
+    """Logits of all pruned architectures, computed here and by a process that reloaded them."""
     root, here = tmp_path_factory.mktemp("pruned"), {}
     for name, tiny in ZOO.items():
         for dtype in ("float32", "bfloat16"):
@@ -92,12 +92,12 @@ def test_prune_save_reload_prune_save_reload(tmp_path, model_type):
     last = type(model).from_pretrained(tmp_path / "second")
     assert last.config.pruned_heads == {0: [0, 1], 1: [0, 1, 2, 3]}
     assert equal(last, model)
-    # The same numbers elsewhere in memory: kernels may round otherwise.
+    # Kernels may round differently for other memory addresses.
     torch.testing.assert_close(logits(last, tiny), logits(model, tiny))
 
 
 def head_classes(tiny):
-    """Names of all classes of an architecture, but for decoders without their encoder."""
+    """Names of all classes of an architecture, except decoders without their encoder."""
     return [
         name
         for name in dir(transformers)
@@ -176,7 +176,7 @@ def examples(count=16):
 
 
 def test_trainer_resumes_from_a_checkpoint(tmp_path):
-    """Interrupted after two steps and resumed from disk, training ends where it would have ended."""
+    """Training that is interrupted after two steps and resumed ends with the same weights."""
 
     def train(model, steps, resume=None):
         args = TrainingArguments(
@@ -206,7 +206,7 @@ def test_lora_on_a_pruned_model(tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["query", "value", "dense"], task_type="SEQ_CLS", lora_dropout=0.0)
     adapted = peft.get_peft_model(base, config)
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
-    for _ in range(2):  # In the first step the second factor is zero.
+    for _ in range(2):  # The second factor is zero in the first step.
         adapted(**ZOO["bert"].batch()).logits.square().sum().backward()
         optimizer.step()
     adapted.eval()
@@ -220,7 +220,7 @@ def test_lora_on_a_pruned_model(tmp_path):
 
 
 def test_the_reloaded_model_is_ordinary(tmp_path):
-    """No trace of the loader: it may be cast, and its config is plain JSON."""
+    """The loader leaves no trace: the model can be cast, and its config is plain JSON."""
     model = make_model(dtype=torch.float32)
     model.prune_heads({0: [1]})
     model.save_pretrained(tmp_path)

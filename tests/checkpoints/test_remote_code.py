@@ -1,4 +1,4 @@
-"""Exported checkpoints must load where this package is not importable."""
+"""Exported checkpoints load where this package cannot be imported."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from hap_transformers.checkpoints import remote_code
 from hap_transformers.checkpoints.remote_code import _classes_of
 
 
-# An import of the package fails here, as where it is not installed.
+# Importing the package fails here, as if it were not installed.
 LOAD = """
 import pathlib, sys
 sys.modules["hap_transformers"] = None
@@ -63,7 +63,7 @@ def loaded_without_package(tmp_path_factory):
         model = prune(tiny.model(torch.float32))
         model.save_pretrained(root / name)
         with pytest.MonkeyPatch.context() as patch:
-            if name == "bert":  # As if this release knew classes that the one which loads does not.
+            if name == "bert":  # As if the loading release lacked a class that this one has.
                 patch.setattr(
                     remote_code, "_classes_of", lambda c: {**_classes_of(c), "AutoModelForTelling": "BertTeller"}
                 )
@@ -81,7 +81,7 @@ def test_same_logits_without_the_package(loaded_without_package, model_type):
 
 
 def test_loads_with_the_package_too(tmp_path):
-    """With trust, the classes beside the weights; without, the package's own loader."""
+    """Trusted code loads the classes beside the weights; otherwise the package's loader runs."""
     model = prune(make_model(dtype=torch.float32))
     model.save_pretrained(tmp_path)
     export_remote_code(tmp_path)

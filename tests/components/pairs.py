@@ -1,4 +1,4 @@
-"""A kind of component as a user would add it: two neighbouring FFN neurons, which go together."""
+"""A kind of component as a user would add it: two neighbouring FFN neurons are one unit."""
 
 from hap_transformers.components.groups import Group, Kind, layer_paths
 from hap_transformers.components.projections import find_projections

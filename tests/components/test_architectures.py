@@ -1,4 +1,4 @@
-"""The table says what is supported, and can be added to."""
+"""The table of architectures defines what is supported, and users can add entries."""
 
 import dataclasses
 

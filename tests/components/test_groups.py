@@ -32,7 +32,7 @@ def test_projections_are_those_of_the_zoo(model_type):
 
 
 def test_a_component_owns_what_goes_with_it(model_type):
-    """By the number of parameters: with a whole group goes all but the reader's bias."""
+    """A whole group owns all parameters of its projections except the reader's bias."""
     model = ZOO[model_type].model()
     for group in find_groups(model):
         writers = {writer.module: writer for writer in (*group.writers, *group.followers)}

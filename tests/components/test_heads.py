@@ -22,7 +22,7 @@ def test_attention_maps_of_pruned_layers(model_type):
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("heads", [{0: ALL_HEADS}, {1: ALL_HEADS}, {0: [1, 2], 1: [0]}], ids=str)
 def test_generation_with_a_cache(model_type, heads):
-    """The cache counts the tokens seen, also where its layer has no head."""
+    """The cache counts the tokens seen, even in layers without heads."""
     tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel" if model_type == "gpt2" else "ForCausalLM")
     model = tiny.model(tie_word_embeddings=True)
     expected = masked(model, tiny, heads, {})
@@ -38,7 +38,7 @@ def test_generation_with_a_cache(model_type, heads):
 @pytest.mark.parametrize("heads", [{0: ALL_HEADS}, {1: ALL_HEADS}, {0: [1, 2], 1: [0]}], ids=str)
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_decoders_with_an_encoder_decoder_cache(model_type, heads, cross_attention):
-    """Of decoders with cross-attention, the self-attention is pruned."""
+    """Decoders with cross-attention lose heads of their self-attention."""
     tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel")
     # Transformers 4 cannot make BERT's causal mask in float64.
     model = tiny.model(torch.float32, is_decoder=True, add_cross_attention=cross_attention)

@@ -1,4 +1,4 @@
-"""A kind of component that the package does not know goes all the way, from scores to a reloaded checkpoint."""
+"""A kind of component from outside the package is scored, planned, pruned, refitted, saved and reloaded."""
 
 import copy
 from pathlib import Path
@@ -44,7 +44,7 @@ def registered(monkeypatch):
 
 
 def neurons_of(removed):
-    """The neurons that removed pairs are."""
+    """The neurons of removed pairs."""
     return {layer: [neuron for pair in gone for neuron in (2 * pair, 2 * pair + 1)] for layer, gone in removed.items()}
 
 
@@ -105,7 +105,7 @@ def distance(model, dense):
 
 
 def test_pairs_are_priced_together(registered):
-    """Costs of removal against the surgeon's, in blocks of two columns."""
+    """The costs equal those of removing two columns at a time from explicit factors."""
     model, batch = make_model(), make_batch(6)
     found = estimate_sensitivity(model, [batch], "kronecker", components=BOTH, progress=False)
     module = model.bert.encoder.layer[1].output.dense

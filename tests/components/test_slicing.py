@@ -1,4 +1,4 @@
-"""Slicing keeps what belongs to a parameter, and refuses what it cannot slice."""
+"""Slicing keeps dtype, hooks and `requires_grad`, and refuses weights that it cannot slice."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Records of structure: what they say, and which are refused."""
+"""Records of structure: wrong ones are refused, incomplete ones are read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a plan saves is what surgery saves, in every currency."""
+"""A plan promises exactly what surgery saves, in every measure."""
 
 import pytest
 from tiny import make_batch, make_model, random_scores
@@ -17,7 +17,7 @@ def encoder_parameters(model):
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("method", ["kronecker", "gradient"])
 def test_parameters_are_those_promised(ratio, method):
-    """At least the share goes, and no more than one head or group of neurons of either kind beyond it."""
+    """At least the share goes, and at most one head and one group of neurons more."""
     model = make_model()
     dense, before = count_parameters(model), encoder_parameters(model)
     plan = plan_pruning(random_scores(model, method), model, ratio=ratio, min_heads=0, min_neurons=0)
@@ -32,7 +32,7 @@ def test_parameters_are_those_promised(ratio, method):
 
 
 def test_flops_are_those_promised(model_type):
-    """Of a whole model on a batch, by `torch.utils.flop_counter`."""
+    """`torch.utils.flop_counter` counts the same FLOPs for a whole model on a batch."""
     tiny = ZOO[model_type]
     model, batch = tiny.model(), tiny.batch()
     before = count_flops(model, batch)
@@ -44,7 +44,7 @@ def test_flops_are_those_promised(model_type):
 
 
 def test_a_model_that_its_config_does_not_tell_all_of_can_be_pruned_again():
-    """Without a pooler and with a head of one's own, by parameters and by FLOPs."""
+    """The model has no pooler, which its config does not record."""
     batch = {name: tensor for name, tensor in make_batch().items() if name != "labels"}
     for budget in ("params", "flops"):
         model = BertModel(make_model().config, add_pooling_layer=False).double()
@@ -57,7 +57,7 @@ def test_a_model_that_its_config_does_not_tell_all_of_can_be_pruned_again():
 
 
 def test_a_class_of_ones_own_can_be_planned_again():
-    """Of Transformers' classes it has only a base that has no layers."""
+    """Its only base class in Transformers has no layers."""
 
     class OwnHead(BertPreTrainedModel):
         def __init__(self, config):

@@ -1,4 +1,4 @@
-"""Tables of seconds: planning with one, and measuring one."""
+"""Latency tables: planning with one, and measuring one."""
 
 import copy
 import dataclasses
@@ -37,7 +37,7 @@ def test_latency_follows_the_table():
 
 @pytest.mark.parametrize("budget", ["latency", "params"])
 def test_a_table_of_another_model_is_refused(budget):
-    """Whether the plan shall meet a latency, or only promise one."""
+    """The plan need not meet a latency; promising one is enough."""
     model = make_model()
     table = dataclasses.replace(TABLE, counts={**TABLE.counts, "heads": [0, 2, 8]})
     with pytest.raises(ValueError, match="Measure this model, dense"):

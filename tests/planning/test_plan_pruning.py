@@ -1,4 +1,4 @@
-"""What goes: the ranking, its floors, and what is refused."""
+"""The ranking of components, its floors, and wrong inputs."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_numbers_are_the_original_ones_after_pruning():
 
 
 def test_weighs_scores_against_costs():
-    """A head has more weights than a neuron here; at equal scores it goes first only where cost counts."""
+    """A head has more weights than a neuron here. At equal scores it goes first only if costs count."""
     model = make_model()
     equal = hand_made("kronecker", heads=[torch.ones(HEADS)] * LAYERS, neurons=[torch.full((NEURONS,), 0.9)] * LAYERS)
     weighed = plan_pruning(equal, model, ratio=0.2, neuron_multiple=1)
@@ -72,7 +72,7 @@ def test_the_order_of_removal_breaks_ties():
 
 
 def test_other_scores_share_out_between_heads_and_neurons():
-    """Mask gradients of neurons lie far below the normalised ones of heads; the same share of either goes."""
+    """Mask gradients of neurons are far smaller than the normalised ones of heads, yet the same share of each goes."""
     model = make_model()
     sensitivity = random_scores(model, "gradient")
     sensitivity.scores["neurons"] = [layer / 1000 for layer in sensitivity.neurons]
@@ -83,7 +83,7 @@ def test_other_scores_share_out_between_heads_and_neurons():
 
 @pytest.mark.parametrize("method", ["kronecker", "gauss_newton_trace"])
 def test_does_not_depend_on_the_order_in_the_model(method):
-    """The same model with its heads and neurons in another order loses the same of them."""
+    """A model with permuted heads and neurons loses the same ones."""
     model, moved = make_model(), make_model()
     generator = torch.Generator().manual_seed(1)
     orders = {"heads": [], "neurons": []}

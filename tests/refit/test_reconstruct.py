@@ -1,4 +1,4 @@
-"""Refits against least squares worked out by others, and against the dense model where nothing was lost."""
+"""Refits equal NumPy's least squares, and restore the dense model where nothing was lost."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ def pruned(model, **plan):
 
 
 def test_what_others_can_make_up_for_is_restored(model_type):
-    """Head 1 and neuron 1 see what head 0 and neuron 0 see, so that nothing is lost with them."""
+    """Head 1 and neuron 1 duplicate head 0 and neuron 0, so nothing is lost with them."""
     tiny = ZOO[model_type]
     dense, batches = tiny.model(), make_batches(tiny)
     for group in (find_groups(dense, ["heads"])[0], find_groups(dense, ["neurons"])[0]):
@@ -32,13 +32,13 @@ def test_what_others_can_make_up_for_is_restored(model_type):
                     projection.matrix(parameter.data) if parameter.ndim == 2 else projection.outputs_of(parameter.data)
                 )
                 table[rows : 2 * rows] = table[:rows].clone()
-    # In MPNet and T5 heads differ in their position bias, too.
+    # In MPNet and T5, heads also differ in their position bias.
     heads = {} if tiny.family in ("MPNet", "T5") else {0: [1]}
     smaller = pruned(dense, heads=heads, neurons={0: [1]})
     expected = dense(**batches[0]).logits
     lost = (smaller(**batches[0]).logits - expected).abs().max()
     reconstruct(smaller, dense, batches, ridge=0, progress=False)
-    # ALBERT's later calls read what the earlier ones lost before the fit.
+    # Later calls of ALBERT's shared layers read what earlier calls lost before the refit.
     tolerance = 0.01 * lost.item() if model_type == "albert" else 1e-6
     torch.testing.assert_close(smaller(**batches[0]).logits, expected, rtol=0, atol=tolerance)
     assert lost > 1e-3
@@ -46,7 +46,7 @@ def test_what_others_can_make_up_for_is_restored(model_type):
 
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
 def test_equals_least_squares(ridge):
-    """The first pruned block against `numpy.linalg.lstsq`, ridge and means written as further rows."""
+    """The first pruned block equals `numpy.linalg.lstsq` with the ridge as further rows."""
     dense, batches = make_model(), make_batches(ZOO["bert"])
     smaller = pruned(dense, heads={0: [1]})
     seen = {}
@@ -70,13 +70,13 @@ def test_equals_least_squares(ridge):
     np.testing.assert_allclose(module.bias.detach().numpy(), y.mean(0) - weight @ x.mean(0), rtol=0, atol=1e-9)
 
 
-# Whose input is the residual stream after the last layer.
+# Modules that read the residual stream after the last layer.
 STREAMS = {"bert": "bert.encoder.layer.1.output.LayerNorm", "gpt2": "transformer.ln_f", "vit": "vit.layernorm"}
 
 
 @pytest.mark.parametrize("model_type", STREAMS)
 def test_the_stream_is_as_near_as_it_can_be(model_type):
-    """After a refit of all, no change of the last projection brings the residual stream nearer to the dense one."""
+    """After the refit, no change of the last projection brings the residual stream closer to the dense one."""
     tiny = ZOO[model_type]
     dense, batches = tiny.model(), make_batches(tiny)
     smaller = pruned(dense, heads={0: [1], 1: ALL_HEADS}, neurons={0: ALL_NEURONS, 1: [0, 5]})
@@ -106,7 +106,7 @@ def test_the_stream_is_as_near_as_it_can_be(model_type):
 
 
 def test_the_stream_of_a_decoder_has_what_it_reads_of_the_encoder():
-    """No other last projection brings GPT-2's stream nearer to the dense one than the refitted one."""
+    """No other last projection brings GPT-2's residual stream closer to the dense one."""
     tiny = dataclasses.replace(ZOO["gpt2"], task="LMHeadModel")
     dense, generator = tiny.model(add_cross_attention=True, is_decoder=True), torch.Generator().manual_seed(0)
     states = [torch.randn(8, 5, 16, generator=generator, dtype=torch.float64) for _ in range(4)]
@@ -170,7 +170,7 @@ def test_bad_input_changes_nothing(change, message):
 
 
 def test_chunks_change_nothing():
-    """Feed-forward blocks that Transformers runs on a few tokens at a time."""
+    """Transformers can run feed-forward blocks on a few tokens at a time."""
     # Chunks must divide the length.
     batches = [{name: tensor[:, :6] for name, tensor in batch.items()} for batch in make_batches(ZOO["bert"])]
     refitted = []
@@ -185,7 +185,7 @@ def test_chunks_change_nothing():
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "vit"])
 def test_no_forward_is_left_replaced(model_type):
-    """Not even where Transformers replaces forwards itself to record hidden states."""
+    """Transformers itself replaces forward methods while it records hidden states."""
     tiny = ZOO[model_type]
     dense, batches = tiny.model(output_hidden_states=True), make_batches(tiny)
     smaller = pruned(dense, neurons={0: [0, 1]})

@@ -1,4 +1,4 @@
-"""Regression by maps of low rank, against the singular value decomposition."""
+"""Reduced-rank regression equals the solution by singular value decomposition."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hap_transformers.refit.reduced_rank import reduced_rank_regression
 
 
 def test_reduced_rank_regression_is_the_svd_solution():
-    """Against numpy's SVD of the fitted values: the best approximation of some rank of what X leaves."""
+    """The residual is the smallest that a map of this rank can leave, by the SVD of the fitted values."""
     generator = torch.Generator().manual_seed(0)
     X, Z, Y = (torch.randn(60, n, generator=generator, dtype=torch.float64) for n in (4, 6, 5))
     F = torch.cat([X, Z], 1)

@@ -1,4 +1,4 @@
-"""Runs the main job again and again in processes that are killed at random moments; started by `test_interruption`.
+"""Runs the main job repeatedly in processes that are killed at random moments; `test_interruption` starts it.
 
     python killed_runs.py OUTPUT_DIR KILLS SEED FLAGS...
 
@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from glue_scripts import run_glue_hap  # noqa: E402
 
 
-# A run that has been killed so often is left to finish.
+# After so many kills a run may finish.
 KILLS_A_RUN = 3
 
 
 def start(output: Path, flags: list[str]) -> int:
-    """Starts the job in a process of its own, which has imported everything already."""
+    """Starts the job in a forked process, which has everything imported."""
     child = os.fork()
     if not child:
         log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -36,12 +36,12 @@ def start(output: Path, flags: list[str]) -> int:
 
 
 def end_of(child: int) -> int:
-    """The exit code of a process that ends by itself."""
+    """Waits for a process, and returns its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def phase(output: Path) -> str:
-    """How far a killed run has come, as its files tell."""
+    """The phase in which a run was killed, by its files."""
     if (output / "results.json").exists():
         return "saving"
     for folder, name in (("_recovery", "recovery"), ("_unfinished_run/sensitivity.safetensors", "pruning")):
@@ -66,7 +66,7 @@ def main(folder: Path, kills: int, seed: int, flags: list[str]) -> None:
             time.sleep(moments.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
             ended = end_of(child)
-            if ended == 0:  # It was faster.
+            if ended == 0:  # It finished before the kill.
                 break
             if ended != -signal.SIGKILL:
                 sys.exit(output.with_suffix(".log").read_text())

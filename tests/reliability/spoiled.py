@@ -1,4 +1,4 @@
-"""Models and batches that something is wrong with, for `wrong_inputs`."""
+"""Wrong models and batches for `wrong_inputs`."""
 
 import copy
 import json

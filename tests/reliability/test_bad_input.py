@@ -1,4 +1,4 @@
-"""Every public entry point, given something wrong, names it and the remedy, and leaves model, files and RNG alone."""
+"""Every public entry point names a wrong input and the remedy, and leaves model, files and RNG unchanged."""
 
 import copy
 import re
@@ -48,12 +48,14 @@ def test_wrong_input_is_named_and_changes_nothing(here, wrong):
         assert torch.equal(now[name].nan_to_num(), tensor.nan_to_num()), name
     assert all(parameter.requires_grad and parameter.grad is None for parameter in here.model.parameters())
     assert files(here.folder) == here.files
-    if "trainer" not in wrong.name:  # Trainer sets the seed when it is made.
+    if "trainer" not in wrong.name:  # Making a Trainer sets the seed.
         assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("calls", [0, 7, 10, 11, 13])  # Costs take five calls each; then the refit begins.
+@pytest.mark.parametrize(
+    "calls", [0, 7, 10, 11, 13]
+)  # Each costs measurement takes five calls, then the refit begins.
 @pytest.mark.parametrize(
     "removed",
     [
@@ -65,7 +67,7 @@ def test_wrong_input_is_named_and_changes_nothing(here, wrong):
     ids=["some", "all heads", "all neurons", "implant"],
 )
 def test_a_refit_that_breaks_off_leaves_the_model_as_it_was(here, error, calls, removed):
-    """After surgery, amid the refit: structure, weights, config and parameters are those from before."""
+    """A refit that is interrupted after surgery restores structure, weights, config and parameters."""
     hap_trainer, left = trainer(here, model=here.model.float()), iter(range(calls))
     hap_trainer.train()
     before, parameters = copy.deepcopy(here.model), list(here.model.parameters())
@@ -133,7 +135,7 @@ def test_wrong_flags_are_named(tmp_path, model_dir, script, more, message):
 
 @pytest.mark.parametrize("unwritable", ["output", "cache"])
 def test_folders_that_cannot_be_written_are_named_before_any_training(tmp_path, model_dir, monkeypatch, unwritable):
-    """Below a file nothing can be made, not even by root."""
+    """Nobody can make a folder below a file, not even root."""
     (tmp_path / "in_the_way").write_text("")
     below, trained = tmp_path / "in_the_way" / unwritable, []
     monkeypatch.setattr(hap.HapTrainer, "train", lambda *args, **kwargs: trained.append(1))

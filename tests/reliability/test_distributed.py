@@ -1,4 +1,4 @@
-"""Two processes find what one finds, agree, and do not wait for the dead."""
+"""Two processes find what one finds, agree, and end when one dies."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment ends, by the same command, as one that was not."""
+"""A run that is killed at any moment ends like a whole one, by the same command."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files from strangers run nothing, open nothing outside their folder, and are refused by errors of our own."""
+"""Untrusted files run nothing, open nothing outside their folder, and are refused by the package's errors."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """No test takes more than 2 GiB, beyond what there was."""
+    """Each test takes at most 2 GiB more memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * GIBIBYTE
@@ -120,7 +120,7 @@ def test_plans_that_someone_else_wrote(checkpoint, tmp_path, model, changes):
 
 
 def edits(data, positions, values, length):
-    """Bytes changed at some places, and cut."""
+    """Changes bytes at some positions, and cuts."""
     data = bytearray(data)
     for position, value in zip(positions, values, strict=False):
         data[position % len(data)] = value
@@ -195,7 +195,7 @@ def test_text_files_nested_deep(tmp_path):
 
 
 def test_nothing_is_pickled(tell):
-    tell(fuzzed=EXAMPLES)  # The tests above have passed, or the run has failed.
+    tell(fuzzed=EXAMPLES)  # If a test above failed, so did the run.
     for file in sorted((ROOT / "hap_transformers").rglob("*.py")):
         source = file.read_text()
         assert not re.search(r"\bpickle\b|torch\.(load|save)\(|(?<!\.)\b(eval|exec|__import__)\(", source), file

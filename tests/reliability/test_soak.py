@@ -1,4 +1,4 @@
-"""Round after round, nothing is left behind."""
+"""Many rounds leave nothing behind."""
 
 import gc
 import os
@@ -13,18 +13,18 @@ from hap_transformers.components.groups import find_groups
 
 
 ROUNDS = 200 if LONG else 30
-# By then caches of torch and Transformers are filled.
+# Caches of torch and Transformers are filled by then.
 SETTLED = ROUNDS // 3
 HEADS = 16
 
 
 def test_score_prune_refit_save_reload_again_and_again(tmp_path, tell):
-    """Memory, files, open files, hooks and modules stay what they are; each round takes one head."""
+    """Memory, files, open files, hooks and modules do not grow. Each round removes one head."""
     process, folder = psutil.Process(), tmp_path / "model"
     memory, handles, hooks, objects, model = [], [], [], [], None
     batch = make_batch(8)
     for number in range(ROUNDS):
-        if number % HEADS == 0:  # All heads are gone but the last.
+        if number % HEADS == 0:  # Only the last head is left.
             model = make_model(dtype=torch.float32, num_attention_heads=HEADS // 2)
         found = estimate_sensitivity(model, [batch], components=["heads"], progress=False)
         # The layer's order of removal starts at its lowest score.

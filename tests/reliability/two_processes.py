@@ -1,4 +1,4 @@
-"""What every process of a launch does; started by `test_distributed`.
+"""The program of every process that `test_distributed` launches.
 
 torchrun --nproc_per_node 2 two_processes.py MODE FOLDER
 """
@@ -33,7 +33,7 @@ from hap_transformers import (  # noqa: E402
 )
 
 
-# Five batches, the last smaller: neither the batches nor the examples can be shared out evenly.
+# Neither the five batches nor their examples divide evenly between two processes.
 SIZES = [4, 4, 4, 4, 3]
 
 
@@ -54,7 +54,7 @@ class Rows(Dataset):
 
 
 def digest(model) -> str:
-    """Of all weights, to the last bit."""
+    """A hash of all weights."""
     hashed = hashlib.sha256()
     for tensor in model.state_dict().values():
         hashed.update(tensor.contiguous().numpy().tobytes())
@@ -79,7 +79,7 @@ def make_trainer(folder: Path, **arguments) -> HapTrainer:
 
 
 def prune(folder: Path) -> dict:
-    """Trains, prunes, recovers and saves, and tells which files it opened to write."""
+    """Trains, prunes, recovers and saves, and counts the files that it opened to write."""
     written = []
 
     def watch(event, arguments):
@@ -101,7 +101,7 @@ def prune(folder: Path) -> dict:
 
 
 def differ(folder: Path) -> dict:
-    """Gives every process another plan; then only one of them a plan."""
+    """Gives each process a different plan, then a plan to one process alone."""
     trainer, told = make_trainer(folder), []
     rank = trainer.accelerator.process_index
     before = digest(trainer.model)
@@ -118,7 +118,7 @@ def trainer_plan(trainer: HapTrainer) -> PruningPlan:
 
 
 def shard(folder: Path) -> dict:
-    """Scores and saves a pruned model whose weights are sharded, and tries what cannot be done."""
+    """Scores and saves a pruned model with sharded weights, and tries unsupported operations."""
     accelerator, told = Accelerator(cpu=True), []
     model = make_model()
     apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={1: range(5)}))
@@ -149,7 +149,7 @@ def shard(folder: Path) -> dict:
 
 
 def die(folder: Path) -> dict:
-    """Kills one process amid scoring."""
+    """Kills one process during scoring."""
     accelerator = Accelerator(cpu=True)
 
     def killing():
@@ -163,7 +163,7 @@ def die(folder: Path) -> dict:
 
 
 def fail(folder: Path) -> dict:
-    """Raises in one process amid scoring."""
+    """Raises in one process during scoring."""
     accelerator = Accelerator(cpu=True)
     wrong = batches()
     if accelerator.process_index == 1:

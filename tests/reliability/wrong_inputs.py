@@ -1,4 +1,4 @@
-"""What can be done wrong with every public entry point, and what is said about it."""
+"""Wrong inputs for every public entry point, and the expected errors."""
 
 import copy
 import json
@@ -134,7 +134,7 @@ def tensors_file(here, metadata):
 
 
 def disk_full(here, action):
-    """Runs something where no file may grow beyond a few bytes."""
+    """Runs an action while no file may grow beyond a few bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -144,7 +144,7 @@ def disk_full(here, action):
 
 
 def below_a_file(here):
-    """A folder that cannot be made, for root neither."""
+    """A folder that nobody can make, not even root."""
     return written(here, "", "in_the_way") / "folder"
 
 
@@ -161,7 +161,7 @@ def with_rows(here, dataset):
 
 @dataclass
 class Wrong:
-    """What is done, and what is said about it."""
+    """A wrong call, and the expected error."""
 
     name: str
     action: object
@@ -232,7 +232,9 @@ TABLE = [
     Wrong("ratio NaN", lambda h: plan(h, ratio=float("nan")), "`ratio`"),
     Wrong("ratio negative", lambda h: plan(h, ratio=-0.1), "`ratio`"),
     Wrong(
-        "ratio out of reach", lambda h: plan(h, ratio=0.9, min_heads=4), "cannot be met: .*Lower the ratio or the floors"
+        "ratio out of reach",
+        lambda h: plan(h, ratio=0.9, min_heads=4),
+        "cannot be met: .*Lower the ratio or the floors",
     ),
     Wrong("budget", lambda h: plan(h, budget="memory"), "Unknown budget 'memory'; choose one of"),
     Wrong("floor of heads", lambda h: plan(h, min_heads=-1), "`min_heads`"),

@@ -1,4 +1,4 @@
-"""Two processes must find what one finds, without touching the wrapper that keeps their training together."""
+"""Two processes find what one finds, without triggering DDP's hooks."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ for method in METHODS:
 smaller = refitted(batches, accelerator)
 save_file(smaller.state_dict(), f"{sys.argv[1]}/refitted-{accelerator.process_index}")
 accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()  # Or its threads may still run when the interpreter is torn down.
+torch.distributed.destroy_process_group()  # Otherwise its threads may still run when the interpreter ends.
 """
 
 

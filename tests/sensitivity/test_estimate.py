@@ -1,4 +1,4 @@
-"""What every method promises: the model comes back as it was, bad input is refused."""
+"""Every method restores the model and refuses wrong input."""
 
 import copy
 
@@ -45,7 +45,7 @@ def test_leaves_the_model_as_it_was(method, scored_model_type):
 
 
 def test_dropout_is_off(method):
-    """With dropout on, two runs on a training model would differ."""
+    """Two runs on a training model would differ with dropout."""
     model = make_model(hidden_dropout_prob=0.5).train()
     first, second = (estimate_sensitivity(model, [make_batch()], method, progress=False) for _ in range(2))
     assert torch.equal(torch.stack(first.heads), torch.stack(second.heads))
@@ -71,7 +71,7 @@ def test_pruned_layers_have_no_scores(method):
 
 
 def test_components_can_be_scored_alone(method):
-    """Hutchinson's noise comes from all scored weights; everything else must not depend on what else is scored."""
+    """Only Hutchinson's noise depends on what else is scored."""
     model, batch = make_model(), make_batch()
     both = estimate_sensitivity(model, [batch], method, progress=False)
     for name, other in (("heads", "neurons"), ("neurons", "heads")):
@@ -116,7 +116,7 @@ def test_bad_input(change, message):
 
 
 def test_what_a_batch_has_for_all_examples_is_not_cut(sampled_method):
-    """Position ids of shape (1, length), say, and things that are no tensors."""
+    """Examples are position ids of shape (1, length) and values that are not tensors."""
     model, batch = make_model(), make_batch(size=20)
     shared = {"position_ids": torch.arange(7)[None].flip(1), **batch, "return_dict": True}
     repeated = {**batch, "position_ids": torch.arange(7).flip(0).expand(20, -1)}

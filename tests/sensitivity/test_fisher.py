@@ -1,4 +1,4 @@
-"""The mask-space Gauss-Newton matrix against the explicit one."""
+"""The mask-space Gauss-Newton matrix equals the explicit one."""
 
 import pytest
 import torch

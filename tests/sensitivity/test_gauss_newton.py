@@ -1,4 +1,4 @@
-"""Gauss-Newton traces against explicit J^T L J."""
+"""Gauss-Newton traces equal explicit J^T L J."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-14}
 
 
 def scored_batch(num_labels=2, size=5, length=7, seed=0):
-    """Padded where the mask says so, with labels for classification or (one label) regression."""
+    """A padded batch with labels for classification, or for regression if there is one label."""
     batch = make_batch(size, length, seed)
     batch["input_ids"] = batch["input_ids"] * batch["attention_mask"]
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def test_equals_the_explicit_matrix(scored_model_type, num_labels, form):
 
 
 def test_custom_loss():
-    """A loss of the user's own, with a temperature and weights of classes."""
+    """The custom loss has a temperature and class weights."""
     model, batch = make_model(num_labels=3), scored_batch(3)
     weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
 
@@ -91,7 +91,7 @@ def test_custom_loss():
 
 
 def test_batches_weigh_by_examples():
-    """Padding to different lengths and cutting into batches must not matter."""
+    """Neither padding to other lengths nor other batches change the traces."""
     model, batch = make_model(), scored_batch(size=5)
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
     padded = {name: value[3:] for name, value in batch.items()}
@@ -182,7 +182,7 @@ def assert_unbiased(model, batch, expected):
 @pytest.mark.any_release
 @pytest.mark.parametrize("classes", ["explicit", "softmax"])
 def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
-    """Token classification: 24 directions an example. Both ways to take the root, against the explicit matrix."""
+    """Token classification has 24 directions per example. Both roots agree with the explicit matrix."""
     if classes == "softmax":
         monkeypatch.setattr(output_curvature, "EXPLICIT_CLASSES", 1)
     model, batch = make_token_model(), make_batch(size=3, length=12)
@@ -195,7 +195,7 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
 
 
 def test_a_language_model():
-    """Shifted labels and a vocabulary too large to form its Hessian."""
+    """Labels are shifted, and the vocabulary is too large to form its Hessian."""
     torch.manual_seed(0)
     config = GPT2Config(n_embd=16, n_head=4, n_layer=2, n_inner=24, n_positions=8, vocab_size=70, bos_token_id=0)
     config.eos_token_id = 0
@@ -210,7 +210,7 @@ def test_a_language_model():
 
 @pytest.mark.any_release
 def test_a_softmax_that_is_sure_of_most_positions():
-    """The weight of a position cannot be read off where it has no curvature, and must not be made up."""
+    """A position without curvature does not show its weight, which must not be invented."""
     logits = torch.randn(2, 6, 100, generator=torch.Generator().manual_seed(0))
     logits[:, :4] *= 60
     logits.requires_grad_()
@@ -246,17 +246,17 @@ def test_unsuitable_losses_are_refused(loss_fn, message):
 
 @pytest.mark.parametrize("model_type", ["deberta-v2", "deberta-v3", "llama", "modernbert"])
 def test_other_shapes_of_blocks(model_type):
-    """Grouped heads and gated neurons; fused ones; positions that all examples share, by projections of their own in
-    DeBERTa-v2 and by the query and key projections in v3."""
+    """Heads are grouped and neurons gated, or both are fused, or all examples share positions. Positions have their
+    own projections in DeBERTa-v2, and use those of queries and keys in v3."""
     model, batch = make_model(model_type), scored_batch()
     result = estimate_sensitivity(model, [batch], method="gauss_newton_trace", progress=False)
     heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
-    # DeBERTa's loss and the others' norms and position encodings are in float32, whatever the weights are in.
+    # DeBERTa's loss and the others' norms and position encodings are always in float32.
     assert_traces(result, heads, neurons, rtol=1e-5, atol=1e-9)
 
 
 def test_no_memory_is_kept_from_batch_to_batch():
-    """The graph's hooks refer to what they fill: a cycle would keep every batch until the garbage collector runs."""
+    """A reference cycle in the graph's hooks would keep every batch until the garbage collector runs."""
     import gc
 
     model = make_model()

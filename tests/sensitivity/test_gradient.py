@@ -1,4 +1,4 @@
-"""Mask gradients against finite differences of masks."""
+"""Mask gradients equal finite differences of masks."""
 
 import torch
 from explicit import mask_of_ones, masked_logits

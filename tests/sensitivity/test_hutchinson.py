@@ -1,4 +1,4 @@
-"""Hutchinson's traces against the explicit Hessian."""
+"""Hutchinson's traces agree with the explicit Hessian."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_a_loss_without_the_model_is_refused(small):
 
 @pytest.mark.any_release
 def test_batches_of_different_sizes_weigh_by_examples(small):
-    """Two batches must give the mean over their examples."""
+    """Two batches give the mean over their examples."""
     model, _, _ = small
     batch = make_batch(size=5, length=6)
     parts = [{k: v[:2] for k, v in batch.items()}, {k: v[2:] for k, v in batch.items()}]
@@ -97,7 +97,7 @@ def test_batches_of_different_sizes_weigh_by_examples(small):
 @pytest.mark.any_release
 @pytest.mark.parametrize("reduction", ["examples", "tokens"])
 def test_large_batches(reduction, monkeypatch):
-    """A batch is split where its loss is a mean over examples; a mean over tokens must not turn into one of means."""
+    """A batch is split only if its loss is a mean over examples, not if it is a mean over tokens."""
     monkeypatch.setattr("hap_transformers.sensitivity.hutchinson.EXAMPLES_A_GRAPH", 3)
     model = make_model(hidden_size=8, intermediate_size=12, attn_implementation="eager")
     batch = make_batch(size=5)
@@ -145,7 +145,7 @@ def test_flash_attention_is_refused():
 
 
 def test_the_gauss_newton_trace_needs_no_second_derivative():
-    """Fused attention has no double backward, and the Gauss-Newton pass must run with it."""
+    """Fused attention has no second derivative, and the Gauss-Newton pass runs with it."""
     batch = make_batch()
     results = [
         estimate_sensitivity(

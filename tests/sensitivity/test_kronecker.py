@@ -1,4 +1,4 @@
-"""Kronecker factors against derivatives of single examples, and what becomes of them."""
+"""Costs equal those of explicit Kronecker factors, from derivatives of single examples."""
 
 import copy
 
@@ -83,7 +83,7 @@ def test_low_precision_orders_alike():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_constant_is_free_only_where_there_is_a_bias(bias):
-    """A neuron that always gives the same: a bias takes its place, nothing else does."""
+    """A bias can replace a constant neuron, and nothing else can."""
     model, batch = make_model(), make_batch(16)
     output = model.bert.encoder.layer[0].output.dense
     if not bias:

@@ -1,4 +1,4 @@
-"""Scoring methods from outside the package: what they give, and what planning makes of the facts about them."""
+"""Scoring methods from outside the package, and what planning does with their flags."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def reader_norms(task, means):
 
 @pytest.fixture(autouse=True)
 def restored():
-    """The registry comes back as it was."""
+    """Restores the registry."""
     before = dict(METHODS)
     yield
     METHODS.clear()
@@ -64,7 +64,7 @@ def restored():
 
 
 def outputs(model):
-    """Where the tiny BERT reads its heads and its neurons, with the number of components."""
+    """The tiny BERT's output projections, heads first, with their numbers of components."""
     for layer in model.bert.encoder.layer:
         yield layer.attention.output.dense, HEADS
     for layer in model.bert.encoder.layer:
@@ -72,7 +72,7 @@ def outputs(model):
 
 
 def test_a_method_with_samples():
-    """Every example counts the same, whatever the batches are; padding counts as this method counts it."""
+    """Scores equal a loop over modules, examples and components."""
     register_method("contribution", Method(contribution, root))
     model = make_model()
     found = estimate_sensitivity(model, BATCHES, "contribution", progress=False)
@@ -156,7 +156,7 @@ def test_facts_about_the_packages_methods():
 @pytest.mark.parametrize("comparable", [True, False])
 @pytest.mark.parametrize("foresees_refit", [True, False])
 def test_facts_travel_with_the_scores(tmp_path, comparable, foresees_refit):
-    """Where the file is read, the method need not be known."""
+    """The process that reads the file need not know the method."""
     facts = {"comparable": comparable, "foresees_refit": foresees_refit}
     register_method("reader_norms", Method(None, reader_norms, **facts))
     found = estimate_sensitivity(make_model(), [], "reader_norms", progress=False)
@@ -189,7 +189,7 @@ def test_floors_are_for_scores_that_do_not_foresee_a_refit(foresees_refit):
 
 @pytest.mark.parametrize("comparable", [True, False])
 def test_one_ranking_is_for_comparable_scores(comparable):
-    """Else the same share of each kind goes."""
+    """Otherwise the same share of each kind goes."""
     model = make_model()
     plan = plan_pruning(by_hand(comparable=comparable, foresees_refit=True), model, ratio=0.3, neuron_multiple=1)
     if comparable:

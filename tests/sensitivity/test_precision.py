@@ -1,4 +1,4 @@
-"""Low precision against full precision."""
+"""Low precision agrees with full precision."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def scores(result):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision, error", [("bf16", 0.05), ("fp16", 0.01)])
 def test_low_precision_agrees_with_full(method, precision, error, scored_model_type):
-    """The same probes, so that only rounding is left: 8 bits of mantissa in bf16, 11 in fp16."""
+    """The probes are the same, so only rounding differs: bf16 has 8 bits of mantissa, fp16 has 11."""
     model = make_model(scored_model_type, torch.float32)
     full, low = (
         estimate_sensitivity(model, BATCHES, method, precision=p, num_probes=8, progress=False)
@@ -46,7 +46,7 @@ def test_sums_are_not_rounded_to_low_precision():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_scale_is_undone_exactly(method, monkeypatch):
-    """In full precision a power of two changes nothing at all, whatever it is."""
+    """In full precision, scaling by any power of two changes nothing."""
     results = []
     for scale in (1.0, 2.0**9):
         monkeypatch.setattr(Precision, "__init__", lambda self, *_, scale=scale: fixed(self, scale))
@@ -77,7 +77,7 @@ def test_an_overflow_lowers_the_loss_scale(method, monkeypatch):
 
 
 def test_curvatures_too_small_for_fp16():
-    """A mean over many tokens has tiny second derivatives; here, 2^-20 times those of the loss."""
+    """A mean over many tokens has tiny second derivatives, here 2^-20 times those of the loss."""
 
     def flat(model, batch):
         return 2**-20 * model(**batch).loss
@@ -90,7 +90,7 @@ def test_curvatures_too_small_for_fp16():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_batch_that_is_sure_of_its_class_is_no_error(precision):
-    """Its curvature is rounding noise in low precision: nothing to add, and nothing to complain of."""
+    """Its curvature is rounding noise in low precision, which adds nothing and raises nothing."""
     model = make_model(dtype=torch.float32)
     model.classifier.bias.data = torch.tensor([0.0, 11.0])
     low = estimate_sensitivity(model, BATCHES, precision=precision, progress=False)
@@ -106,7 +106,7 @@ def test_what_no_scale_can_mend_is_an_error():
 
 
 def test_a_model_prepared_for_mixed_precision():
-    """The wrapper copies logits and loss apart from each other; scoring must see through it and put it back."""
+    """The wrapper copies logits and loss separately. Scoring removes it and puts it back."""
     model = make_model(dtype=torch.float32)
     expected = estimate_sensitivity(model, BATCHES, precision="bf16", progress=False)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")

@@ -1,4 +1,4 @@
-"""An interrupted run must go on to the result of an uninterrupted one."""
+"""An interrupted run resumes to the result of an uninterrupted one."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ BATCHES = [make_batch(size=3 + seed % 2, seed=seed) for seed in range(5)]
 
 
 def interrupted(after):
-    """A data set that the user stops waiting for."""
+    """Batches, and an interruption after some of them."""
     yield from BATCHES[:after]
     raise KeyboardInterrupt
 
@@ -34,7 +34,7 @@ def test_resumed_equals_uninterrupted(tmp_path, method, settings):
         return model(**batch).loss
 
     result = estimate_sensitivity(make_model(), BATCHES, method, state_file=state, loss_fn=loss_fn, **settings)
-    assert calls == [len(batch["labels"]) for batch in BATCHES[3:]]  # What was done is not done again.
+    assert calls == [len(batch["labels"]) for batch in BATCHES[3:]]  # Finished batches are not scored again.
     for name in ("scores", "traces", "stderr", "interactions"):
         values = (getattr(result, name), getattr(expected, name))
         torch.testing.assert_close(*values, rtol=0, atol=0)
@@ -62,7 +62,7 @@ def test_the_state_of_another_run_is_refused(tmp_path, change, message):
 
 
 def test_other_batches_are_refused(tmp_path):
-    """After running out of memory, say, the call is repeated with smaller batches."""
+    """Users may repeat a call with smaller batches after running out of memory."""
     with pytest.raises(KeyboardInterrupt):
         estimate_sensitivity(make_model(), interrupted(2), state_file=tmp_path / "state", progress=False)
     smaller = [{name: value[:2] for name, value in batch.items()} for batch in BATCHES]

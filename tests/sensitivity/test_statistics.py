@@ -8,7 +8,7 @@ from hap_transformers.sensitivity.statistics import SampleMoments
 
 
 def test_standard_error_over_repeated_runs():
-    """Batches with effects of their own, probes with noise: the reported error must be the true spread of the mean."""
+    """Batches differ and probes are noisy: the reported error is the true spread of the mean."""
     generator = torch.Generator().manual_seed(0)
     sizes = [4, 4, 2] * 5
     means, errors = [], []
@@ -36,7 +36,7 @@ def test_examples_give_the_textbook_mean_and_error():
 
 
 def test_moments_can_be_collected_apart():
-    """What processes send each other: moments of some of the batches, as vectors, add up to those of all."""
+    """Processes send moments as vectors; those of parts of the batches add up to those of all."""
     generator = torch.Generator().manual_seed(0)
     together, parts = SampleMoments.zeros(5, 2), [SampleMoments.zeros(5, 2) for _ in range(3)]
     for number in range(8):
@@ -76,7 +76,7 @@ def test_reliability_of_signal_and_noise():
 
 
 def test_reliability_foresees_another_sample():
-    """Batches differ and their probes agree: halves that shared batches would call such a ranking reliable."""
+    """Batches differ and their probes agree. Halves that shared batches would overestimate the reliability."""
     generator = torch.Generator().manual_seed(0)
     moments = SampleMoments.zeros(300)
     for number in range(2):

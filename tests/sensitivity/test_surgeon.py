@@ -1,4 +1,4 @@
-"""Costs of removal against the whole curvature matrix C (x) A, inverted."""
+"""Costs of removal equal those from the inverse of the whole curvature matrix C (x) A."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Removing heads and neurons must equal masking them in the dense model."""
+"""Removing heads and neurons equals masking them in the dense model."""
 
 import copy
 
@@ -29,7 +29,7 @@ removals = st.tuples(
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(first=removals, second=removals)
 def check_plans(model_type, attention, first, second):
-    """Two random plans one after the other, the second on what the first has left."""
+    """Applies two random plans in turn, the second to what the first left."""
     tiny = ZOO[model_type]
     model = tiny.model(attn_implementation=attention)
     dense = copy.deepcopy(model)
@@ -58,7 +58,7 @@ def test_removing_equals_masking(model_type, attention):
 
 
 def test_every_head_and_neuron_matters(model_type):
-    """Else the comparison with masks would show nothing."""
+    """Otherwise the comparison with masks would prove nothing."""
     tiny = ZOO[model_type]
     model = tiny.model()
     dense = logits(model, tiny)
@@ -68,7 +68,7 @@ def test_every_head_and_neuron_matters(model_type):
 
 
 def test_old_contract(model_type):
-    """Numbers are the original ones, prunings accumulate, repeated heads are passed over."""
+    """Numbers are the dense model's, prunings accumulate, repeated heads are skipped."""
     tiny = ZOO[model_type]
     model, other = tiny.model(), tiny.model()
     model.prune_heads({0: [1]})
@@ -89,7 +89,7 @@ def test_part_of_a_model_can_be_pruned():
 
 
 def test_plans_of_tensors_and_of_strings():
-    """Whatever holds whole numbers names what it names; nothing else is taken."""
+    """Whole numbers of any type are accepted, and nothing else."""
     model = make_model()
     plan = PruningPlan.for_model(model, heads={"1": torch.tensor([1, 0])}, neurons={0: torch.arange(3)})
     assert plan.heads == {1: [0, 1]} and plan.neurons == {0: [0, 1, 2]}

@@ -1,4 +1,4 @@
-"""Implants against the low-rank map written out, in every architecture, in other processes' eyes and in regression."""
+"""Implants equal an explicit low-rank map in every architecture, reload, and are refitted."""
 
 import copy
 
@@ -29,7 +29,7 @@ def implanted(model, rank=RANK):
 
 
 def randomize(group):
-    """Gives the implant some map B A x + B b, and returns it."""
+    """Gives the implant a random map B A x, and returns A and B."""
     *gates, linear = group.writers
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def randomize(group):
         A.copy_(torch.randn(A.shape, generator=generator, dtype=A.dtype))
         B = group.reader.matrix(group.reader.module.weight)[:, -RANK:]
         B.copy_(torch.randn(B.shape, generator=generator, dtype=B.dtype))
-        for gate in gates:  # What stands there must not matter.
+        for gate in gates:  # The gates' values must not matter.
             gate.matrix(gate.module.weight)[-RANK:] = 7.0
     return A.detach().clone(), B.detach().clone()
 
@@ -88,7 +88,7 @@ def test_a_wrong_record_is_refused(tmp_path, record):
 
 
 def test_pruned_further():
-    """Linear neurons are neurons: some go, and the rank is that of those left."""
+    """Linear neurons can be removed like others; the rank counts those that are left."""
     smaller = implanted(make_model())
     batch = ZOO["bert"].batch()
     randomize(find_groups(smaller, ["neurons"])[0])
@@ -108,7 +108,7 @@ def test_pruned_further():
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 def test_a_linear_loss_is_made_good(model_type):
-    """Biases of 30 leave the removed neurons' activations linear, of the implant's rank: nothing is lost."""
+    """Biases of 30 make the removed neurons linear, with the implant's rank, so nothing is lost."""
     tiny = ZOO[model_type]
     dense, batches = tiny.model(), make_batches(tiny)
     (projection,) = find_groups(dense, ["neurons"])[0].writers
@@ -117,7 +117,7 @@ def test_a_linear_loss_is_made_good(model_type):
         weight = projection.matrix(projection.module.weight)
         weight[REMOVED[1]] = weight[REMOVED[0]]
         reader = find_groups(dense, ["neurons"])[0].reader
-        reader.matrix(reader.module.weight)[:, 10:] = 0  # Few neurons are left that could stand in for the map.
+        reader.matrix(reader.module.weight)[:, 10:] = 0  # Few neurons are left that could replace the map.
     expected = dense(**batches[0]).logits
     smaller = copy.deepcopy(dense)
     removed = [*REMOVED, *range(10, NEURONS)]
@@ -147,7 +147,7 @@ def test_plans_pay_for_implants():
 
 
 def test_beside_a_layer_without_heads():
-    """An implant is the feed-forward block's alone; nothing is half done where attention has gone before."""
+    """An implant concerns the feed-forward block alone, even if the layer has no attention."""
     model = make_model()
     apply_plan(model, PruningPlan.for_model(model, heads={1: [0, 1, 2, 3]}))
     apply_plan(model, PruningPlan.for_model(model, heads={0: [0]}, neurons={1: range(16)}, implants={1: 8}))
@@ -158,7 +158,10 @@ def test_beside_a_layer_without_heads():
 def test_only_the_implants_asked_for_are_initialised_anew():
     dense, batches = make_model(), make_batches(ZOO["bert"])
     smaller = copy.deepcopy(dense)
-    plan = {"neurons": {0: range(8), 1: range(8)}, "implants": {0: 8, 1: 4}}  # As many ranks as neurons go, too.
+    plan = {
+        "neurons": {0: range(8), 1: range(8)},
+        "implants": {0: 8, 1: 4},
+    }  # The first layer gets as many ranks as it loses neurons.
     apply_plan(smaller, PruningPlan.for_model(smaller, **plan))
     before = [group.writers[0].module.weight.clone() for group in find_groups(smaller, ["neurons"])]
     smaller.bert.encoder.layer[0].intermediate.dense.bias.data[-8:] = 1

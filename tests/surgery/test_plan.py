@@ -1,4 +1,4 @@
-"""Plans as data: files of them, and what they are checked for."""
+"""Plans as data: files, and checks against a model."""
 
 import pytest
 from tiny import changed_plan, make_model

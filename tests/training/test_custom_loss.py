@@ -1,4 +1,4 @@
-"""Losses of one's own: scored, refitted and distilled with as `Trainer` trains with them."""
+"""Custom losses: scoring, refit and distillation use them as `Trainer` does."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def with_loss(tmp_path, function, **arguments):
 
 
 def mean_of_counted(outputs, labels, num_items_in_batch):
-    """As the model's own loss; but it must be told the number, which `Trainer` tells it only in training."""
+    """The model's loss, except that it needs the number of labels, which `Trainer` passes only in training."""
     return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
@@ -49,7 +49,7 @@ def test_labels_of_minus_100_do_not_count():
 
 @pytest.mark.parametrize("budget", ["params", "flops"])
 def test_labels_that_only_the_own_loss_understands(tmp_path, budget):
-    """The model, and the dense one as teacher, never see labels that `Trainer` would keep from them."""
+    """Neither the model nor the teacher gets labels that `Trainer` would withhold."""
     rows = Rows()
     for row in rows.rows[::2]:
         row["labels"] = torch.tensor(-1)
@@ -94,7 +94,7 @@ def test_a_subclass_that_does_not_distil_is_told_so(tmp_path, monkeypatch, train
 
 
 def test_who_divides_by_accumulated_batches(tmp_path):
-    """As `Trainer.training_step` decides it."""
+    """The rule is that of `Trainer.training_step`."""
     trainer = make_trainer(tmp_path)
     trainer.model_accepts_loss_kwargs = False
     assert averages_over_batches(trainer, 8) and averages_over_batches(trainer, None)
@@ -102,14 +102,14 @@ def test_who_divides_by_accumulated_batches(tmp_path):
     assert averages_over_batches(trainer, None) and not averages_over_batches(trainer, 8)
     trainer.compute_loss_func = mean_of_counted
     assert not averages_over_batches(trainer, None)
-    for declared in (True, False):  # What a subclass says counts most.
+    for declared in (True, False):  # The subclass's attribute takes precedence.
         trainer.loss_is_scaled_for_ga = declared
         assert averages_over_batches(trainer, None) is not declared
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_several_labels_at_once_are_distilled_by_sigmoids(tmp_path, shift):
-    """With another loss than the model's, its config never learns that there are several labels."""
+    """A custom loss never writes into the config that there are several labels."""
     model = make_trainer(tmp_path).model
     assert model.config.problem_type is None
     logits = torch.tensor([[0.5, -1.0, 2.0]])

@@ -1,4 +1,4 @@
-"""Distances of logits, against what they are by definition."""
+"""Distillation losses equal their definitions."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_classes():
 
 
 def test_several_labels_at_once():
-    """A shift of all logits is no change of classes, but one of independent labels."""
+    """A shift of all logits changes independent labels, but not classes."""
     student, target = random_logits(4, 3)
     loss = distillation_loss(student, target, T, problem_type="multi_label_classification")
     expected = kl_divergence(Bernoulli(logits=target["logits"] / T), Bernoulli(logits=student["logits"] / T)).mean()
@@ -56,7 +56,7 @@ def test_positions_without_labels_do_not_count(shifted):
     student, target = random_logits(2, 4, 3)
     labels = torch.tensor([[-100, 0, 1, -100], [-100, -100, 2, 1]])
     picked = torch.tensor([[0, 1], [0, 2], [1, 2], [1, 3]])
-    if shifted:  # The position before predicts the label.
+    if shifted:  # The previous position predicts the label.
         picked[:, 1] -= 1
     parts = [{"logits": outputs["logits"][picked[:, 0], picked[:, 1]]} for outputs in (student, target)]
     loss = distillation_loss(student, target, T, labels=labels, shifted=shifted)
@@ -80,7 +80,7 @@ def test_hidden_states_without_padding():
 
 
 def test_a_logit_a_token():
-    """ELECTRA's discriminator says yes or no of each token."""
+    """ELECTRA's discriminator classifies each token with one logit."""
     student, target = torch.zeros(2, 3), torch.tensor([[3.0, 3, 3], [-1, 2, 9]])
     labels = torch.tensor([[0, 1, 0], [1, 1, -100]])
     found = distillation_loss({"logits": student}, {"logits": target}, 2.0, labels=labels)

@@ -1,4 +1,4 @@
-"""Training goes on from the right checkpoint, dense or pruned, or says why it does not."""
+"""Training resumes from the right checkpoint, dense or pruned, or reports why it cannot."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class StopAt(TrainerCallback):
-    """Breaks off a training at a step."""
+    """Interrupts a training at a step."""
 
     def __init__(self, step):
         self.step = step
@@ -64,14 +64,16 @@ def test_resumes_before_and_after_pruning(tmp_path):
         again.train()
 
     last = trainer_of(tmp_path / "cut")
-    last.train(resume_from_checkpoint=True)  # At its end already.
+    last.train(resume_from_checkpoint=True)  # It was finished already.
     last.prune()
     torch.manual_seed(1)
     last.train(resume_from_checkpoint=True)
     assert last.state.global_step == 12 and same(weights(whole), weights(last))
-    # Recovery has not touched the dense ones.
+    # Recovery left the dense checkpoints alone.
     assert last_whole_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-6")
-    assert len(list((tmp_path / "cut" / "_recovery").glob("checkpoint-*"))) == 2  # Nor kept more than the limit.
+    assert (
+        len(list((tmp_path / "cut" / "_recovery").glob("checkpoint-*"))) == 2
+    )  # The limit holds for the recovery, too.
 
 
 def test_checkpoints_of_another_structure_are_refused(tmp_path):
@@ -112,7 +114,7 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
 
 
 def test_batches_of_like_length_come_in_the_same_order(tmp_path):
-    """Cut off amid the second epoch, training meets the batches that it would have met."""
+    """Training that is interrupted in the second epoch resumes with the same batches."""
     grouped = {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
     settings = {**grouped, "num_train_epochs": 3, "seed": 3}
     rows = Rows(24)
@@ -127,8 +129,8 @@ def test_batches_of_like_length_come_in_the_same_order(tmp_path):
 
 @pytest.mark.parametrize("greater", [True, False])
 def test_the_best_model_of_each_phase(tmp_path, greater):
-    """Dense and pruned model each end with their own best checkpoint, and stop early each by itself."""
-    # The metric of a seen evaluation, by phase: best in the middle of each.
+    """The dense and the pruned phase each load their best checkpoint and stop early."""
+    # The metric of each evaluation: the best is in the middle of each phase.
     told = iter([1.0, 3.0, 2.0, 1.0, 9.0, 1.0, 3.0, 2.0, 1.0, 9.0])
     trainer = trainer_of(
         tmp_path,
@@ -147,7 +149,7 @@ def test_the_best_model_of_each_phase(tmp_path, greater):
         assert best == str(folder / "checkpoint-4")
         kept = type(trainer.model).from_pretrained(best).state_dict()
         assert same(weights(trainer), kept)
-        # The card tells of the weights that are kept, not of those evaluated last.
+        # The card shows the metrics of the loaded weights, not of the last evaluation.
         phase = "dense" if folder == tmp_path else "recovered"
         assert trainer.results["metrics"][phase]["told"] == (3.0 if greater else -3.0)
         if folder == tmp_path:

@@ -1,4 +1,4 @@
-"""`HapTrainer` is `Trainer`, plus the road from scores to a recovered model."""
+"""`HapTrainer` is `Trainer` plus scoring, pruning, refit and recovery."""
 
 import copy
 
@@ -198,7 +198,7 @@ def test_costs_are_measured_by_the_trainers_own_loss(tmp_path):
 
 
 def test_half_the_encoder_goes_and_what_is_left_is_refitted(tmp_path):
-    """The defaults, against the same steps by hand."""
+    """The defaults equal the same steps by hand."""
     trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.5, max_examples=12), seed=3)
     model = copy.deepcopy(trainer.model)
     plan = trainer.prune()
@@ -225,7 +225,7 @@ def test_other_budgets(tmp_path, budget):
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_distillation_alone_leads_to_the_teacher(tmp_path, arguments):
-    """Labels say nothing here: only the teacher's logits and hidden states draw the pruned model."""
+    """Labels carry no information here: only the teacher's logits and hidden states train the model."""
 
     def distance(trainer, dense):
         batch = make_batch(16)
@@ -242,7 +242,9 @@ def test_distillation_alone_leads_to_the_teacher(tmp_path, arguments):
     trainer.train()
     assert distance(trainer, dense) < 0.5 * before
     assert trainer.teacher is not trainer.model
-    assert all(p.requires_grad and p.grad is None for p in trainer.teacher.parameters())  # It can be pruned next.
+    assert all(
+        p.requires_grad and p.grad is None for p in trainer.teacher.parameters()
+    )  # The teacher can be pruned next.
     for name, tensor in trainer.teacher.state_dict().items():
         assert torch.equal(tensor, dense.state_dict()[name])
     trainer.save_model()
@@ -250,7 +252,7 @@ def test_distillation_alone_leads_to_the_teacher(tmp_path, arguments):
 
 
 def test_accumulated_batches_distil_as_one(tmp_path):
-    """The gradient of two batches of four is that of one of eight."""
+    """Two batches of four give the gradient of one batch of eight."""
     trained = []
     for arguments in ({"gradient_accumulation_steps": 2}, {"per_device_train_batch_size": 8}):
         config = HapConfig(refit=False, distillation=0.5)
@@ -283,7 +285,7 @@ def test_without_the_dense_model_there_is_no_distillation(tmp_path, monkeypatch)
 
 
 def test_labels_of_another_name(tmp_path):
-    """The road is the same, to the last weight."""
+    """All steps give the same weights."""
 
     class Named(BertForSequenceClassification):
         def forward(self, input_ids, attention_mask=None, targets=None, **kwargs):
@@ -325,7 +327,7 @@ def test_callbacks_and_trackers_hear_of_pruning(tmp_path):
     assert begin == ("begin", plan, dense) and end == ("end", plan, pruned) and pruned < dense
     assert logged["hap_heads_removed"] == HEADS and logged["hap_neurons_removed"] == 0
     assert logged["hap_parameters"] == pruned and logged["hap_flops"] > 0
-    history = trainer.state.log_history  # With the step, and without what JSON cannot hold.
+    history = trainer.state.log_history  # Entries also have the step.
     assert [entry for entry in history if logged.items() <= entry.items()] and "hap_score_seconds" in history[0]
 
 
@@ -343,10 +345,10 @@ def test_the_configuration_is_saved_with_the_model(tmp_path):
 
 
 def test_push_to_hub_uploads_the_pruned_model(tmp_path, monkeypatch):
-    """The real push, down to the two calls that would reach the network."""
+    """The real push runs, except for the two calls that would reach the network."""
     uploads = []
     repo = RepoUrl("https://huggingface.co/me/pruned")
-    # Transformers 4 calls functions it imported, Transformers 5 the methods.
+    # Transformers 4 calls imported functions, Transformers 5 calls methods.
     owner = transformers.trainer if TRANSFORMERS_4 else HfApi
     monkeypatch.setattr(owner, "create_repo", lambda *args, **kwargs: repo)
     monkeypatch.setattr(owner, "upload_folder", lambda *args, **kwargs: uploads.append(kwargs))

@@ -1,4 +1,4 @@
-"""Settings of `Trainer` by which it makes, places or feeds the model in its own way."""
+"""Settings with which `Trainer` makes, places or feeds the model differently."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_scores_in_the_batch_size_that_training_found(tmp_path):
 
 
 def test_a_model_that_trainer_has_not_placed_yet_is_placed_to_be_scored(tmp_path, monkeypatch):
-    """As with `bf16_full_eval` or FSDP; here there is but one device, so the model is only said to be elsewhere."""
+    """`bf16_full_eval` and FSDP do this. Here the test pretends that the model is on another device."""
     trainer, placed = make_trainer(tmp_path), []
     elsewhere = property(lambda self: torch.device("cpu" if placed else "meta"))
     monkeypatch.setattr(type(trainer.model), "device", elsewhere)
