@@ -20,6 +20,7 @@ TEST = [
     "onnxscript",
     "onnxruntime",
     "torch-pruning",
+    "optuna",
     "selenium",
     *NOTEBOOKS,
 ]

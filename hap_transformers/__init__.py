@@ -7,6 +7,7 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 from .checkpoints import from_pretrained as from_pretrained
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
+from .components.groups import emptied_modules
 from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
@@ -37,6 +38,7 @@ __all__ = [
     "Sensitivity",
     "__version__",
     "apply_plan",
+    "emptied_modules",
     "estimate_sensitivity",
     "export_remote_code",
     "plan_pruning",

@@ -17,6 +17,13 @@ from .components.groups import layers
 from .tokens import validate_length
 
 
+def bf16_is_fast() -> bool:
+    """Whether the device multiplies bfloat16 itself; where it is emulated, it takes ten times as long as float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
 def count_parameters(model: PreTrainedModel) -> int:
     """Counts a model's parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

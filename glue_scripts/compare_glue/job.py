@@ -19,10 +19,11 @@ from transformers import (
 
 from hap_transformers import HapConfig, HapTrainer, Sensitivity
 from hap_transformers.components.groups import find_groups, of_kind
-from hap_transformers.components.releases import TRANSFORMERS_4
+from hap_transformers.components.releases import GROUPED_BY_LENGTH
 from hap_transformers.data.demo import demo_model_path
 from hap_transformers.data.metrics import quality_metrics
 from hap_transformers.data.tasks import load_task
+from hap_transformers.efficiency import bf16_is_fast
 
 from .cells import Cell
 from .folds import split_fold
@@ -35,7 +36,6 @@ from .settings import (
     RECOVERY_STEPS,
     SETTINGS,
     WARMUP_STEPS,
-    bf16_is_fast,
 )
 
 
@@ -145,7 +145,6 @@ class Job:
         duration = {"num_train_epochs": epochs, "warmup_steps": WARMUP_STEPS}
         if epochs is None:
             duration = {"max_steps": RECOVERY_STEPS, "warmup_steps": RECOVERY_STEPS // 10}
-        grouped = {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
         args = TrainingArguments(
             output_dir=str(self.output_dir / "trainer"),
             learning_rate=LEARNING_RATE,
@@ -159,7 +158,7 @@ class Job:
             report_to=[],
             disable_tqdm=True,
             **duration,
-            **(grouped if self.setting.grouped else {}),
+            **(GROUPED_BY_LENGTH if self.setting.grouped else {}),
         )
         trainer = HapTrainer(
             model=model,

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass
 class Setting:
@@ -42,10 +40,3 @@ LEARNING_RATE, WARMUP_STEPS = 1e-4, 50
 RECOVERY_LEARNING_RATE, RECOVERY_STEPS = 5e-5, 100
 # Nearly all examples of these tasks are shorter.
 MAX_LENGTH = 128
-
-
-def bf16_is_fast() -> bool:
-    """Whether the device multiplies bfloat16 itself; where it is emulated, it takes ten times as long as float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu.get_capabilities().get("avx512_bf16", False)

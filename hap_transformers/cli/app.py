@@ -42,5 +42,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"hap: {' '.join(str(error).split())}", err=True)
+        message = " ".join(str(error).split())
+        if not message or isinstance(error, LookupError | AssertionError | AttributeError):  # They name no cause.
+            message = f"{type(error).__name__}: {message}"
+        typer.echo(f"hap: {message}", err=True)
         sys.exit(1)

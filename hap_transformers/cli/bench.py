@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers import PreTrainedModel
 
 from ..efficiency import compare_latency, count_flops, count_parameters, example_inputs
-from .loading import load_model
+from .loading import chosen_length, load_model
 from .options import Batch, Device, Json, Length, Model, print_result
 
 
@@ -14,14 +15,17 @@ def bench(
     model: Model,
     pruned: Annotated[str, typer.Argument(help="The model to compare with.", show_default=False)],
     batch: Batch = 8,
-    length: Length = 128,
+    length: Length = None,
     device: Device = None,
     repeats: Annotated[int, typer.Option(help="Timed forward passes of each model.", min=1)] = 15,
     json_: Json = False,
 ) -> None:
     """Compare two models: their latency, parameters and FLOPs."""
     models = {"dense": load_model(model, device), "pruned": load_model(pruned, device)}
-    inputs = example_inputs(models["dense"], batch, length)
+    if models["dense"].main_input_name != models["pruned"].main_input_name:
+        raise ValueError(f"'{model}' and '{pruned}' take different inputs, so one batch cannot compare them.")
+    length = chosen_length(length, *models.values())
+    inputs = example_inputs(min(models.values(), key=_vocabulary), batch, length)
     seconds = compare_latency(models, inputs, repeats, progress=True)
     figures: dict[str, dict[str, float]] = {
         "parameters": {name: count_parameters(network) for name, network in models.items()},
@@ -34,4 +38,11 @@ def bench(
         rows.append([name, *(f"{costs[key]:,}" for key in models), f"{costs['pruned'] / costs['dense']:.1%}"])
     device_type = models["dense"].device.type
     title = f"{batch} x {length} tokens, medians of {repeats} passes on {device_type}"
+    if Path(model).exists() and Path(pruned).exists() and Path(model).samefile(pruned):
+        title += "; both are the same model, so that the difference is noise"
     print_result(figures, rows, title, json_)
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """How many tokens a model knows: those of the smaller vocabulary suit both."""
+    return getattr(model.config, "vocab_size", 0)

@@ -5,13 +5,14 @@ from typing import Any
 from ..components.groups import by_kind, find_groups
 from ..efficiency import count_flops, count_parameters, example_inputs
 from ..reporting.wording import count_left
-from .loading import load_model
+from .loading import chosen_length, load_model
 from .options import Batch, Json, Length, Model, print_result, table_by_layer
 
 
-def info(model: Model, batch: Batch = 1, length: Length = 128, json_: Json = False) -> None:
+def info(model: Model, batch: Batch = 1, length: Length = None, json_: Json = False) -> None:
     """Report the components of each layer, the parameters and the FLOPs of a model."""
     loaded = load_model(model, "cpu")
+    length = chosen_length(length, loaded)
     groups = find_groups(loaded)
     figures: dict[str, Any] = {"model": model, "class": type(loaded).__name__}
     columns: dict[str, dict[int, str]] = {}

@@ -7,10 +7,16 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
+import typer
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.calibration import calibration_batches
+from ..data.tasks import load_task
+from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding
+
+
+LENGTH = 128
 
 
 def load_model(name: str, device: str | None = None) -> PreTrainedModel:
@@ -37,14 +43,31 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
     known = [class_name for class_name in config.architectures or () if hasattr(transformers, class_name)]
     model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model_class.from_pretrained(name).to(device).eval()
+    try:
+        model = model_class.from_pretrained(name)
+    except Exception as error:  # Readers of weights raise what they like, and do not name the file.
+        raise ValueError(f"'{name}' cannot be loaded as a {model_class.__name__}: {error}") from error
+    return model.to(device).eval()
+
+
+def chosen_length(length: int | None, *models: PreTrainedModel) -> int:
+    """Tokens per text: those asked for, or else 128 or as many as the models take, which is reported.
+
+    Raises:
+        ValueError: If more were asked for than a model takes.
+    """
+    limits = {type(model).__name__: longest_text(model) for model in models}
+    name = min(limits, key=lambda name: limits[name])
+    if limits[name] >= (length or LENGTH):
+        return length or LENGTH
+    if length is not None:
+        raise ValueError(f"{name} takes at most {limits[name]} tokens, not {length}; pass --length {limits[name]}.")
+    typer.echo(f"hap: {name} takes at most {limits[name]} tokens; --length is {limits[name]}, not {LENGTH}.", err=True)
+    return limits[name]
 
 
 def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with a model, or `None` if it has none or does not take texts."""
-    # Scikit-learn and SciPy take seconds to import, which commands without data need not wait for.
-    from ..data.tasks import load_tokenizer
-
     if model.main_input_name == "input_ids":
         with suppress(ValueError):
             return load_tokenizer(name)
@@ -59,16 +82,15 @@ def training_batches(
     train_file: str | None,
     max_examples: int,
     batch: int,
-    length: int,
+    length: int | None,
     seed: int,
+    encoding: str | None = None,
 ) -> DataLoader:
     """Training examples of the task that a model was fine-tuned for.
 
     Raises:
         ValueError: If no data are named, the model is no classifier, does not fit the task, or has no tokenizer.
     """
-    from ..data.tasks import load_task, load_tokenizer  # See `saved_tokenizer`.
-
     if not (task_name or train_file):
         raise ValueError("No data are named; pass --task with a GLUE task, or --train-file with a custom file.")
     if not sys.stderr.isatty():
@@ -78,19 +100,14 @@ def training_batches(
             f"'{name}' is a {type(model).__name__}, not a model that was fine-tuned to classify texts: it has no loss "
             "on this task. Fine-tune it first, or score it in Python with a custom loss (`loss_fn`)."
         )
-    task = load_task(task_name, data_dir, train_file, train_file)
-    if model.config.num_labels != task.num_labels:
-        raise ValueError(
-            f"'{name}' has {model.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}. Give a "
-            "model that was fine-tuned for the task."
-        )
-    classes = [str(label).lower() for _, label in sorted((model.config.id2label or {}).items())]
-    labels = [label.lower() for label in task.labels or ()]
-    if classes != labels and sorted(classes) == sorted(labels):
-        raise ValueError(
-            f"'{name}' numbers the classes {', '.join(classes)}, task '{task.name}' {', '.join(labels)}: examples "
-            "would be scored with wrong labels. Score in Python, on examples labelled as the model's config says."
-        )
+    problem = getattr(model.config, "problem_type", None)
+    if problem == "multi_label_classification":
+        raise ValueError(f"'{name}' is for {problem}: a text may have several labels, which tasks here do not have.")
+    task = load_task(task_name, data_dir, train_file, train_file, encoding).aligned_with(model.config)
     tokenizer = load_tokenizer(name)
-    rows = task.tokenize(tokenizer, length)["train"]
+    set_padding(tokenizer, model)
+    kept, note = cut_note(model, tokenizer, length or LENGTH)
+    if note:
+        typer.echo(f"hap: {note}", err=True)
+    rows = task.tokenize(tokenizer, kept)["train"]
     return calibration_batches(rows, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))

@@ -23,7 +23,10 @@ Task = Annotated[str | None, typer.Option(help="A GLUE task.", show_default=Fals
 DataDir = Annotated[str | None, typer.Option(help="Folder with TASK/{train,validation}.parquet, instead of the Hub.")]
 TrainFile = Annotated[str | None, typer.Option(help="Custom CSV or JSON file with a 'label' column.")]
 Batch = Annotated[int, typer.Option(help="Texts or images per batch.", min=1)]
-Length = Annotated[int, typer.Option(help="Tokens per text.", min=1)]
+Length = Annotated[
+    int | None, typer.Option(help="Tokens per text; by default 128, or all that the model takes.", min=1)
+]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the custom file, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
@@ -51,14 +54,51 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def require_folder(file: Path) -> None:
-    """Refuses a file in a missing folder before any work is done.
+def require_writable(file: Path, load: Callable[[Path], Any], inputs: Sequence[str | Path | None] = ()) -> None:
+    """Refuses an output file that could not be written, or would replace something else, before any work is done.
+
+    Args:
+        file (`Path`): The file to write.
+        load (`Callable`): Loads such a file. A file that it does not load is not replaced.
+        inputs (`Sequence`, *optional*): Files that the command reads.
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If the path is a folder, one of the inputs, or another kind of file.
     """
     if not file.parent.is_dir():
         raise FileNotFoundError(f"There is no folder '{file.parent}' for '{file.name}'; make it first.")
+    if file.is_dir():
+        raise ValueError(f"'{file}' is a folder; name a file with --output.")
+    for source in inputs:
+        if source is not None and file.exists() and Path(source).exists() and file.samefile(source):
+            raise ValueError(f"--output '{file}' is a file that this command reads; choose another.")
+    if file.is_file() and file.stat().st_size:  # A device such as /dev/null is none.
+        try:
+            load(file)
+        except Exception as error:
+            raise ValueError(
+                f"--output '{file}' exists and is no file of this kind; choose another, or delete it."
+            ) from error
+
+
+def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
+    """Refuses to write a model over the one that is read, or over another one without being told to.
+
+    Raises:
+        ValueError: If the folder is that of the model, holds another one, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output '{folder}' is a file; name a folder.")
+    if folder.exists() and Path(model).exists() and folder.samefile(model):
+        raise ValueError(
+            f"--output '{folder}' is the folder of the model, which the pruned one would replace. Choose another."
+        )
+    names = ("config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin")
+    if not overwrite and any(next(folder.glob(name), None) for name in names):
+        raise ValueError(
+            f"--output '{folder}' holds a model. Choose another folder, or pass --overwrite to replace it."
+        )
 
 
 def table_by_layer(columns: Mapping[str, Mapping[int, str]]) -> list[list[str]]:

@@ -11,8 +11,9 @@ from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..planning.settings import PlanningSettings
 from ..sensitivity import Sensitivity
-from .loading import load_model
-from .options import Batch, Device, Json, Length, print_result, require_folder, table_by_layer, takes_settings
+from ..surgery.plan import PruningPlan
+from .loading import chosen_length, load_model
+from .options import Batch, Device, Json, Length, print_result, require_writable, table_by_layer, takes_settings
 
 
 @takes_settings
@@ -22,19 +23,19 @@ def plan(
     *,
     settings: PlanningSettings,
     batch: Batch = 1,
-    length: Length = 128,
+    length: Length = None,
     device: Device = None,
     output: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
     json_: Json = False,
 ) -> None:
     """Choose the components to remove to meet a budget."""
-    require_folder(output)
+    require_writable(output, PruningPlan.load, [sensitivity])
     scores = Sensitivity.load(sensitivity)
     if not (model or scores.model):
         raise ValueError(f"'{sensitivity}' does not name the model that was scored; pass --model.")
     budget, timed = settings.budget, settings.budget == "latency"
     loaded = load_model(model or scores.model, device if timed else "cpu")  # Other budgets are only counted.
-    inputs = example_inputs(loaded, batch, length) if budget in ("flops", "latency") else None
+    inputs = example_inputs(loaded, batch, chosen_length(length, loaded)) if budget in ("flops", "latency") else None
     table = LatencyTable.measure(loaded, inputs) if timed and inputs is not None else None
     made = plan_pruning(scores, loaded, settings, inputs=inputs, latency_table=table)
     made.save(output)

@@ -16,6 +16,7 @@ from .options import (
     Batch,
     DataDir,
     Device,
+    Encoding,
     Json,
     Length,
     MaxExamples,
@@ -24,6 +25,7 @@ from .options import (
     Task,
     TrainFile,
     print_result,
+    require_own_folder,
 )
 
 
@@ -34,16 +36,19 @@ def prune(
     task: Task = None,
     data_dir: DataDir = None,
     train_file: TrainFile = None,
+    encoding: Encoding = None,
     max_examples: MaxExamples = HapConfig.max_examples,
     batch: Batch = 16,
-    length: Length = 128,
+    length: Length = None,
     seed: Seed = 0,
     device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
     json_: Json = False,
 ) -> None:
     """Physically remove what a plan names. With a task or file, refit the rest on its examples."""
     if data_dir and not task:
         raise ValueError("--data-dir needs --task.")
+    require_own_folder(output, model, overwrite)
     loaded, chosen = load_model(model, device), PruningPlan.load(plan)
     tokenizer = saved_tokenizer(model, loaded)
     chosen.validate(loaded)
@@ -51,7 +56,9 @@ def prune(
     refits = not empty and (task is not None or train_file is not None)
     batches = None
     if refits:
-        batches = training_batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed)
+        batches = training_batches(
+            model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+        )
     dense = copy.deepcopy(loaded)
     apply_plan(loaded, chosen)
     if batches is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, print_result
+from .options import Json, print_result, require_writable
 
 
 def report(
@@ -14,7 +14,8 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write one self-contained page about a run."""
-    from ..reporting.page import write_report  # SciPy takes seconds to import, which other commands need not wait for.
+    from ..reporting.page import FILES, validate_page, write_report  # Jinja is of use to this command alone.
 
+    require_writable(output or folder / "report.html", validate_page, [folder / name for name in FILES])
     page = write_report(folder, output)
     print_result({"file": str(page)}, [], str(page), json_)

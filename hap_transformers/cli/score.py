@@ -8,7 +8,7 @@ import torch
 import typer
 
 from ..components.groups import by_kind, find_groups
-from ..sensitivity import METHODS, estimate_sensitivity
+from ..sensitivity import METHODS, Sensitivity, estimate_sensitivity
 from ..training.config import HapConfig
 from .loading import load_model, training_batches
 from .options import (
@@ -16,6 +16,7 @@ from .options import (
     Batch,
     DataDir,
     Device,
+    Encoding,
     Json,
     Length,
     MaxExamples,
@@ -24,7 +25,7 @@ from .options import (
     Task,
     TrainFile,
     print_result,
-    require_folder,
+    require_writable,
     table_by_layer,
 )
 
@@ -34,13 +35,14 @@ def score(
     task: Task = None,
     data_dir: DataDir = None,
     train_file: TrainFile = None,
+    encoding: Encoding = None,
     method: Annotated[str, typer.Option(help=HELP["method"])] = HapConfig.method,
     max_examples: MaxExamples = HapConfig.max_examples,
     num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes,
     tolerance: Annotated[float | None, typer.Option(help=HELP["tolerance"])] = HapConfig.tolerance,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None,
     batch: Batch = 16,
-    length: Length = 128,
+    length: Length = None,
     seed: Seed = 0,
     device: Device = None,
     output: Annotated[Path, typer.Option(help="File for the scores.")] = Path("sensitivity.safetensors"),
@@ -48,11 +50,15 @@ def score(
     json_: Json = False,
 ) -> None:
     """Score every component of a fine-tuned model."""
-    require_folder(output)
+    require_writable(output, Sensitivity.load, [train_file, state_file])
+    if state_file is not None and state_file.absolute() == output.absolute():
+        raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
     loaded = load_model(model, device)
     batches: Iterable[Any] = ()
     if method not in METHODS or METHODS[method].sample is not None:
-        batches = training_batches(model, loaded, task, data_dir, train_file, max_examples, batch, length, seed)
+        batches = training_batches(
+            model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+        )
     found = estimate_sensitivity(
         loaded,
         batches,

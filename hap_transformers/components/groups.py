@@ -199,6 +199,19 @@ def in_forward_order(groups: Iterable[Group]) -> list[Group]:
     return sorted(groups, key=lambda group: (group.layer, places[group.kind.name]))
 
 
+def emptied_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the projections that pruning has left without any weight.
+
+    Some adapters cannot be put on a module of size zero. PEFT leaves these out by
+    `LoraConfig(..., exclude_modules=emptied_modules(model))`.
+
+    Args:
+        model (`PreTrainedModel`): A model of a supported architecture, pruned or not.
+    """
+    empty = {p.module for group in find_groups(model) for p in group.projections if p.module.weight.numel() == 0}
+    return [name for name, module in model.named_modules() if module in empty]
+
+
 def freeze_idle_parameters(groups: Iterable[Group]) -> None:
     """Lets parameters that layers without components do not use require no gradients.
 

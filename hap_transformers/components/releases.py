@@ -8,5 +8,8 @@ _TRANSFORMERS = version.parse(transformers.__version__)
 
 TRANSFORMERS_4 = _TRANSFORMERS.major == 4
 
+# The training argument that puts texts of like length into a batch, which saves padding.
+GROUPED_BY_LENGTH = {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
+
 # The modules of ViT and its relatives got the names that language models use.
 VIT_RENAMED = _TRANSFORMERS >= version.parse("5.9.0")

@@ -1,14 +1,19 @@
 """Loads, tokenizes and evaluates the GLUE tasks and tasks from custom files."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from datasets import ClassLabel, DatasetDict, Features, Value, load_dataset
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
+from datasets import ClassLabel, DatasetDict, Features, load_dataset
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from .custom_files import load_custom_files
+from .labels import order_of_classes
+from .tokenizers import load_tokenizer as load_tokenizer
+
+
+if TYPE_CHECKING:  # `evaluate` takes seconds to import.
+    from .task_metrics import TaskMetrics
 
 
 # Text columns of each task in nyu-mll/glue.
@@ -48,61 +53,54 @@ class Task:
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
         """Turns texts into model inputs without padding."""
-        columns = [column for column in self.data["train"].column_names if column != "label"]
+        texts, columns = self.texts, [column for column in self.data["train"].column_names if column != "label"]
         return self.data.map(
-            lambda rows: tokenizer(*(rows[text] for text in self.texts), truncation=True, max_length=max_length),
+            lambda rows: tokenizer(*(rows[text] for text in texts), truncation=True, max_length=max_length),
             batched=True,
             remove_columns=columns,
             desc=f"Tokenizing {self.name}",
         )
 
-    def metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
-        """Returns a function that computes the task's GLUE metrics; the first one is the one to report."""
-        functions = {
-            "cola": {"matthews_correlation": matthews_corrcoef},
-            "mrpc": {"accuracy": accuracy_score, "f1": f1_score},
-            "qqp": {"accuracy": accuracy_score, "f1": f1_score},
-        }.get(self.name, {"accuracy": accuracy_score})
-        if self.labels is None:
-            # If all predictions are equal, the correlation is undefined: scipy returns NaN, which counts as 0.
-            functions = {
-                "pearson": lambda y, z: np.nan_to_num(pearsonr(y, z)[0]),
-                "spearmanr": lambda y, z: np.nan_to_num(spearmanr(y, z)[0]),
-            }
+    def aligned_with(self, config: PretrainedConfig, *, ignore_mismatched_sizes: bool = False) -> "Task":
+        """Returns the task with its labels numbered as a checkpoint numbers them, by the names of the classes.
 
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            # Some models, such as encoder-decoders, return more than logits. The logits come first.
-            predictions = prediction.predictions
-            logits = predictions[0] if isinstance(predictions, tuple) else predictions
-            outputs = np.squeeze(logits, -1) if self.labels is None else logits.argmax(-1)
-            return {name: float(function(prediction.label_ids, outputs)) for name, function in functions.items()}
+        Args:
+            config (`PretrainedConfig`): The checkpoint's config, as it was loaded.
+            ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): Whether the checkpoint gets a new head
+                where its own has another number of outputs.
 
-        return compute
+        Raises:
+            ValueError: If the checkpoint is a classifier with another number of outputs.
+        """
+        order = order_of_classes(self.labels, config, task=self.name, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        if order is None or self.labels is None:
+            return self
+        places = {name.casefold(): i for i, name in enumerate(order)}
+        numbers = {i: places[name.casefold()] for i, name in enumerate(self.labels)}
+        features = Features({**self.data["train"].features, "label": ClassLabel(names=order)})
+        data = self.data.map(
+            lambda rows: {"label": [numbers.get(label, label) for label in rows["label"]]},
+            batched=True,
+            features=features,
+            desc=f"Numbering the labels of {self.name} as the model does",
+        )
+        return replace(self, data=data, labels=order)
 
+    def metrics(self, metric: str | None = None) -> "TaskMetrics":
+        """Returns a function that computes the task's GLUE metrics; the first one is the one to report.
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model.
+        Args:
+            metric (`str`, *optional*): A further metric of the `evaluate` package, reported before them: a Hub name
+                or the path of a script.
 
-    For a folder without a tokenizer, Transformers 4.57 fails. Transformers 5 makes an empty tokenizer, which knows no
-    word; this function refuses it.
+        Raises:
+            ValueError: If that metric cannot be loaded.
+        """
+        from .task_metrics import TaskMetrics
 
-    Args:
-        name (`str`): Hub name or folder of the model.
-
-    Raises:
-        ValueError: If the model has no tokenizer.
-    """
-    remedy = (
-        f"'{name}' has no tokenizer that can be loaded. Save the tokenizer of the model's training in that folder by "
-        "tokenizer.save_pretrained(...). A trainer does that itself if it was made with processing_class=tokenizer."
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{remedy} ({error})") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError(remedy)
-    return tokenizer
+        if self.name in GLUE_TEXTS:
+            return TaskMetrics(self.name, metric)
+        return TaskMetrics("classification" if self.labels else "regression", metric)
 
 
 def load_task(
@@ -110,6 +108,7 @@ def load_task(
     data_dir: str | None = None,
     train_file: str | None = None,
     validation_file: str | None = None,
+    encoding: str | None = None,
 ) -> Task:
     """Loads a GLUE task from the Hub or from parquet files, or a task from custom CSV or JSON files.
 
@@ -118,11 +117,14 @@ def load_task(
         data_dir (`str`, *optional*): Folder with `<task>/train.parquet` and `<task>/validation.parquet`, read instead
             of the Hub. For MNLI the second file is `<task>/validation_matched.parquet`.
         train_file, validation_file (`str`, *optional*): Custom files with a `label` column and one or two text
-            columns. The task is a regression if the labels are floating point numbers.
+            columns, each read by its own ending. The task is a regression if the training labels are floating point
+            numbers.
+        encoding (`str`, *optional*): Encoding of the custom files; by default UTF-8.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the arguments contradict each other, the task is unknown, or a file has no labels or no texts.
+        ValueError: If the arguments contradict each other, the task is unknown, or a file cannot be read or lacks
+            labels or texts.
     """
     if bool(train_file) != bool(validation_file):
         raise ValueError("Pass --train_file and --validation_file together.")
@@ -130,8 +132,10 @@ def load_task(
         raise ValueError("Pass either --task_name or --train_file and --validation_file, not both.")
     if data_dir and not task_name:
         raise ValueError("--data_dir needs --task_name.")
+    if encoding and not train_file:
+        raise ValueError("--encoding is that of --train_file and --validation_file; pass them.")
     if train_file and validation_file:
-        return _own_task({"train": train_file, "validation": validation_file})
+        return Task("custom", *load_custom_files(train_file, validation_file, encoding))
     if task_name not in GLUE_TEXTS:
         raise ValueError(f"Unknown task '{task_name}'; choose one of {', '.join(GLUE_TEXTS)}, or pass custom files.")
     validation = "validation_matched" if task_name == "mnli" else "validation"
@@ -142,11 +146,17 @@ def load_task(
         missing = [str(file) for file in files.values() if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"--data_dir lacks {', '.join(missing)}; task '{task_name}' needs them.")
-        data = load_dataset("parquet", data_files={split: str(file) for split, file in files.items()})
+        try:
+            data = load_dataset("parquet", data_files={split: str(file) for split, file in files.items()})
+        except Exception as error:  # `datasets` wraps what the reader raises.
+            named = ", ".join(map(str, files.values()))
+            raise ValueError(f"Cannot read {named} as parquet: {error.__cause__ or error}") from error
     data = DatasetDict(train=data["train"], validation=data[validation])
-    label = data["train"].features.get("label")
-    if label is None:
-        raise ValueError(f"Task '{task_name}' has no 'label' column, only {data['train'].column_names}.")
+    for split in data.values():
+        missing = [column for column in ("label", *GLUE_TEXTS[task_name]) if column not in split.column_names]
+        if missing:
+            raise ValueError(f"Task '{task_name}' lacks {', '.join(missing)}; its columns are {split.column_names}.")
+    label = data["train"].features["label"]
     if task_name != "stsb" and not isinstance(label, ClassLabel):
         raise ValueError(
             f"The labels of task '{task_name}' are {label.dtype} without names. Write the files with `datasets` "
@@ -154,42 +164,3 @@ def load_task(
         )
     labels = None if task_name == "stsb" else label.names
     return Task(task_name, data, GLUE_TEXTS[task_name], labels)
-
-
-def _own_task(files: dict[str, str]) -> Task:
-    for file in files.values():
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"There is no file '{file}'.")
-    kind = {".csv": "csv", ".json": "json", ".jsonl": "json"}.get(Path(files["train"]).suffix)
-    if kind is None:
-        raise ValueError(f"'{files['train']}' is neither CSV nor JSON; expected .csv, .json or .jsonl.")
-    data = load_dataset(kind, data_files=files)
-    features = data["train"].features
-    strings = [
-        name for name, feature in features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
-    ]
-    texts = tuple(name for name in strings if name != "label")
-    if "label" not in features or not texts:
-        raise ValueError(
-            f"'{files['train']}' has columns {list(features)}; it needs 'label' and one or two text columns."
-        )
-    if len(texts) > 2:
-        raise ValueError(f"'{files['train']}' has the text columns {texts}; keep the one or two to classify.")
-    if not isinstance(features["label"], Value):
-        raise ValueError(
-            f"The labels of '{files['train']}' are {features['label']}; each row needs one number or word."
-        )
-    for split, file in files.items():
-        for column in ("label", *texts):
-            if None in (values := data[split][column]):
-                raise ValueError(f"'{file}' has no {column} in row {list(values).index(None) + 1}; fill or remove it.")
-    if features["label"].dtype.startswith("float"):
-        return Task("custom", data, texts, labels=None)
-    # Numbers are sorted by value, words alphabetically.
-    names = [str(label) for label in sorted(set(data["train"]["label"]))]
-    unknown = {str(label) for label in data["validation"]["label"]} - set(names)
-    if unknown:
-        raise ValueError(f"'{files['validation']}' has labels that '{files['train']}' lacks: {sorted(unknown)}.")
-    features = Features({**features, "label": ClassLabel(names=names)})
-    data = data.map(lambda row: {"label": names.index(str(row["label"]))}, features=features)
-    return Task("custom", data, texts, labels=names)

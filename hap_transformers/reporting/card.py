@@ -11,7 +11,7 @@ from ..components.groups import Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .wording import COSTS, budget_in_words, count_left
+from .wording import COSTS, budget_in_words, count_left, metric_cells, metric_names
 
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -50,8 +50,9 @@ def make_model_card(
     Args:
         model (`PreTrainedModel`): The pruned model.
         results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
-            `recovered`). The card's `model-index` has those of `recovered`, or else those of `pruned`. Under the names
-            in `COSTS`, numbers for `dense` and `pruned`. The card leaves out what is missing.
+            `recovered`), under `intervals` the ends of their intervals. The card's `model-index` has the metrics of
+            `recovered`, or else those of `pruned`. Under the names in `COSTS`, numbers for `dense` and `pruned`. The
+            card leaves out what is missing.
         plan (`PruningPlan`, *optional*): The last plan. It records how the components were chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
         dataset (`str` or `Sequence[str]`, *optional*): Name of the data in the text. By default their Hub name.
@@ -92,8 +93,9 @@ def make_model_card(
             kind.name: {group.layer: count_left([group]) for group in members}
             for kind, members in by_kind(groups).items()
         },
-        metrics=metrics,
-        metric_names=list(next(iter(metrics.values()), {})),
+        metrics={phase: metric_cells(results, phase) for phase in metrics},
+        metric_names=[name.replace("|", "\\|") for name in metric_names(metrics)],
+        has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
         pictures=pictures or {},
         version=__version__,
@@ -110,7 +112,7 @@ def _evaluation(
 ) -> dict[str, Any]:
     """The metadata about the task, and the metrics on it where the Hub has a name for it."""
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
-    evaluated = metrics.get("recovered") or metrics.get("pruned")
+    evaluated = metrics_of_pruned(metrics)
     if not task or not evaluated:
         return {"pipeline_tag": task}
     results = [
@@ -118,6 +120,11 @@ def _evaluation(
         for metric, value in evaluated.items()
     ]
     return {"pipeline_tag": task, "model_name": title, "eval_results": results}
+
+
+def metrics_of_pruned(metrics: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    """The metrics of the pruned model as it is: after its recovery, if it had one."""
+    return metrics.get("recovered") or metrics.get("pruned") or {}
 
 
 def _left_in_words(groups: Sequence[Group]) -> str:

@@ -13,7 +13,8 @@ from ..checkpoints.remote_code import export_remote_code
 from ..components.groups import by_kind, find_groups
 from ..components.structure import recorded_structure
 from ..files import whole_file
-from .card import TAGS, base_model_of, make_model_card
+from .card import TAGS, base_model_of, make_model_card, metrics_of_pruned
+from .eval_results import write_eval_results
 
 
 PICTURE = "structure.png"
@@ -28,7 +29,9 @@ def _is_custom(card: ModelCard) -> bool:
 
 
 def write_card(model: PreTrainedModel, folder: str | Path, *, tags: Sequence[str] = (), **about: Any) -> None:
-    """Writes a pruned model's card and its picture into a folder, or adds tags to a custom card there.
+    """Writes a pruned model's card, its picture and its results into a folder, or adds tags to a custom card there.
+
+    The results are in the card's `model-index` and, for data with a name on the Hub, in files in `.eval_results`.
 
     Args:
         model (`PreTrainedModel`): The pruned model.
@@ -50,6 +53,16 @@ def write_card(model: PreTrainedModel, folder: str | Path, *, tags: Sequence[str
     pictures = {f"{names.capitalize()} left in each layer": PICTURE}
     with whole_file(file) as unfinished:
         make_model_card(model, pictures=pictures, tags=tags, **about).save(unfinished)
+    metrics = metrics_of_pruned((about.get("results") or {}).get("metrics") or {})
+    dataset, config = (_only(about.get(name)) for name in ("dataset_tags", "dataset_args"))
+    write_eval_results(folder, metrics, dataset, config, about.get("plan"))
+
+
+def _only(names: str | Sequence[str] | None) -> str | None:
+    """The single name among names: of several data sets, a metric does not say which it is of."""
+    if isinstance(names, str) or names is None:
+        return names
+    return names[0] if len(names) == 1 else None
 
 
 def push_to_hub(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from scipy.stats import binomtest
 
 from ..components.groups import KINDS
 from ..files import write_text
@@ -15,13 +14,12 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
 from .wording import COSTS as CARD_COSTS
-from .wording import budget_in_words, label_of
+from .wording import budget_in_words, label_of, metric_names
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FILES = ("results.json", "pruning_plan.json", "sensitivity.safetensors")
 COSTS = {**CARD_COSTS, "bytes": "size on disk"}
-CORRELATIONS = ("pearson", "spearmanr", "matthews_correlation")
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -46,6 +44,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"'{folder}' lacks {', '.join(missing)}; it is no output folder of run_glue_hap.py.")
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{folder / 'results.json'}' is not JSON: {error}.") from error
+    try:
         plan = PruningPlan.load(folder / "pruning_plan.json")
         scores = Sensitivity.load(folder / "sensitivity.safetensors")
         page = render_report(folder.resolve().name, results, plan, scores)
@@ -54,6 +55,16 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     output = Path(output or folder / "report.html")
     write_text(output, page)
     return output
+
+
+def validate_page(file: Path) -> None:
+    """Checks that a file is a page of [`write_report`], which may be replaced.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if "Written by hap_transformers" not in file.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"'{file}' is no page about a run.")
 
 
 def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scores: Sensitivity) -> str:
@@ -83,26 +94,6 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],
         version=__version__,
     )
-
-
-def interval(metric: str, value: float, count: int) -> tuple[float, float] | None:
-    """A 95 % confidence interval of a metric over validation examples, or `None` for a metric without one.
-
-    Accuracies have Wilson's interval, correlations Fisher's. Fisher's is an approximation for Matthews' and Spearman's
-    correlation.
-
-    Args:
-        metric (`str`): The metric's name.
-        value (`float`): Its value.
-        count (`int`): Number of examples.
-    """
-    if metric == "accuracy":
-        found = binomtest(round(value * count), count).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
-    if metric in CORRELATIONS and count > 3 and abs(value) < 1:
-        centre, width = math.atanh(value), 1.96 / math.sqrt(count - 3)
-        return math.tanh(centre - width), math.tanh(centre + width)
-    return None
 
 
 def score_cells(kind: str, scores: Sensitivity, plan: PruningPlan) -> list[list[dict[str, Any]]]:
@@ -136,14 +127,17 @@ def _ranking(cells: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, in
 
 
 def _metrics(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every metric, the loss last: its value in each phase, with an interval where there is one."""
-    count, phases = results["num_examples"]["validation"], results["metrics"].values()
+    """Every metric, losses last: its value in each phase, or `None`, with an interval where there is one."""
+    intervals = results.get("intervals", {})
     return [
         {
             "name": metric,
-            "values": [(values[metric], interval(metric, values[metric], count)) for values in phases],
+            "values": [
+                (values.get(metric), intervals.get(phase, {}).get(metric))
+                for phase, values in results["metrics"].items()
+            ],
         }
-        for metric in sorted(next(iter(phases)), key="loss".__eq__)
+        for metric in metric_names(results["metrics"])
     ]
 
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from ..efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
 from ..files import write_text
 from ..version import __version__
-from .page import interval, write_report
+from .page import write_report
 from .plots import plot_head_sensitivity
+from .wording import metric_cells, metric_names
 
 
 if TYPE_CHECKING:  # The trainer imports this folder for its card.
@@ -50,6 +51,7 @@ def collect_results(
         "task": task,
         "model": model,
         "metrics": trainer.results["metrics"],
+        "intervals": trainer.results.get("intervals", {}),
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
         "heads": {"dense": num_heads, "pruned": num_heads - run.plan.count("heads")},
         **_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}, inputs, trainer),
@@ -118,13 +120,13 @@ def save_results(folder: Path, results: Mapping[str, Any], run: "FinishedRun") -
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Formats the results as a table for the terminal, a row a phase, with notes below."""
-    names = [name for name in results["metrics"]["dense"] if name != "loss"] + ["loss"]
+    names = metric_names(results["metrics"])
     rows = [["", *names, "heads", "encoder", "parameters", "GFLOPs", "latency ms"]]
-    for phase, metrics in results["metrics"].items():
+    for phase in results["metrics"]:
         size = "dense" if phase == "dense" else "pruned"
         rows.append(
             [phase]
-            + [f"{metrics[name]:.4f}" for name in names]
+            + metric_cells(results, phase)
             + [str(results["heads"][size])]
             + [f"{results[key][size]:,}" for key in ("encoder_parameters", "parameters")]
             + [f"{results['flops'][size] / 1e9:.2f}", f"{results['latency_ms'][size]:.1f}"]
@@ -134,20 +136,16 @@ def results_table(results: Mapping[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     batch = " x ".join(map(str, results["batch"]))
     title = f"{results['task']}: {results['num_examples']['validation']} validation examples; cost of a {batch} batch"
-    return "\n".join(["", title, *lines, *_notes(results, names[0])])
+    return "\n".join(["", title, *lines, *_notes(results)])
 
 
-def _notes(results: Mapping[str, Any], metric: str) -> list[str]:
+def _notes(results: Mapping[str, Any]) -> list[str]:
     """Sentences on what the budget covers and on how sure the results are."""
     notes, config = [], results["hap_config"]
     if config["budget"] == "params":
         notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
-    found = interval(metric, results["metrics"]["recovered"][metric], results["num_examples"]["validation"])
-    if found:
-        notes.append(
-            f"95 % interval of the recovered {metric} over validation examples: {found[0]:.3f} to {found[1]:.3f}; "
-            "those of the other rows are as wide."
-        )
+    if any(results["intervals"].values()):
+        notes.append("Brackets are 95 % bootstrap intervals over the validation examples.")
     reliability = results["reliability"]
     if reliability is not None:
         notes.append(

@@ -1,6 +1,7 @@
 """Words that cards, pages and the `hap` command share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..components.groups import KINDS, Group
 
@@ -38,3 +39,22 @@ def count_left(groups: Iterable[Group]) -> str:
     left = f"{sum(group.num_components for group in members)}"
     dense = sum(group.original for group in members)
     return f"{left} of {dense}" if members[0].kind.keeps_numbers else left
+
+
+def metric_names(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Names of the metrics of all phases in the order in which they come, losses last."""
+    names = dict.fromkeys(name for values in metrics.values() for name in values)
+    return sorted(names, key=lambda name: name.endswith("loss"))
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A metric with the ends of its interval, such as `"0.8500 (0.810 to 0.890)"`, or nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def metric_cells(results: Mapping[str, Any], phase: str) -> list[str]:
+    """The metrics of a phase with their intervals, in the order of [`metric_names`]."""
+    values, intervals = results["metrics"][phase], results.get("intervals", {}).get(phase, {})
+    return [with_interval(values.get(name), intervals.get(name)) for name in metric_names(results["metrics"])]

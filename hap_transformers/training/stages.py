@@ -5,19 +5,27 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ..files import write_text
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .resuming import RECOVERY, last_whole_checkpoint
 from .trainer import HapTrainer
+
+
+# Steps after which the length of a run is estimated: enough to time, within the first half minute.
+OUTLOOK_STEPS = 12
+# A step of recovery runs the dense model, too, without a backward pass: a third more.
+TEACHER_STEPS = 4 / 3
+# What scoring and refitting a batch takes, in training steps: some backward passes, and five forward passes.
+PRUNING_STEPS = 5
 
 
 class Stages:
@@ -126,10 +134,15 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
         stages (`Stages`): What an earlier run has finished.
     """
     seed = trainer.args.seed
+    if trainer.is_world_process_zero():
+        print(_outlook(trainer, stages), flush=True)
     if not stages.fine_tuned:
+        outlook = Outlook(trainer)
+        trainer.add_callback(outlook)
         seconds: dict[str, float] = {}
         with _timed("fine-tune", seconds, seed):
             trainer.train(resume_from_checkpoint=stages.checkpoint())
+        trainer.remove_callback(outlook)
         trainer.evaluate()
         history = {"fine-tune": trainer.state.log_history}
         stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds, history=history)
@@ -146,6 +159,56 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     history["recover"] = trainer.state.log_history
     trainer.evaluate()
     return FinishedRun(dense, sensitivity, plan, seconds, history)
+
+
+class Outlook(TrainerCallback):
+    """Prints, a few steps into fine-tuning, about how long the whole run takes on this machine.
+
+    Args:
+        trainer (`HapTrainer`): The run's trainer.
+    """
+
+    def __init__(self, trainer: HapTrainer):
+        self.trainer, self.start = trainer, 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Times the steps between the second and the last of those that are looked at."""
+        if state.global_step == 2:
+            self.start = time.perf_counter()
+        if state.global_step == OUTLOOK_STEPS and self.start and state.is_world_process_zero:
+            step = (time.perf_counter() - self.start) / (OUTLOOK_STEPS - 2)
+            config = self.trainer.hap_config
+            assert config is not None  # A trainer without one cannot prune.
+            epochs = args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
+            recovery = TEACHER_STEPS * state.max_steps * epochs / args.num_train_epochs
+            pruning = PRUNING_STEPS * config.max_examples / self.trainer._train_batch_size
+            minutes = step * (state.max_steps + recovery + pruning) / 60
+            print(f"All stages take about {max(minutes, 0.5):.1f} minutes on this machine.", flush=True)
+
+
+def _outlook(trainer: HapTrainer, stages: Stages) -> str:
+    """What the run will do, in a few lines."""
+    config, data = trainer.hap_config, trainer.train_dataset
+    assert config is not None  # A trainer without one cannot prune.
+    first = (
+        "1. fine-tune: finished by an earlier run"
+        if stages.fine_tuned
+        else (
+            f"1. fine-tune on {len(cast(Sized, data)):,} examples, {trainer.args.num_train_epochs:g} epochs, in "
+            f"{'bf16' if trainer.args.bf16 else 'fp16' if trainer.args.fp16 else 'float32'}"
+        )
+    )
+    epochs = trainer.args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
+    return "\n".join(
+        [
+            first,
+            f"2. score components by {config.method} on {config.max_examples:,} examples",
+            f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
+            f"4. recover, {epochs:g} epochs; evaluate, write the model, its card and report.html",
+        ]
+    )
 
 
 @contextmanager

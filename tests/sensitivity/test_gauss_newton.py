@@ -232,7 +232,10 @@ def model_logits(model, batch):
         (lambda m, b: model_logits(m, b).mean(), "linear in the model's logits"),
         (lambda m, b: -model_logits(m, b).square().mean(), "not convex"),
         (lambda m, b: model_logits(m, b).mean(0).square().sum(), "couples examples"),
-        (lambda m, b: m.bert(b["input_ids"]).last_hidden_state.square().mean(), "no output with 'logits'"),
+        (
+            lambda m, b: m.bert(b["input_ids"]).last_hidden_state.square().mean(),
+            "No output of BertForSequenceClassification leads to the loss",
+        ),
         (lambda m, b: model_logits(m, b).square().mean() + m(**b).loss, "more than once"),
         (lambda m, b: (model_logits(m, b), m.classifier.weight.square().sum().requires_grad_())[1], "does not depend"),
     ],

@@ -1,7 +1,10 @@
 """Custom losses: scoring, refit and distillation use them as `Trainer` does."""
 
+import collections
+
 import pytest
 import torch
+from tiny import make_model
 from torch.nn import functional as F
 from trainers import Rows, make_trainer
 
@@ -20,6 +23,11 @@ def with_loss(tmp_path, function, **arguments):
 def mean_of_counted(outputs, labels, num_items_in_batch):
     """The model's loss, except that it needs the number of labels, which `Trainer` passes only in training."""
     return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+DISTILLED = HapConfig(ratio=0.5, budget="heads", distillation=0.5, max_examples=12)
+# The tuple of a model that gets no labels.
+Named = collections.namedtuple("Named", "logits")
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -119,3 +127,24 @@ def test_several_labels_at_once_are_distilled_by_sigmoids(tmp_path, shift):
     p, q = (torch.sigmoid(x / 2) for x in (logits, logits + shift))
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     torch.testing.assert_close(loss, 4 * divergence.mean())
+
+
+def of_tuples(outputs, labels, num_items_in_batch):
+    return mean_of_counted(Named(*outputs), labels, num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    "losses", [(None, None), (mean_of_counted, of_tuples)], ids=["the model's loss", "custom loss"]
+)
+def test_tuples_are_distilled_as_named_outputs_are(tmp_path, losses):
+    """Positions in a tuple must mean the same for model and teacher."""
+    trained = []
+    for return_dict, loss in zip((True, False), losses, strict=True):
+        trainer = with_loss(tmp_path, loss, model=make_model(dtype=torch.float32), hap_config=DISTILLED, seed=1)
+        trainer.model.config.return_dict = return_dict
+        trainer.prune()
+        torch.manual_seed(0)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name])

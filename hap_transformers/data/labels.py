@@ -1,0 +1,70 @@
+"""Compares the classes of a task with those that a checkpoint's config names."""
+
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+REMEDY = (
+    "Give a checkpoint that was fine-tuned for these classes, or pass --ignore_mismatched_sizes to "
+    "run_glue_hap.py, which makes a new classification head."
+)
+
+
+def order_of_classes(
+    labels: Sequence[str] | None, config: PretrainedConfig, *, task: str, ignore_mismatched_sizes: bool = False
+) -> list[str] | None:
+    """Returns the classes of a task in the order of a checkpoint's outputs, spelled as its config does.
+
+    Args:
+        labels (`Sequence[str]`, *optional*): Names of the task's classes, in the data's order; `None` for regression.
+        config (`PretrainedConfig`): The checkpoint's config, as it was loaded.
+        task (`str`): The task's name, for messages.
+        ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): Whether the checkpoint gets a new head where
+            its own has another number of outputs.
+
+    Returns:
+        `list[str]`: The names, or `None` if the data's order holds: the checkpoint names the same order, other classes
+        or none, or it is no classifier yet.
+
+    Raises:
+        ValueError: If the checkpoint is a classifier with another number of outputs.
+    """
+    names = _named_classes(config)
+    if labels and names and sorted(map(str.casefold, names)) == sorted(map(str.casefold, labels)):
+        return names if list(map(str.casefold, names)) != list(map(str.casefold, labels)) else None
+    known = names is not None and names != _default_names(len(names))
+    architectures = config.architectures or (["ForSequenceClassification"] if known else [])
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return None
+    wanted = f"{len(labels)} ({', '.join(labels)})" if labels else "1 (a regression)"
+    found = f" ({', '.join(names)})" if known and names else ""
+    model = f"'{config.name_or_path}'" if config.name_or_path else "The model"
+    if config.num_labels != (len(labels) if labels else 1):
+        if ignore_mismatched_sizes:
+            return None
+        raise ValueError(f"{model} has {config.num_labels} outputs{found}, task '{task}' needs {wanted}. {REMEDY}")
+    if labels and known and names:
+        logger.warning(
+            f"{model} names the classes {', '.join(names)}, task '{task}' names {', '.join(labels)}. They are matched "
+            "in these orders."
+        )
+    return None
+
+
+def _default_names(count: int) -> list[str]:
+    return [f"LABEL_{i}" for i in range(count)]
+
+
+def _named_classes(config: PretrainedConfig) -> list[str] | None:
+    """Names of a config's outputs in their order, by `id2label` or else by `label2id`; `None` if they have gaps."""
+    by_output = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    by_name = {int(i): str(name) for name, i in (config.label2id or {}).items()}
+    for numbers in (by_output, by_name):
+        names = [numbers[i] for i in sorted(numbers)]
+        if names and sorted(numbers) == list(range(len(numbers))) and names != _default_names(len(names)):
+            return names
+    return _default_names(len(by_output)) if by_output else None
