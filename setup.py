@@ -42,6 +42,7 @@ setup(
         "torch>=2.6",
         "transformers>=4.57,<6",
         "datasets",
+        "evaluate",
         "accelerate",
         "safetensors",
         "huggingface_hub",

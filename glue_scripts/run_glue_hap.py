@@ -22,6 +22,7 @@ from transformers import (
     DataCollatorWithPadding,
     HfArgumentParser,
     PretrainedConfig,
+    PreTrainedModel,
     TrainingArguments,
     set_seed,
 )
@@ -30,7 +31,8 @@ from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.components.releases import GROUPED_BY_LENGTH
 from hap_transformers.components.structure import recorded_structure
 from hap_transformers.data.demo import DEMO_MODEL, demo_model_path, load_demo_task
-from hap_transformers.data.tasks import Task, load_task, load_tokenizer
+from hap_transformers.data.tasks import Task, load_task
+from hap_transformers.data.tokenizers import cut_note, load_tokenizer, set_padding, validate_tokens
 from hap_transformers.efficiency import bf16_is_fast
 from hap_transformers.reporting.card import COSTS
 from hap_transformers.reporting.results import collect_results, public_name, results_table, save_results
@@ -70,10 +72,25 @@ class ScriptArguments:
     )
     train_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "Your own CSV or JSON file to validate on."})
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of your own files, such as latin-1; by default UTF-8."}
+    )
+    metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "A metric of the `evaluate` package, reported before the task's: the path of a script, or a name "
+            "on the Hub. Its code runs."
+        },
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Make a new head where the checkpoint's has another number of labels."}
+    )
     demo_file: str | None = field(
         default=None, metadata={"help": "The demo's source distribution, downloaded before."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Longer inputs are cut to this many tokens, or to what the model takes."}
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on this many examples, drawn by seed."}
     )
@@ -88,11 +105,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     command = _expand_file(command)
     script, args, hap_config = parser.parse_args_into_dataclasses(command)
     set_seed(args.seed)
-    task = load_data(script, args)
     model_path = script.model_name_or_path or demo_model_path()
+    refuse_to_replace(model_path, Path(args.output_dir))
+    config = load_config(model_path)
+    task = load_data(script, args).aligned_with(config, ignore_mismatched_sizes=script.ignore_mismatched_sizes)
+    name_labels(config, task)
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
         stages = Stages(Path(args.output_dir), command)
-    trainer = make_trainer(script, args, hap_config, task, model_path, stages)
+    trainer = make_trainer(script, args, hap_config, task, config, stages)
     run = run_stages(trainer, stages)
     name = public_name(script.model_name_or_path) if script.model_name_or_path else DEMO_MODEL
     results = collect_results(trainer, run, make_inputs(trainer), task=task.name, model=name)
@@ -109,7 +129,10 @@ def _expand_file(command: list[str]) -> list[str]:
     """The flags that a YAML or JSON file holds, if the command names one; else the command."""
     if len(command) != 1 or Path(command[0]).suffix not in (".json", ".yaml", ".yml"):
         return command
-    values = yaml.safe_load(Path(command[0]).read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(Path(command[0]).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ValueError(f"'{command[0]}' cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"'{command[0]}' has no flags; expected a name and a value a line, such as 'ratio: 0.5'.")
     given = {name: value for name, value in values.items() if value is not None}
@@ -119,7 +142,7 @@ def _expand_file(command: list[str]) -> list[str]:
 
 def load_data(script: ScriptArguments, args: TrainingArguments) -> Task:
     """Loads the task that the flags name, cut to the number of examples that they ask for."""
-    flags = (script.task_name, script.data_dir, script.train_file, script.validation_file)
+    flags = (script.task_name, script.data_dir, script.train_file, script.validation_file, script.encoding)
     task = load_task(*flags) if any(flags) else load_demo_task(script.demo_file)
     train, validation = task.data["train"], task.data["validation"]
     if script.max_train_samples is not None:
@@ -136,24 +159,62 @@ def load_data(script: ScriptArguments, args: TrainingArguments) -> Task:
     return task
 
 
-def make_config(model_path: str, task: Task) -> PretrainedConfig:
-    """Loads the model's config and adds the task's labels.
+def refuse_to_replace(model_path: str, output: Path) -> None:
+    """Refuses an output folder that holds a model of another origin: only an earlier run's may be replaced.
+
+    Raises:
+        ValueError: If it is the folder of the model, or holds one that this script did not write.
+    """
+    if not output.is_dir():
+        return
+    if Path(model_path).is_dir() and output.samefile(model_path):
+        raise ValueError(f"--output_dir '{output}' is the folder of the model; choose another.")
+    ours = any((output / name).exists() for name in ("results.json", "_unfinished_run"))
+    if (output / "config.json").exists() and not ours:
+        raise ValueError(f"--output_dir '{output}' holds a model that this script did not write; choose another.")
+
+
+def load_config(model_path: str) -> PretrainedConfig:
+    """Loads the model's config as it is.
 
     Raises:
         ValueError: If the model is pruned.
     """
-    config = AutoConfig.from_pretrained(model_path, num_labels=task.num_labels, finetuning_task=task.name)
+    config = AutoConfig.from_pretrained(model_path)
     if recorded_structure(config) is not None:
         raise ValueError(
             f"'{model_path}' is pruned already, and this script begins with a dense model. To prune further, call "
             "HapTrainer.prune() in Python."
         )
-    if task.labels:
-        config.id2label = dict(enumerate(task.labels))
-        config.label2id = {label: i for i, label in enumerate(task.labels)}
-    else:
-        config.problem_type = "regression"
     return config
+
+
+def name_labels(config: PretrainedConfig, task: Task) -> None:
+    """Puts the task's labels into the model's config."""
+    config.num_labels, config.finetuning_task = task.num_labels, task.name
+    labels = task.labels or ["LABEL_0"]
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    if not task.labels:
+        config.problem_type = "regression"
+    elif getattr(config, "problem_type", None) is not None:  # Such as that of a checkpoint for several labels a text.
+        config.problem_type = "single_label_classification"
+
+
+def load_model(folder: str | Path, config: PretrainedConfig, script: ScriptArguments) -> PreTrainedModel:
+    """Loads the model to fine-tune, or the one that an earlier run has fine-tuned.
+
+    Raises:
+        ValueError: If its weights cannot be loaded.
+    """
+    flags = {"ignore_mismatched_sizes": True} if script.ignore_mismatched_sizes else {}
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(folder, config=config, **flags)
+    except OSError:  # They name the folder.
+        raise
+    except Exception as error:  # Readers of weights raise what they like.
+        hint = "" if flags else " If its head has other sizes, pass --ignore_mismatched_sizes to make a new one."
+        raise ValueError(f"'{folder}' cannot be loaded: {error}{hint}") from error
 
 
 def make_trainer(
@@ -161,23 +222,30 @@ def make_trainer(
     args: TrainingArguments,
     hap_config: HapConfig,
     task: Task,
-    model_path: str,
+    config: PretrainedConfig,
     stages: Stages,
 ) -> HapTrainer:
     """Makes the trainer of the model to fine-tune, or of the one that an earlier run has fine-tuned."""
-    config = make_config(model_path, task)
+    model_path = config.name_or_path
     tokenizer = load_tokenizer(model_path)
-    folder = stages.dense if stages.fine_tuned else model_path
-    model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+    model = load_model(stages.dense if stages.fine_tuned else model_path, config, script)
     model.config.name_or_path = model_path  # Not the folder of an earlier run.
-    data = task.tokenize(tokenizer, script.max_seq_length)
+    set_padding(tokenizer, model)
+    length, note = cut_note(model, tokenizer, script.max_seq_length)
+    if note and args.process_index == 0:
+        print(note)
+    with args.main_process_first(local=False, desc="loading the metric"):
+        metrics = task.metrics(script.metric)
+    metrics.validate(task.data["validation"][:]["label"])
+    data = task.tokenize(tokenizer, length)
+    validate_tokens(data, tokenizer, model)
     return HapTrainer(
         model=model,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=task.metrics(),
+        compute_metrics=metrics,
         processing_class=tokenizer,
         hap_config=hap_config,
     )
@@ -197,7 +265,7 @@ def save(trainer: HapTrainer, run: FinishedRun, results: dict[str, Any], script:
     about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL}
     if script.task_name:  # Other data have no name on the Hub.
         task = results["task"]
-        about.update(dataset=f"GLUE {task}", dataset_tags="glue", dataset_args=task)
+        about.update(dataset=f"GLUE {task}", dataset_tags="nyu-mll/glue", dataset_args=task)
     if trainer.is_world_process_zero():
         save_results(Path(trainer.args.output_dir), results, run)
     trainer.create_model_card(**about)
@@ -205,8 +273,13 @@ def save(trainer: HapTrainer, run: FinishedRun, results: dict[str, Any], script:
         trainer.push_to_hub(**about)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the job from the shell: an error is printed in one line."""
     try:
         main()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"run_glue_hap.py: {error}")
+        sys.exit(f"run_glue_hap.py: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    run()

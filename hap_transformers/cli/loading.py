@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..data.calibration import calibration_batches
 from ..data.tasks import load_task
-from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding
+from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding, validate_tokens
 
 
 LENGTH = 128
@@ -56,14 +56,13 @@ def chosen_length(length: int | None, *models: PreTrainedModel) -> int:
     Raises:
         ValueError: If more were asked for than a model takes.
     """
-    limits = {type(model).__name__: longest_text(model) for model in models}
-    name = min(limits, key=lambda name: limits[name])
-    if limits[name] >= (length or LENGTH):
+    limit, name = min((longest_text(model), type(model).__name__) for model in models)
+    if limit >= (length or LENGTH):
         return length or LENGTH
     if length is not None:
-        raise ValueError(f"{name} takes at most {limits[name]} tokens, not {length}; pass --length {limits[name]}.")
-    typer.echo(f"hap: {name} takes at most {limits[name]} tokens; --length is {limits[name]}, not {LENGTH}.", err=True)
-    return limits[name]
+        raise ValueError(f"{name} takes at most {limit} tokens, not {length}; pass --length {limit}.")
+    typer.echo(f"hap: {name} takes at most {limit} tokens; --length is {limit}, not {LENGTH}.", err=True)
+    return limit
 
 
 def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
@@ -109,5 +108,6 @@ def training_batches(
     kept, note = cut_note(model, tokenizer, length or LENGTH)
     if note:
         typer.echo(f"hap: {note}", err=True)
-    rows = task.tokenize(tokenizer, kept)["train"]
-    return calibration_batches(rows, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
+    rows = task.tokenize(tokenizer, kept)
+    validate_tokens(rows, tokenizer, model)
+    return calibration_batches(rows["train"], max_examples, seed, batch, DataCollatorWithPadding(tokenizer))

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -68,6 +69,8 @@ def require_writable(file: Path, load: Callable[[Path], Any], inputs: Sequence[s
     """
     if not file.parent.is_dir():
         raise FileNotFoundError(f"There is no folder '{file.parent}' for '{file.name}'; make it first.")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"The folder '{file.parent}' cannot be written to; choose another --output.")
     if file.is_dir():
         raise ValueError(f"'{file}' is a folder; name a file with --output.")
     for source in inputs:
@@ -90,6 +93,9 @@ def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output '{folder}' is a file; name a folder.")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"--output '{folder}' cannot be written below '{above}'; choose another.")
     if folder.exists() and Path(model).exists() and folder.samefile(model):
         raise ValueError(
             f"--output '{folder}' is the folder of the model, which the pruned one would replace. Choose another."

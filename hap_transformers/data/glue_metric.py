@@ -64,10 +64,8 @@ class GlueMetric(evaluate.Metric):
     Example:
 
     ```python
-    >>> from hap_transformers import GlueMetric
-    >>> GlueMetric("mrpc").compute(predictions=[1, 0, 1], references=[1, 1, 1])
-    {'accuracy': 0.6666666666666666, 'f1': 0.8}
-
+    metric = GlueMetric("mrpc")
+    metric.compute(predictions=[1, 0, 1], references=[1, 1, 1])  # {"accuracy": 0.667, "f1": 0.8}
     ```
     """
 

@@ -9,7 +9,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .custom_files import load_custom_files
 from .labels import order_of_classes
-from .tokenizers import load_tokenizer as load_tokenizer
 
 
 if TYPE_CHECKING:  # `evaluate` takes seconds to import.
@@ -162,5 +161,8 @@ def load_task(
             f"The labels of task '{task_name}' are {label.dtype} without names. Write the files with `datasets` "
             "(`load_dataset('nyu-mll/glue', ...)['train'].to_parquet(...)`), which keeps them."
         )
+    for name, split in data.items():
+        if task_name != "stsb" and -1 in split.unique("label"):
+            raise ValueError(f"The {name} split of task '{task_name}' has examples without a label (-1); remove them.")
     labels = None if task_name == "stsb" else label.names
     return Task(task_name, data, GLUE_TEXTS[task_name], labels)

@@ -2,6 +2,7 @@
 
 import sys
 
+from datasets import DatasetDict
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,6 +57,24 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> N
         )
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
+
+
+def validate_tokens(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Checks that a model knows all tokens of tokenized texts.
+
+    Raises:
+        ValueError: If it does not: the tokenizer is another model's, or got tokens that the model did not.
+    """
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding) or len(tokenizer) <= embeddings.num_embeddings:
+        return
+    highest = max((token for rows in data.values() for ids in rows["input_ids"] for token in ids), default=0)
+    if highest >= embeddings.num_embeddings:
+        raise ValueError(
+            f"The texts have the token '{tokenizer.convert_ids_to_tokens(highest)}', number {highest}, and "
+            f"'{model.config.name_or_path}' knows {embeddings.num_embeddings} tokens. Give the tokenizer of the model, "
+            "or call model.resize_token_embeddings(len(tokenizer)) and save it."
+        )
 
 
 def positions(model: PreTrainedModel) -> int | None:

@@ -199,6 +199,12 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
         raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
     groups = find_groups(model, components)
     validate_plain_weights(model, groups)
+    found = [kind.name for kind in by_kind(groups)]
+    if missing := set(components or ()) - set(found):
+        raise ValueError(
+            f"{type(model).__name__} has no {', '.join(sorted(missing))}; the kinds of its entry in "
+            f"hap_transformers.ARCHITECTURES are {', '.join(found)}."
+        )
     able = get_method(method).kinds
     unable = [kind.name for kind in by_kind(groups) if able is not None and kind.name not in able]
     if unable and components is not None:

@@ -20,6 +20,8 @@ from .resuming import RECOVERY, last_whole_checkpoint
 from .trainer import HapTrainer
 
 
+# What a trainer's results hold by phase.
+RESULTS = ("metrics", "intervals")
 # Steps after which the length of a run is estimated: enough to time, within the first half minute.
 OUTLOOK_STEPS = 12
 # A step of recovery runs the dense model, too, without a backward pass: a third more.
@@ -143,22 +145,31 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
         with _timed("fine-tune", seconds, seed):
             trainer.train(resume_from_checkpoint=stages.checkpoint())
         trainer.remove_callback(outlook)
-        trainer.evaluate()
+        _evaluate(trainer, "dense")
         history = {"fine-tune": trainer.state.log_history}
-        stages.save_dense(trainer, metrics=trainer.results["metrics"], seconds=seconds, history=history)
+        results = {name: trainer.results[name] for name in RESULTS}
+        stages.save_dense(trainer, **results, seconds=seconds, history=history)
     figures = stages.figures()
-    trainer.results["metrics"], seconds, history = (figures[name] for name in ("metrics", "seconds", "history"))
+    trainer.results.update({name: figures.get(name, {}) for name in RESULTS})
+    seconds, history = figures["seconds"], figures["history"]
     dense = cast(PreTrainedModel, copy.deepcopy(trainer.model))
     with _timed("score", seconds, seed):
         sensitivity = stages.scores(trainer)
     with _timed("prune", seconds, seed):
         plan = trainer.prune(trainer.plan(sensitivity))
-    trainer.evaluate()
+    _evaluate(trainer, "pruned")
     with _timed("recover", seconds, seed):
         trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
     history["recover"] = trainer.state.log_history
-    trainer.evaluate()
+    _evaluate(trainer, "recovered")
     return FinishedRun(dense, sensitivity, plan, seconds, history)
+
+
+def _evaluate(trainer: HapTrainer, phase: str) -> None:
+    """Evaluates a phase's model, and keeps the intervals of its metrics where their function knows them."""
+    trainer.evaluate()
+    intervals = getattr(trainer.compute_metrics, "intervals", dict)
+    trainer.results.setdefault("intervals", {})[phase] = intervals()
 
 
 class Outlook(TrainerCallback):

@@ -166,13 +166,33 @@ def test_a_model_for_another_task(fine_tuned):
     rows = [("good", "a"), ("bad", "b"), ("film", "c")]
     other = write_csv(Path(train).with_name("other.csv"), rows)
     assert load_task(train_file=other, validation_file=other).num_labels == 3
-    with pytest.raises(ValueError, match="has 2 outputs, task 'custom' needs 3"):
+    with pytest.raises(ValueError, match=r"has 2 outputs, task 'custom' needs 3 \(a, b, c\)"):
         hap("score", model, "--train-file", other)
     config = AutoConfig.from_pretrained(model)
-    config.id2label, config.label2id = {0: "Yes", 1: "No"}, {"Yes": 0, "No": 1}
+    config.problem_type = "multi_label_classification"
     config.save_pretrained(model)
-    with pytest.raises(ValueError, match="numbers the classes yes, no, task 'custom' no, yes"):
+    with pytest.raises(ValueError, match="is for multi_label_classification"):
         hap("score", model, "--train-file", train)
+
+
+def test_labels_are_numbered_as_the_model_does(tmp_path, fine_tuned):
+    """Scores of a model whose classes are in another order are those of one with the data's order and swapped rows."""
+    model, train = fine_tuned
+    scores = {}
+    for names in (["no", "yes"], ["Yes", "No"]):
+        config = AutoConfig.from_pretrained(model)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        config.save_pretrained(model)
+        if names[0] == "Yes":
+            loaded = AutoModelForSequenceClassification.from_pretrained(model)
+            for parameter in loaded.classifier.parameters():
+                parameter.data = parameter.data.flip(0)
+            loaded.save_pretrained(model)
+        command = ["score", model, "--train-file", train, "--method", "gradient", "--output", tmp_path / "scores"]
+        hap(*command)
+        scores[names[0]] = Sensitivity.load(tmp_path / "scores")
+    for first, second in zip(scores["no"].heads, scores["Yes"].heads, strict=True):
+        assert torch.allclose(first, second, rtol=1e-4)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path, fine_tuned):
@@ -188,7 +208,7 @@ def test_a_folder_without_a_tokenizer(tmp_path, fine_tuned):
     assert not hap("prune", tmp_path / "bare", "--plan", plan, "--output", out)["refitted"]
     assert not list(out.glob("*token*"))
     with pytest.raises(ValueError, match="has no tokenizer"):
-        hap("prune", tmp_path / "bare", "--plan", plan, "--output", out, "--train-file", train)
+        hap("prune", tmp_path / "bare", "--plan", plan, "--output", tmp_path / "new", "--train-file", train)
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])

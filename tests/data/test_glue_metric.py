@@ -1,8 +1,7 @@
 """GLUE's metrics against scikit-learn and SciPy, through the interface of `evaluate`."""
 
 import json
-import subprocess
-import sys
+import socket
 
 import evaluate
 import numpy as np
@@ -93,12 +92,6 @@ def test_the_evaluator_with_a_bootstrap(model_dir):
     assert score == np.mean(logits.argmax(-1).numpy() == np.array(data["label"])) and not low > score > high
 
 
-@pytest.mark.any_release
-def test_needs_no_network():
-    code = (
-        "import socket; socket.socket.connect = None\n"
-        "from hap_transformers.data.glue_metric import GlueMetric\n"
-        "print(GlueMetric('qqp').compute(predictions=[1], references=[1]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "{'accuracy': 1.0, 'f1': 1.0}"
+def test_needs_no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("asks the network"))
+    assert GlueMetric("qqp").compute(predictions=[1], references=[1]) == {"accuracy": 1, "f1": 1}

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 from script_inputs import ROWS, write_csv
 from tiny import GLUE, needs_glue
 from transformers import EvalPrediction
@@ -17,6 +17,28 @@ def test_parquet_files_without_names_of_labels(tmp_path):
     for split in ("train", "validation"):
         Dataset.from_dict({"sentence": ["a"], "label": [1]}).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
     with pytest.raises(ValueError, match="'sst2' are int64 without names. Write the files with `datasets`"):
+        tasks.load_task("sst2", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"sentence": ["a", "b"], "label": [0, -1]}, "validation split of task 'sst2' has examples without a label"),
+        ({"text": ["a", "b"], "label": [0, 1]}, "Task 'sst2' lacks sentence; its columns are"),
+        (None, "validation.parquet as parquet: "),
+    ],
+)
+def test_parquet_files_that_are_spoiled(tmp_path, columns, message):
+    (tmp_path / "sst2").mkdir()
+    good = {"sentence": ["a", "b"], "label": [0, 1]}
+    for split, given in (("train", good), ("validation", columns)):
+        file = tmp_path / "sst2" / f"{split}.parquet"
+        if given is None:
+            file.write_bytes(b"spoiled")
+        else:
+            data = Dataset.from_dict(given)
+            data.cast_column("label", ClassLabel(names=["negative", "positive"])).to_parquet(file)
+    with pytest.raises(ValueError, match=message):
         tasks.load_task("sst2", str(tmp_path))
 
 

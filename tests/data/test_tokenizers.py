@@ -4,12 +4,13 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from script_inputs import WORDS
 from tiny import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hap_transformers.data.tokenizers import cut_note, longest_text, positions, set_padding
+from hap_transformers.data.tokenizers import cut_note, longest_text, positions, set_padding, validate_tokens
 
 
 def tokenizer(**special):
@@ -58,6 +59,18 @@ def test_a_padding_token_that_the_model_does_not_know():
     given.pad_token = "word199"
     with pytest.raises(ValueError, match=r"pads by 'word199', number \d+, and the model knows \d+ tokens"):
         set_padding(given, model)
+
+
+def test_tokens_that_the_model_does_not_know():
+    model, given = make_model("gpt2", vocab_size=20), tokenizer(pad_token="<pad>")
+    model.config.name_or_path = "me/model"
+
+    def data(text):
+        return DatasetDict(train=Dataset.from_dict(dict(given([text]))))
+
+    validate_tokens(data("a b c"), given, model)  # Rows beyond the vocabulary that no text uses do no harm.
+    with pytest.raises(ValueError, match=r"the token 'plot', number 32, and 'me/model' knows 20 tokens"):
+        validate_tokens(data("good plot"), given, model)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "distilbert", "mpnet", "bart"])

@@ -2,14 +2,22 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from script_inputs import ROWS, flags, own_files
+from script_inputs import ROWS, WORDS, flags, own_files, write_csv
 from tiny import make_model
-from transformers import AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
-from glue_scripts.run_glue_hap import main
+from glue_scripts.run_glue_hap import main, run
 from hap_transformers import HapTrainer, PruningPlan, Sensitivity
 
 
@@ -63,6 +71,10 @@ def test_flags_in_a_file(tmp_path, model_dir, ending):
     file.write_text("just text")
     with pytest.raises(ValueError, match="has no flags"):
         main([str(file)])
+    for spoiled in (b"a: [", b"caf\xe9: 1"):
+        file.write_bytes(spoiled)
+        with pytest.raises(ValueError, match=f"flags.{ending}' cannot be read"):
+            main([str(file)])
     file.write_text(json.dumps({**values, "ratios": 0.5}))
     with pytest.raises(ValueError, match="ratios"):
         main([str(file)])
@@ -130,3 +142,156 @@ def test_unsupported_model_is_refused_before_training(tmp_path, model_dir):
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "model_type": "ernie"}))
     with pytest.raises(ValueError, match="'ernie'"):
         main(flags(tmp_path, tmp_path / "other", *own_files(tmp_path)))
+
+
+def error_of(monkeypatch, *arguments):
+    """The line that the script prints for users."""
+    monkeypatch.setattr(sys, "argv", ["run_glue_hap.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    line = ended.value.code
+    assert line.startswith("run_glue_hap.py: ") and "\n" not in line
+    return line
+
+
+def fine_tuned(model_dir, names, **settings):
+    """Makes the folder's encoder a classifier whose outputs have names; the first and the last know good from bad."""
+    config = AutoConfig.from_pretrained(model_dir, num_labels=len(names), **settings)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, config=config)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    with torch.no_grad():
+        good, bad = (model.bert(**tokenizer(f"{word} film", return_tensors="pt"))[1][0] for word in ("good", "bad"))
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+        model.classifier.weight[0], model.classifier.weight[-1] = good - bad, bad - good
+        middle = (good + bad) @ (good - bad) / 2
+        model.classifier.bias[0], model.classifier.bias[-1] = -middle, middle
+    model.save_pretrained(model_dir)
+
+
+BARELY = ["--num_train_epochs", "0.01", "--recovery_epochs", "0.01", "--learning_rate", "1e-9", "--max_examples", "8"]
+
+
+@pytest.mark.parametrize("names", [("yes", "no"), ("YES", "No")])
+def test_classes_in_another_order(tmp_path, model_dir, names):
+    """The checkpoint knows the answers; swapped labels would make it always wrong."""
+    fine_tuned(model_dir, names)
+    rows = [("good film", "yes"), ("bad film", "no")] * 8
+    for split in ("train", "validation"):
+        write_csv(tmp_path / f"{split}.csv", rows)
+    files = ["--train_file", str(tmp_path / "train.csv"), "--validation_file", str(tmp_path / "validation.csv")]
+    results = main(flags(tmp_path, model_dir, *files, *BARELY))
+    assert results["metrics"]["dense"]["accuracy"] == 1
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert saved.id2label == dict(enumerate(names)) and saved.label2id == {name: i for i, name in enumerate(names)}
+
+
+def test_another_number_of_classes(tmp_path, model_dir):
+    fine_tuned(model_dir, ("good", "fair", "bad"))
+    command = flags(tmp_path, model_dir, *own_files(tmp_path), *BARELY)
+    with pytest.raises(ValueError, match=r"has 3 outputs \(good, fair, bad\), task 'custom' needs 2 \(no, yes\)"):
+        main(command)
+    results = main([*command, "--ignore_mismatched_sizes", "True"])
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert saved.id2label == {0: "no", 1: "yes"} and 0 <= results["metrics"]["dense"]["accuracy"] <= 1
+
+
+def test_a_head_for_another_task(tmp_path, model_dir, monkeypatch):
+    """A tagger's head has the name of a classifier's, and other sizes."""
+    make_tagger = AutoModelForTokenClassification.from_pretrained
+    make_tagger(model_dir, num_labels=5).save_pretrained(model_dir)
+    command = flags(tmp_path, model_dir, *own_files(tmp_path), *BARELY)
+    line = error_of(monkeypatch, *command)
+    assert str(model_dir) in line and "--ignore_mismatched_sizes" in line
+    assert main([*command, "--ignore_mismatched_sizes", "True"])["metrics"]["dense"]
+
+
+def test_a_checkpoint_for_several_labels_a_text(tmp_path, model_dir):
+    fine_tuned(model_dir, ("no", "yes"), problem_type="multi_label_classification")
+    results = main(flags(tmp_path, model_dir, *own_files(tmp_path), *BARELY))
+    assert results["metrics"]["recovered"]["loss"] > 0
+    assert AutoConfig.from_pretrained(tmp_path / "out").problem_type == "single_label_classification"
+
+
+def test_long_texts_are_cut(tmp_path, model_dir, capsys):
+    for split in ("train", "validation"):
+        write_csv(tmp_path / f"{split}.csv", [(f"{text} " * 100, label) for text, label in ROWS])
+    files = ["--train_file", str(tmp_path / "train.csv"), "--validation_file", str(tmp_path / "validation.csv")]
+    limit = AutoConfig.from_pretrained(model_dir).max_position_embeddings
+    results = main(flags(tmp_path, model_dir, *files, *BARELY))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Texts are cut")]
+    assert line.startswith(f"Texts are cut to {limit} tokens, not 128: Bert") and results["batch"][1] == limit
+    main(flags(tmp_path, model_dir, *files, *BARELY, "--max_seq_length", "6"))
+    assert "Texts are cut" not in capsys.readouterr().out
+
+
+def test_files_in_latin_1_beside_jsonl(tmp_path, model_dir, monkeypatch):
+    train, validation = tmp_path / "train.csv", tmp_path / "validation.jsonl"
+    train.write_text(
+        "text,label\n" + "".join(f"{t} café,{i % 2}\n" for i, (t, _) in enumerate(ROWS)), encoding="latin-1"
+    )
+    validation.write_text("\n".join(json.dumps({"text": t, "label": str(i % 2)}) for i, (t, _) in enumerate(ROWS)))
+    files = ["--train_file", str(train), "--validation_file", str(validation)]
+    line = error_of(monkeypatch, *flags(tmp_path, model_dir, *files))
+    assert "train.csv' is not UTF-8: byte 0xe9 in line 2. Pass its encoding, such as --encoding latin-1." in line
+    results = main(flags(tmp_path, model_dir, *files, *BARELY, "--encoding", "latin-1"))
+    assert results["num_examples"] == {"train": 32, "validation": 32}
+
+
+def test_a_tokenizer_without_padding(tmp_path):
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<end>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = make_model("gpt2", dtype=torch.float32)
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path / "gpt2")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(tmp_path / "gpt2")
+    main(flags(tmp_path, tmp_path / "gpt2", *own_files(tmp_path), *BARELY, "--bf16", "False"))
+    assert AutoConfig.from_pretrained(tmp_path / "out").pad_token_id == 1
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "<end>"
+
+
+def test_a_metric_of_the_users_own(tmp_path, model_dir, capsys):
+    script = tmp_path / "errors.py"
+    script.write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class Errors(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        features = datasets.Features({n: datasets.Value('int64') for n in ('predictions', 'references')})\n"
+        "        return evaluate.MetricInfo(description='', citation='', inputs_description='', features=features)\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'errors': sum(p != r for p, r in zip(predictions, references))}\n"
+    )
+    command = flags(tmp_path, model_dir, *own_files(tmp_path), *BARELY)
+    results = main([*command, "--metric", str(script)])
+    for phase, values in results["metrics"].items():
+        low, high = results["intervals"][phase]["errors"]
+        assert values["errors"] == round((1 - values["accuracy"]) * 32) and low <= values["errors"] <= high
+        assert results["intervals"][phase].keys() == {"errors", "accuracy"}
+    (header,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith("latency ms")]
+    assert header.split()[:3] == ["errors", "accuracy", "loss"]
+    card, page = ((tmp_path / "out" / name).read_text() for name in ("README.md", "report.html"))
+    value = results["metrics"]["recovered"]["accuracy"]
+    low, high = results["intervals"]["recovered"]["accuracy"]
+    assert f"{value:.4f} ({low:.3f} to {high:.3f})" in card and f"({low:.3f} to {high:.3f})" in page
+    with pytest.raises(ValueError, match="The metric 'nowhere.py' cannot be loaded"):
+        main([*command, "--metric", "nowhere.py"])
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_output_folder_is_not_that_of_a_model(tmp_path, model_dir, link):
+    output = tmp_path / "link" if link else model_dir
+    if link:
+        output.symlink_to(model_dir)
+    before = {file.name: file.read_bytes() for file in model_dir.iterdir()}
+    command = flags(tmp_path, model_dir, *own_files(tmp_path))
+    with pytest.raises(ValueError, match="is the folder of the model"):
+        main([*command, "--output_dir", str(output)])
+    shutil.copytree(model_dir, tmp_path / "other")
+    with pytest.raises(ValueError, match="other' holds a model that this script did not write"):
+        main([*command, "--output_dir", str(tmp_path / "other")])
+    assert {file.name: file.read_bytes() for file in model_dir.iterdir()} == before
+    main([*command, *BARELY])
+    main([*command, *BARELY])  # What the script itself wrote may be replaced.

@@ -87,3 +87,39 @@ def test_a_repository_with_a_license_alone_gets_a_card(tmp_path):
     trainer.prune()
     trainer.create_model_card()
     assert "Heads and neurons left" in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_metrics_of_all_phases_have_columns(tmp_path):
+    """What `evaluate(metric_key_prefix="test")` adds is of one phase alone."""
+    metrics = {
+        "dense": {"accuracy": 0.9, "loss": 0.3},
+        "pruned": {"test_loss": 0.5, "test_accuracy": 0.8, "loss": 0.4},
+        "recovered": {"accuracy": 0.85, "odd|name": 1.0},
+    }
+    text = make_card(tmp_path, results={"metrics": metrics}).text
+    start = text.index("| phase |")
+    table = text[start : text.index("\n\n", start)].splitlines()
+    assert table[0] == "| phase | accuracy | test_accuracy | odd\\|name | loss | test_loss |"
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert table[3] == "| pruned |  | 0.8000 |  | 0.4000 | 0.5000 |"
+    assert table[4] == "| recovered | 0.8500 |  | 1.0000 |  |  |"
+
+
+def test_metrics_of_another_prefix_reach_the_card(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.prune()
+    trainer.evaluate(metric_key_prefix="test")
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    lines = [line for line in card.text.splitlines() if line.startswith(("| phase", "| pruned |"))]
+    assert lines[0] == "| phase | test_accuracy | test_loss |"
+    assert float(lines[1].split("|")[2]) == round(trainer.results["metrics"]["pruned"]["test_accuracy"], 4)
+    assert {result.metric_type for result in card.data.eval_results} == {"test_accuracy", "test_loss"}
+
+
+def test_intervals(tmp_path):
+    results = {**RESULTS, "intervals": {"dense": {"accuracy": [0.88, 0.92]}, "recovered": {}}}
+    text = make_card(tmp_path, results=results).text
+    assert "| dense | 0.9000 (0.880 to 0.920) |" in text and "| recovered | 0.8500 |" in text
+    assert "Brackets are 95 % bootstrap intervals over the validation examples." in text
+    assert "Brackets" not in make_card(tmp_path, results=RESULTS).text

@@ -8,6 +8,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from hub_server import running_hub
 from huggingface_hub import ModelCard
 from tiny import ROOT
@@ -29,7 +30,9 @@ trainer.prune()
 trainer.evaluate()
 trainer.train()
 trainer.evaluate()
-trainer.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0", remote_code=True)
+trainer.push_to_hub(
+    dataset="my rows", dataset_tags="me/rows", dataset_args="all", license="apache-2.0", remote_code=True
+)
 trainer.model.push_to_hub("me/by-model")
 trainer.model.push_to_hub("me/with-code", remote_code=True, tags=["tiny"])
 own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
@@ -38,7 +41,7 @@ HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md"
 trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
 again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
 again.results = trainer.results
-again.push_to_hub(dataset="my rows", dataset_tags="rows", license="apache-2.0")
+again.push_to_hub(dataset="my rows", dataset_tags="me/rows", dataset_args="all", license="apache-2.0")
 trainer.model.push_to_hub("me/again", tags=["later"])
 by_arguments = make_trainer(
     sys.argv[2] + "-arguments", push_to_hub=True, hub_model_id="me/by-arguments", hap_config=HapConfig(ratio=0.5)
@@ -151,9 +154,21 @@ def test_training_arguments_push_what_is_saved(pushed):
 def test_a_card_of_ours_is_written_anew_but_keeps_what_it_was_told(pushed):
     hub, _, _ = pushed
     card = ModelCard(hub.repositories["me/again"]["README.md"].decode())
-    assert card.data.datasets == "rows" and "fine-tuned on my rows" in card.text
+    assert card.data.datasets == "me/rows" and "fine-tuned on my rows" in card.text
     assert card.data.license == "apache-2.0" and "later" in card.data.tags
     assert "| recovered | " in card.text
+
+
+@pytest.mark.parametrize("repository", ["me/by-trainer", "me/again"])
+def test_results_in_files_of_their_own(pushed, repository):
+    hub, _, _ = pushed
+    files = hub.repositories[repository]
+    card = ModelCard(files["README.md"].decode())
+    accuracy = {result.metric_type: result.metric_value for result in card.data.eval_results}["accuracy"]
+    assert [name for name in files if name.startswith(".eval_results")] == [".eval_results/rows_all_accuracy.yaml"]
+    (entry,) = yaml.safe_load(files[".eval_results/rows_all_accuracy.yaml"])
+    assert entry["dataset"] == {"id": "me/rows", "task_id": "all"} and entry["value"] == accuracy
+    assert not any(name.startswith(".eval_results") for name in hub.repositories["me/by-model"])
 
 
 def test_own_words_are_kept(pushed):

@@ -1,7 +1,6 @@
 """The page of a run says what the run's files say, and works in a browser without any network."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -9,13 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from scipy.stats import norm
 from tiny import make_batch, make_model
 from typer.testing import CliRunner
 
 from hap_transformers import PruningPlan, estimate_sensitivity
 from hap_transformers.cli import app
-from hap_transformers.reporting.page import interval, score_cells, write_report
+from hap_transformers.reporting.page import score_cells, write_report
+from hap_transformers.reporting.results import results_table
 
 
 needs_chromium = pytest.mark.skipif(
@@ -39,6 +38,7 @@ def run(tmp_path):
         "task": "sst2",
         "model": "me/<script>alert(1)</script>",
         "metrics": {phase: {"loss": 0.3, "accuracy": value} for phase, value in metrics.items()},
+        "intervals": {"dense": {"accuracy": [0.89, 0.928]}, "pruned": {}, "recovered": {"accuracy": [0.88, 0.92]}},
         "num_examples": {"train": 100, "validation": 872},
         "heads": {"dense": 8, "pruned": 6},
         "parameters": {"dense": 10_000, "pruned": 7_500},
@@ -133,17 +133,39 @@ def test_structure_for_screen_readers(run):
     assert all("aria-label" in attributes for tag, attributes in cells.tags if tag == "svg")
 
 
-def test_intervals():
-    low, high = interval("accuracy", 0.91, 872)
-    z, n, p = norm.ppf(0.975), 872, round(0.91 * 872) / 872
-    centre, width = (
-        (p + z**2 / 2 / n) / (1 + z**2 / n),
-        z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / 4 / n**2),
-    )
-    assert (low, high) == pytest.approx((centre - width, centre + width))
-    low, high = interval("pearson", 0.8, 103)
-    assert math.atanh(high) - math.atanh(low) == pytest.approx(2 * 1.96 / 10)
-    assert interval("f1", 0.8, 100) is None and interval("loss", 0.3, 100) is None
+def test_phases_with_other_metrics(run):
+    """Results of a release without intervals, and a metric of the last phase alone."""
+    folder, results, _, _ = run
+    metrics = {**results["metrics"], "recovered": {"loss": 0.2, "accuracy": 0.9, "test_accuracy": 0.88}}
+    old = {name: value for name, value in results.items() if name != "intervals"}
+    (folder / "results.json").write_text(json.dumps({**old, "metrics": metrics}))
+    text = write_report(folder).read_text()
+    rows = {row[0]: row[1:] for row in Cells(text).rows}
+    assert rows["test_accuracy"] == ["", "", "0.8800"] and rows["accuracy"] == ["0.9100", "0.8500", "0.9000"]
+    assert "bootstrap" not in text and "95 % bootstrap intervals" in render(run)
+
+
+def render(run):
+    folder, results, _, _ = run
+    (folder / "results.json").write_text(json.dumps(results))
+    return write_report(folder).read_text()
+
+
+def test_the_table_for_the_terminal(run):
+    _, results, _, _ = run
+    metrics = {**results["metrics"], "recovered": {"loss": 0.2, "accuracy": 0.9, "test_accuracy": 0.88}}
+    table = results_table({**results, "metrics": metrics})
+    lines = table.splitlines()
+    assert lines[2].split()[:3] == ["accuracy", "test_accuracy", "loss"]
+    assert lines[4].split()[:6] == ["dense", "0.9100", "(0.890", "to", "0.928)", "0.3000"]
+    assert "recovered  0.9000 (0.880 to 0.920)" in table and "Brackets are 95 % bootstrap intervals" in table
+    assert len({len(line) for line in lines[2:7]}) == 1
+
+
+def test_a_file_of_results_that_is_no_json(run):
+    (run[0] / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="results.json' is not JSON: Expecting"):
+        write_report(run[0])
 
 
 def test_heads_without_errors_or_with_scores_of_zero(run):
