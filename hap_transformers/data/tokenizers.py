@@ -72,8 +72,8 @@ def validate_tokens(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, model
     if highest >= embeddings.num_embeddings:
         raise ValueError(
             f"The texts have the token '{tokenizer.convert_ids_to_tokens(highest)}', number {highest}, and "
-            f"'{model.config.name_or_path}' knows {embeddings.num_embeddings} tokens. Give the tokenizer of the model, "
-            "or call model.resize_token_embeddings(len(tokenizer)) and save it."
+            f"'{model.config.name_or_path}' knows {embeddings.num_embeddings} tokens. Give the model's tokenizer, or "
+            "call model.resize_token_embeddings(len(tokenizer)) and save it."
         )
 
 

@@ -144,7 +144,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes, config = [], results["hap_config"]
     if config["budget"] == "params":
         notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
-    if any(results["intervals"].values()):
+    if any(results.get("intervals", {}).values()):
         notes.append("Brackets are 95 % bootstrap intervals over the validation examples.")
     reliability = results["reliability"]
     if reliability is not None:

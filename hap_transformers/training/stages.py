@@ -207,7 +207,7 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
         "1. fine-tune: finished by an earlier run"
         if stages.fine_tuned
         else (
-            f"1. fine-tune on {len(cast(Sized, data)):,} examples, {trainer.args.num_train_epochs:g} epochs, in "
+            f"1. fine-tune on {len(cast(Sized, data)):,} examples (epochs: {trainer.args.num_train_epochs:g}), in "
             f"{'bf16' if trainer.args.bf16 else 'fp16' if trainer.args.fp16 else 'float32'}"
         )
     )
@@ -217,7 +217,7 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
             first,
             f"2. score components by {config.method} on {config.max_examples:,} examples",
             f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
-            f"4. recover, {epochs:g} epochs; evaluate, write the model, its card and report.html",
+            f"4. recover by training (epochs: {epochs:g}), evaluate, write the model, its card and report.html",
         ]
     )
 

@@ -31,7 +31,8 @@ def test_parquet_files_without_names_of_labels(tmp_path):
 def test_parquet_files_that_are_spoiled(tmp_path, columns, message):
     (tmp_path / "sst2").mkdir()
     good = {"sentence": ["a", "b"], "label": [0, 1]}
-    for split, given in (("train", good), ("validation", columns)):
+    first = columns if columns and "sentence" not in columns else good
+    for split, given in (("train", first), ("validation", columns)):
         file = tmp_path / "sst2" / f"{split}.parquet"
         if given is None:
             file.write_bytes(b"spoiled")

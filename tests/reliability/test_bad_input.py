@@ -139,11 +139,16 @@ def test_folders_that_cannot_be_written_are_named_before_any_training(tmp_path, 
     (tmp_path / "in_the_way").write_text("")
     below, trained = tmp_path / "in_the_way" / unwritable, []
     monkeypatch.setattr(hap.HapTrainer, "train", lambda *args, **kwargs: trained.append(1))
-    arguments = flags(tmp_path, model_dir, *own_files(tmp_path))
-    if unwritable == "cache":
+    (tmp_path / "data" / "sst2").mkdir(parents=True)
+    if unwritable == "cache":  # Only data of `datasets` goes there.
+        rows = datasets.Dataset.from_dict({"sentence": ["good film", "bad plot"] * 8, "label": [1, 0] * 8})
+        rows = rows.cast_column("label", datasets.ClassLabel(names=["negative", "positive"]))
+        for split in ("train", "validation"):
+            rows.to_parquet(tmp_path / "data" / "sst2" / f"{split}.parquet")
+        arguments = flags(tmp_path, model_dir, "--task_name", "sst2", "--data_dir", str(tmp_path / "data"))
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(below))
     else:
-        arguments += ["--output_dir", str(below)]
+        arguments = [*flags(tmp_path, model_dir, *own_files(tmp_path)), "--output_dir", str(below)]
     with pytest.raises(OSError, match=f"in_the_way/{unwritable}"):
         run_glue_hap(arguments)
     assert not trained

@@ -208,7 +208,12 @@ TABLE = [
     Wrong("weight NaN", lambda h: (with_weight(h, float("nan")), estimate(h)), "loss of batch 0 is nan; .*weights"),
     Wrong("weight infinite", lambda h: (with_weight(h, float("inf")), estimate(h)), "loss of batch 0 is nan"),
     Wrong("architecture", lambda h: estimate(h, model=bloom()), "'bloom'"),
-    Wrong("no model", lambda h: estimate(h, model=nn.Identity()), "Identity has no config; give a model", TypeError),
+    Wrong(
+        "no model",
+        lambda h: estimate(h, model=nn.Identity()),
+        "Identity is no model of Transformers.*give a model",
+        TypeError,
+    ),
     Wrong("nothing left", lambda h: estimate(h, model=emptied(), components=["heads"]), "has no heads left to score"),
     Wrong("loss none", lambda h: estimate(h, loss_fn=lambda m, b: None), "loss_fn.*NoneType"),
     Wrong("loss a vector", lambda h: estimate(h, loss_fn=lambda m, b: m(**b).logits[:, 0]), "one finite number"),

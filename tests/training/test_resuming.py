@@ -76,6 +76,18 @@ def test_resumes_before_and_after_pruning(tmp_path):
     )  # The limit holds for the recovery, too.
 
 
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=str)
+def test_a_later_process_prunes_alike(tmp_path, precision):
+    """Accelerate wraps a model that trains in mixed precision. A later process has no such wrapper when it prunes."""
+    first = trainer_of(tmp_path / "first", **precision)
+    first.train()
+    first.save_model(str(tmp_path / "dense"))
+    later = trainer_of(tmp_path / "later", model=type(first.model).from_pretrained(tmp_path / "dense"), **precision)
+    for trainer in (first, later):
+        trainer.prune(PruningPlan.for_model(trainer.model, heads={0: [1, 2]}, neurons={0: range(4), 1: range(12)}))
+    assert same(weights(first), weights(later))
+
+
 def test_checkpoints_of_another_structure_are_refused(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.train()
