@@ -147,6 +147,8 @@ def load_task(
             raise FileNotFoundError(f"--data_dir lacks {', '.join(missing)}; task '{task_name}' needs them.")
         try:
             data = load_dataset("parquet", data_files={split: str(file) for split, file in files.items()})
+        except OSError:  # The cache's folder, not the files.
+            raise
         except Exception as error:  # `datasets` wraps what the reader raises.
             named = ", ".join(map(str, files.values()))
             raise ValueError(f"Cannot read {named} as parquet: {error.__cause__ or error}") from error

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..components.groups import Group, eager_model
 from ..components.slicing import validate_sliceable
+from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from .layer_runs import Call, ForwardFunction, LayerRuns
 from .least_squares import Sums
@@ -75,7 +76,7 @@ def reconstruct(
             yield position, send_to_device(batch, model.device)
 
     bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
-    with _put_back_on_error(sites), bar:
+    with plain_forward(model), plain_forward(dense), _put_back_on_error(sites), bar:
         for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
             targets = {
                 position: [[call.stream + call.outputs for call in calls] for calls in seen]

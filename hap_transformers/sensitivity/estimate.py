@@ -19,7 +19,7 @@ from ..components.sharded import is_sharded
 from ..components.slicing import validate_plain_weights
 from .accumulate import Progress, accumulate
 from .methods import METHODS, Finished, Method, get_method
-from .precision import Precision
+from .precision import Precision, plain_forward
 from .sensitivity import Sensitivity
 from .state_file import StateFile
 from .statistics import SampleMoments
@@ -128,7 +128,7 @@ def estimate_sensitivity(
         kinds = " or ".join(kind.name for kind in by_kind(groups))
         raise ValueError(f"{type(model).__name__} has no {kinds} left to score.")
     if scoring.sample is None:
-        result = _result(method, groups, Finished(scoring.finish(task, None).cpu().double()))
+        result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
         run = {"method": method, "components": sorted({group.kind.name for group in groups}), "num_probes": num_probes}
         run |= {"seed": seed, "max_examples": max_examples, "precision": precision}
@@ -324,19 +324,15 @@ def _scoring_mode(model: PreTrainedModel) -> Iterator[None]:
     """Turns dropout off and freezes all weights; restores everything afterwards."""
     training = [module for module in model.modules() if module.training]
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    # The forward that accelerate puts in place copies logits and loss to float32 separately, so that the one no longer
-    # leads to the other; `precision` does its work here.
-    forward = model.__dict__.pop("forward", None) if "_original_forward" in model.__dict__ else None
     model.eval()
     for parameter in required:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # Compiled code does not call hooks.
+        # `precision` does the work of accelerate's autocast here. Compiled code does not call hooks.
+        with plain_forward(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:
             module.training = True
         for parameter, value in required.items():
             parameter.requires_grad_(value)
-        if forward is not None:
-            model.forward = forward

@@ -1,8 +1,10 @@
 """Low precision for scoring: autocast and, for fp16, a loss scale that is undone exactly."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from transformers import PreTrainedModel
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,3 +42,18 @@ class Precision:
             return False
         self.scale /= 4
         return True
+
+
+@contextmanager
+def plain_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Takes off the forward that accelerate puts on a model that it trains in low precision.
+
+    That forward copies logits and loss to float32 separately, so that the one no longer leads to the other. It is
+    there only in a process that has trained, so results would depend on that.
+    """
+    forward = vars(model).pop("forward", None) if "_original_forward" in vars(model) else None
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward

@@ -129,7 +129,7 @@ def fresh_compiler():
 @pytest.mark.parametrize("model_type, backend", [("bert", "eager"), ("gpt2", "aot_eager"), ("llama", "aot_eager")])
 def test_compiled(model_type, backend, fresh_compiler):
     tiny = ZOO[model_type]
-    model = emptied(tiny.model(torch.float32))
+    model = emptied(tiny.model(torch.float32, **{tiny.names[2]: 1}), heads={0: ALL_HEADS}, neurons={0: ALL_NEURONS})
     expected = logits(model, tiny)
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

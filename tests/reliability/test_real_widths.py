@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import transformers
+from tiny import ROOT
 from zoo import VOCABULARY, ZOO
 
 from hap_transformers import apply_plan, estimate_sensitivity, plan_pruning, reconstruct
@@ -38,7 +39,7 @@ WIDTHS = {
     "vit": (192, 3, 768, {}),  # ViT tiny
     "whisper": (384, 6, 1536, {}),  # Whisper tiny
 }
-SECONDS = 600  # For all of them on busy cores. Two free ones take less than two minutes.
+SECONDS = 1200  # For all of them on busy cores. Two free ones take less than two minutes.
 
 
 def make_model(name):
@@ -94,9 +95,10 @@ def in_this_process(file):
 def results(tmp_path_factory):
     """What a second process with two threads finds until its time is up."""
     file = tmp_path_factory.mktemp("widths") / "results"
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    paths = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": paths}
     try:
-        subprocess.run([sys.executable, __file__, str(file)], timeout=SECONDS, env=environment)
+        subprocess.run([sys.executable, __file__, str(file)], check=True, timeout=SECONDS, env=environment)
     except subprocess.TimeoutExpired:
         pass  # The tests of the models that were not reached say which one it hung at.
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
