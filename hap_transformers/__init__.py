@@ -4,6 +4,8 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 `model.push_to_hub` upload a card with pruned models.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .checkpoints import from_pretrained as from_pretrained
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
@@ -22,10 +24,15 @@ from .training.trainer import HapTrainer
 from .version import __version__
 
 
+if TYPE_CHECKING:
+    from .data.glue_metric import GlueMetric as GlueMetric
+
+
 __all__ = [
     "ARCHITECTURES",
     "METHODS",
     "Architecture",
+    "GlueMetric",
     "HapCallback",
     "HapConfig",
     "HapTrainer",
@@ -46,3 +53,11 @@ __all__ = [
     "reconstruct",
     "register_method",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GlueMetric":  # Here: `evaluate` takes a second, which importing the package should not.
+        from .data.glue_metric import GlueMetric
+
+        return GlueMetric
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import evaluate  # type: ignore[import-untyped]
+import evaluate
 import numpy as np
 from datasets import Features, Value
 from scipy.stats import rankdata

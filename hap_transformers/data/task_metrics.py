@@ -4,7 +4,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-import evaluate  # type: ignore[import-untyped]
+import evaluate
 import numpy as np
 from scipy.stats import bootstrap
 from transformers import EvalPrediction

@@ -28,7 +28,7 @@ class PlanningSettings:
 
     Parameters that control what may go:
         min_heads (`int`, *optional*): Heads every layer keeps at least. By default 0 for methods that foresee a refit
-            (`"kronecker"`), which know when a layer cannot spare more, and 1 for others, which can empty whole layers.
+            (`kronecker`), which know when a layer cannot spare more, and 1 for others, which can empty whole layers.
         min_neurons (`float`, *optional*): Share of its dense neurons that every layer keeps at least. By default 0 for
             methods that foresee a refit, and 0.05 for others. Where the floor is 0, whole blocks can go.
         neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this. Matrix
