@@ -5,6 +5,7 @@ A component is what can be removed: an attention head, an FFN neuron. All kinds 
 give its names to the entries of `ARCHITECTURES`.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,14 @@ def eager_model(model: Any) -> Any:
     What is done to the model inside holds for the compiled one, which compiles again when it is called.
     """
     return getattr(model, "_orig_mod", model)
+
+
+def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model. A compiled forward is left out, which would still run the original."""
+    copied = copy.deepcopy(model)
+    if hasattr(vars(copied).get("forward"), "_torchdynamo_orig_callable"):
+        del copied.forward
+    return copied
 
 
 def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Group]:

@@ -67,9 +67,10 @@ def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | Non
         size = found if max_examples is None else min(found, max_examples - seen)
         if size == 0:
             break
-        if not counts(batch):
+        cut = _cut(batch, found, slice(size))
+        if not counts(cut):
             continue
-        yield ScoredBatch(_cut(batch, found, slice(size)), size, number, seen)
+        yield ScoredBatch(cut, size, number, seen)
         seen += size
     if not seen:
         raise ValueError("No examples to score: `batches` is empty, or no label in it counts (all are -100).")

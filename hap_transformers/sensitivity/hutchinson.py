@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..components.groups import Group
 from ..components.projections import Projection
+from .backward_pass import named_second_derivatives
 from .batches import ScoredBatch
 from .methods import Method, register_method
 from .probes import rademacher
@@ -59,7 +60,8 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     # Fused attention has no double backward; the math kernel does.
     with sdpa_kernel(SDPBackend.MATH):
         parts = _parts(task, batch)
-        values = [part.size / batch.size * _probe(task, part, generator) for part in parts]
+        with named_second_derivatives(task, "weights"):
+            values = [part.size / batch.size * _probe(task, part, generator) for part in parts]
     return Samples(torch.stack(values).sum(0), task.num_probes)
 
 

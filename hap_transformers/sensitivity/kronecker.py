@@ -10,7 +10,7 @@ from ..components.groups import Group
 from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
-from .batches import ScoredBatch
+from .batches import ScoredBatch, counts
 from .ghost_norms import squared_gradient_norms
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
@@ -44,11 +44,11 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     try:
         return _sums(task, batch)
     except SharedByExamplesError:
-        parts = [_sums(task, part) for part in batch.split(1)]
-        values = torch.cat([part.values for part in parts])
-        return Samples(
-            values, parts[0].num_probes, torch.stack([part.sums for part in parts if part.sums is not None]).sum(0)
-        )
+        parts = [_sums(task, part) if counts(part.inputs) else None for part in batch.split(1)]
+        known = [part for part in parts if part is not None]
+        rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
+        sums = torch.stack([part.sums for part in known if part.sums is not None]).sum(0)
+        return Samples(torch.cat(rows), known[0].num_probes, sums)
 
 
 def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:

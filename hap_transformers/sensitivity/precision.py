@@ -46,12 +46,14 @@ class Precision:
 
 @contextmanager
 def plain_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Takes off the forward that accelerate puts on a model that it trains in low precision.
+    """Takes off a compiled forward, and the one that accelerate puts on a model that it trains in low precision.
 
-    That forward copies logits and loss to float32 separately, so that the one no longer leads to the other. It is
-    there only in a process that has trained, so results would depend on that.
+    Compiled code does not call hooks, and in a copy of the model it runs the original. Accelerate's forward copies
+    logits and loss to float32 separately, so that the one no longer leads to the other. It is there only in a process
+    that has trained, so results would depend on that.
     """
-    forward = vars(model).pop("forward", None) if "_original_forward" in vars(model) else None
+    compiled = hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
+    forward = vars(model).pop("forward", None) if compiled or "_original_forward" in vars(model) else None
     try:
         yield
     finally:

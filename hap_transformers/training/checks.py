@@ -49,6 +49,11 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
         )
     if config is None or not config.distils:
         return
+    if _is_headless(teacher) and not _is_headless(model):
+        raise ValueError(
+            f"The teacher is a {type(teacher).__name__}, which has no head and so no logits to distil. Give a teacher "
+            "that was trained for the same task, or set distillation=0."
+        )
     names = f"The teacher ({type(teacher).__name__}) and the model ({type(model).__name__})"
     facts = {
         "task": (_task(teacher), _task(model)),
@@ -90,6 +95,13 @@ def _task(model: PreTrainedModel) -> str | None:
     names = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.models.")]
     names = [name for name in names if hasattr(transformers, name) and "For" in name]
     return "For" + names[0].rpartition("For")[2] if names else None
+
+
+def _is_headless(model: PreTrainedModel) -> bool:
+    """Whether a model is a bare encoder or decoder of Transformers."""
+    name = type(model).__name__
+    shipped = type(model).__module__.startswith("transformers.models.")
+    return shipped and name.endswith("Model") and "LMHead" not in name
 
 
 def _labels(model: PreTrainedModel) -> tuple[str, ...] | None:

@@ -1,6 +1,5 @@
 """The pruning steps of `HapTrainer`: score, plan, prune."""
 
-import copy
 from functools import partial
 from typing import Any, cast
 
@@ -9,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from ..components.groups import KINDS, find_groups
+from ..components.groups import KINDS, eager_copy, find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
 from ..data.calibration import calibration_batches
@@ -133,7 +132,7 @@ class PruningTrainer(Trainer):
         if not self._is_pruned():
             self._note_costs(model, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
-        dense = copy.deepcopy(model) if config.refit or config.distils else None
+        dense = eager_copy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
             self._note_costs(model, "pruned")  # Before the refit, which undoes its own changes if it fails.
@@ -203,6 +202,8 @@ class PruningTrainer(Trainer):
 
     def _placed_model(self) -> PreTrainedModel:
         """The model on the device of its inputs. Trainer moves some models only when it wraps or evaluates them."""
+        if self.model is None:  # A hyperparameter search leaves none.
+            self.model = self.model_wrapped = self.call_model_init()
         model = self._unwrapped_model()
         if self.model_wrapped is self.model and not self.is_model_parallel and model.device != self.args.device:
             self._move_model_to_device(model, self.args.device)

@@ -8,7 +8,7 @@ from tiny import make_batch, make_model
 from torch import nn
 from zoo import ALL_HEADS, ALL_NEURONS, LAYERS, ZOO, logits, masked
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import PruningPlan, apply_plan, emptied_modules
 from hap_transformers.components.groups import find_groups
 
 
@@ -143,7 +143,6 @@ def test_compiled(model_type, backend, fresh_compiler):
 
 ADAPTERS = {
     "lora": lambda peft, modules: peft.LoraConfig(r=2, target_modules=modules, task_type="SEQ_CLS"),
-    "dora": lambda peft, modules: peft.LoraConfig(r=2, target_modules=modules, task_type="SEQ_CLS", use_dora=True),
     "rslora": lambda peft, modules: peft.LoraConfig(r=2, target_modules=modules, task_type="SEQ_CLS", use_rslora=True),
     "ia3": lambda peft, modules: peft.IA3Config(
         target_modules=modules, feedforward_modules=["dense"], task_type="SEQ_CLS"
@@ -196,3 +195,17 @@ def test_trained_with_gradient_checkpointing(dtype):
     model(**make_batch(4)).loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert sum(p.grad is not None for p in model.parameters()) > LAYERS
+
+
+def test_dora_learns_where_emptied_modules_are_left_out():
+    """DoRA divides by the norm of its module's weights, which is zero where there are none."""
+    peft = pytest.importorskip("peft")
+    model = emptied(make_model(dtype=torch.float32))
+    left_out = emptied_modules(model)
+    assert "bert.encoder.layer.1.output.dense" in left_out
+    config = peft.LoraConfig(
+        r=2, target_modules=["query", "dense"], exclude_modules=left_out, task_type="SEQ_CLS", use_dora=True
+    )
+    loss = peft.get_peft_model(model, config).train()(**make_batch(4)).loss
+    loss.backward()
+    assert loss.isfinite()
