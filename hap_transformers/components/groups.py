@@ -183,6 +183,7 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     Raises:
         ValueError: If the architecture is unknown, or its entry or the config does not fit the model.
     """
+    model = eager_model(model)
     architecture = get_architecture(model)
     wanted = KINDS if kinds is None else set(kinds)
     found = [kind for kind in KINDS.values() if kind.name in architecture.names and kind.name in wanted]
@@ -238,6 +239,7 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         ValueError: If the architecture is unknown.
     """
+    model = eager_model(model)
     paths = layer_paths(model, get_architecture(model))
     return [model.base_model.get_submodule(path.removesuffix(".")) for path in paths]
 

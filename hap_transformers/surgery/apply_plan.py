@@ -65,6 +65,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
         >>> model.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([4, 8])
     """
+    model = eager_model(model)
     groups = find_groups(model)
     heads = validate_numbers(of_kind(groups, "heads"), heads_to_prune)
     _remove(model, groups, PruningPlan({"heads": heads}, model.config.model_type))

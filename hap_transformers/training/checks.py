@@ -7,6 +7,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..components.architectures import get_architecture
 from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
 from ..tokens import validate_length
@@ -22,6 +23,7 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         no
             hidden states where the configuration needs them.
     """
+    get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
     validate_sliceable(model, find_groups(model))
     if config.sequence_length is not None:
         validate_length(model, config.sequence_length)
