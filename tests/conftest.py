@@ -1,5 +1,6 @@
 """Fixtures and hooks. Tests import helpers from `tiny`, `trainers`, `script_inputs`, `zoo` and `explicit`."""
 
+import gc
 import json
 import os
 
@@ -58,3 +59,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "reliability" in item.path.parts:
             item.add_marker(pytest.mark.reliability)
+
+
+def pytest_collection_finish(session):
+    """Accelerate collects garbage in every `prune()`; what is imported by now need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
