@@ -8,6 +8,9 @@ PARALLEL = -n $(WORKERS) --dist loadfile
 # Python compiles what it imports; to compile all that is installed takes as long as to install it.
 PIP_FLAGS = --quiet --disable-pip-version-check --no-compile
 
+# Tests start many processes; without byte code each compiles all packages again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark help
 
 help:
