@@ -67,17 +67,23 @@ def with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     }
 
 
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model's table of position embeddings has room for; `None` if it has no such table."""
+    found = []
+    for name, module in model.named_modules():
+        if name.endswith(("position_embeddings", "embed_positions", "wpe")) and isinstance(module, nn.Embedding):
+            # RoBERTa-like models number positions from after the one of padding, BART from an offset.
+            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            found.append(module.num_embeddings - first)
+    return min(found, default=None)
+
+
 def validate_length(model: PreTrainedModel, length: int) -> None:
     """Checks that a model with a table of position embeddings has enough positions for texts of a length.
 
     Raises:
         ValueError: If the table has fewer positions.
     """
-    for name, module in model.named_modules():
-        if name.endswith(("position_embeddings", "embed_positions", "wpe")) and isinstance(module, nn.Embedding):
-            # RoBERTa-like models number positions from after the one of padding, BART from an offset.
-            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            if length > module.num_embeddings - first:
-                raise ValueError(
-                    f"{type(model).__name__} takes at most {module.num_embeddings - first} tokens, not {length}."
-                )
+    limit = positions(model)
+    if limit is not None and length > limit:
+        raise ValueError(f"{type(model).__name__} takes at most {limit} tokens, not {length}.")

@@ -6,6 +6,8 @@ from datasets import DatasetDict
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokens import positions
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model.
@@ -75,17 +77,6 @@ def validate_tokens(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, model
             f"'{model.config.name_or_path}' knows {embeddings.num_embeddings} tokens. Give the model's tokenizer, or "
             "call model.resize_token_embeddings(len(tokenizer)) and save it."
         )
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """How many tokens a model's table of position embeddings has room for; `None` if it has no such table."""
-    found = []
-    for name, module in model.named_modules():
-        if name.endswith(("position_embeddings", "embed_positions", "wpe")) and isinstance(module, nn.Embedding):
-            # RoBERTa-like models number positions from after the one of padding, BART from an offset.
-            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            found.append(module.num_embeddings - first)
-    return min(found, default=None)
 
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int:

@@ -10,7 +10,8 @@ from tiny import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hap_transformers.data.tokenizers import cut_note, longest_text, positions, set_padding, validate_tokens
+from hap_transformers.data.tokenizers import cut_note, longest_text, set_padding, validate_tokens
+from hap_transformers.tokens import positions
 
 
 def tokenizer(**special):
