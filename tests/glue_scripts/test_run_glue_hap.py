@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from glue_scripts.run_glue_hap import main, run
+from glue_scripts.run_glue_hap import defaults_for, main, run
 from hap_transformers import HapTrainer, PruningPlan, Sensitivity
 
 
@@ -295,3 +295,11 @@ def test_the_output_folder_is_not_that_of_a_model(tmp_path, model_dir, link):
     assert {file.name: file.read_bytes() for file in model_dir.iterdir()} == before
     main([*command, *BARELY])
     main([*command, *BARELY])  # What the script itself wrote may be replaced.
+
+
+def test_only_the_demo_trains_less():
+    task, demo = (defaults_for(command) for command in (["--task_name=mrpc"], ["--bf16", "False"]))
+    assert defaults_for(["--train_file", "a.csv"]) == task
+    assert (task["num_train_epochs"], task["recovery_epochs"]) == (2.0, 1.0)
+    assert (demo["num_train_epochs"], demo["recovery_epochs"]) == (1.0, 0.5)
+    assert task.keys() == demo.keys()
