@@ -6,7 +6,8 @@ Importing the package makes pruned checkpoints loadable by plain `from_pretraine
 
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import from_pretrained as from_pretrained
+from . import checkpoints as checkpoints
+from . import hub as hub
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
 from .components.groups import emptied_modules
@@ -14,7 +15,6 @@ from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
 from .refit.reconstruct import reconstruct
-from .reporting import hub as hub
 from .sensitivity import METHODS, Method, Sensitivity, estimate_sensitivity, register_method
 from .surgery.apply_plan import apply_plan, prune_heads
 from .surgery.plan import PruningPlan

@@ -187,7 +187,7 @@ def test_remote_code_only_where_it_was_asked_for(pushed):
 
 
 def test_dense_models_are_pushed_as_ever(monkeypatch):
-    from hap_transformers import hub
+    from hap_transformers.reporting import hub
 
     calls = []
     monkeypatch.setattr(hub, "_push_dense_model", lambda *args, **kwargs: calls.append((args, kwargs)))
