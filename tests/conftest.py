@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+from unittest import mock
 
 import pytest
 
@@ -17,11 +18,11 @@ from zoo import ZOO
 
 
 @pytest.fixture(autouse=True)
-def fresh_precision(monkeypatch):
-    """Resets the precision, which Accelerate keeps in a singleton and Transformers 4 in the environment."""
+def fresh_settings():
+    """Resets what TrainingArguments set for Accelerate: a singleton, and variables that other processes inherit."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    yield
+    with mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION="no"):
+        yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -179,15 +179,13 @@ def test_the_trainer_names_the_model_inside_of_a_wrapper(tmp_path):
         pruned_and_recovered(tmp_path, lambda model: wrapped(model, Counting()))
 
 
-@pytest.mark.xfail(reason="such layers are found missing, without the cause", strict=True)
 def test_layers_that_are_wrapped_one_by_one_are_named():
     model = of_one_layer()
     model.bert.encoder.layer = torch.nn.ModuleList([torch.compile(layer) for layer in model.bert.encoder.layer])
-    with pytest.raises(ValueError, match="compile"):
+    with pytest.raises(ValueError, match=r"layer 'encoder.layer.0' is wrapped by torch.compile.*layer.compile"):
         estimate_sensitivity(model, LABELLED, progress=False)
 
 
-@pytest.mark.xfail(reason="Trainer's own compilation is not repeated yet", strict=True)
 def test_a_trainer_that_compiles_does_so_again_after_pruning(tmp_path, monkeypatch):
     compiled = []
 

@@ -187,6 +187,7 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     architecture = get_architecture(model)
     wanted = KINDS if kinds is None else set(kinds)
     found = [kind for kind in KINDS.values() if kind.name in architecture.names and kind.name in wanted]
+    _validate_layers_are_eager(model, architecture)
     return [group for kind in found for group in kind.find(model, architecture)]
 
 
@@ -242,6 +243,17 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     model = eager_model(model)
     paths = layer_paths(model, get_architecture(model))
     return [model.base_model.get_submodule(path.removesuffix(".")) for path in paths]
+
+
+def _validate_layers_are_eager(model: PreTrainedModel, architecture: Architecture) -> None:
+    for path in layer_paths(model, architecture):
+        layer = model.base_model.get_submodule(path.removesuffix("."))
+        if eager_model(layer) is not layer:
+            raise ValueError(
+                f"Cannot score or prune {type(model).__name__}: its layer '{path[:-1]}' is wrapped by torch.compile, "
+                "which hides the modules inside. Compile layers in place (`layer.compile()`), which can be pruned, or "
+                "put back the layers inside (`layer._orig_mod`)."
+            )
 
 
 def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:

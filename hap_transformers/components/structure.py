@@ -61,7 +61,7 @@ def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
             raise ValueError(
                 f"The config of this {type(model).__name__} records a different pruning of layer {group.layer} than "
                 "its weights show. Give each model its own copy.deepcopy(config), made before any pruning. Nothing "
-                "was pruned."
+                "was changed."
             )
 
 
@@ -75,7 +75,7 @@ def validate_savable(model: PreTrainedModel) -> None:
     pruned = [path for path, part in parts.items() if recorded_structure(part.config) is not None]
     if not pruned or model.config.model_type not in ARCHITECTURES:
         return
-    recorded, remedy = recorded_structure(model.config), "its checkpoint could not be loaded. Nothing was saved."
+    recorded, remedy = recorded_structure(model.config), "its checkpoint could not be loaded."
     if recorded is None:
         raise ValueError(
             f"'{pruned[0]}' of this {type(model).__name__} was pruned, but the config of the whole model does not "

@@ -12,9 +12,9 @@ from torch import nn
 
 from ..components.projections import Projection
 from .batches import ScoredBatch
-from .methods import METHODS
 from .output_curvature import OutputDirections, output_directions
 from .outputs import logits_of
+from .second_derivatives import named_second_derivatives
 from .task import ScoringTask
 
 
@@ -125,27 +125,8 @@ def directions_of_batch(
     Raises:
         ValueError: If the loss has no second derivative, or its Hessian in the logits cannot be factored.
     """
-    with named_second_derivatives(task, "logits"):
+    with named_second_derivatives(task, loss, "logits", outputs):
         return output_directions(loss, outputs, batch.size, task.num_probes, task.generator(batch))
-
-
-@contextmanager
-def named_second_derivatives(task: ScoringTask, curvature: str) -> Iterator[None]:
-    """Names the loss in the error of a second derivative that torch does not implement.
-
-    Raises:
-        ValueError: In place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:  # NotImplementedError is one.
-        if not any(words in str(error) for words in ("not implemented", "once_differentiable")):
-            raise
-        others = [name for name, method in METHODS.items() if method.curvature is None]
-        raise ValueError(
-            f"torch has no second derivative of {task.loss_name}: {error}. Methods that need the curvature in the "
-            f"{curvature} cannot score it. Use one of {', '.join(others)}."
-        ) from error
 
 
 @contextmanager

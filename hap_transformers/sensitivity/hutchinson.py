@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..components.groups import Group
 from ..components.projections import Projection
-from .backward_pass import named_second_derivatives
 from .batches import ScoredBatch
 from .methods import Method, register_method
 from .probes import rademacher
 from .relative_trace import relative_trace
+from .second_derivatives import named_second_derivatives
 from .task import Samples, ScoringTask
 
 
@@ -60,8 +60,7 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     # Fused attention has no double backward; the math kernel does.
     with sdpa_kernel(SDPBackend.MATH):
         parts = _parts(task, batch)
-        with named_second_derivatives(task, "weights"):
-            values = [part.size / batch.size * _probe(task, part, generator) for part in parts]
+        values = [part.size / batch.size * _probe(task, part, generator) for part in parts]
     return Samples(torch.stack(values).sum(0), task.num_probes)
 
 
@@ -83,12 +82,23 @@ def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
 
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
-    """Computes the estimates of one graph, shape `(num_probes, num_components)`."""
+    """Draws probes for one graph, and returns their estimates, shape `(num_probes, num_components)`."""
     owners = {p.module: (group, p) for group in task.groups for p in (*group.writers, *group.readers)}
     with _recorded_calls(owners) as calls:
         loss = task.loss(batch)
     if not calls or not loss.requires_grad:
         raise ValueError("The loss does not depend on any component, so it has no Hessian in their weights.")
+    with named_second_derivatives(task, loss, "weights"):
+        return _estimates(task, loss, owners, calls, generator)
+
+
+def _estimates(
+    task: ScoringTask,
+    loss: torch.Tensor,
+    owners: dict[nn.Module, tuple[Group, Projection]],
+    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]],
+    generator: torch.Generator,
+) -> torch.Tensor:
     outputs, values, scale = [y for _, y in calls.values()], [], task.precision.scale
     gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
     for probe in range(task.num_probes):

@@ -81,7 +81,10 @@ def output_directions(
     for scale in (2.0**14, 2.0**9, 2.0**4, 1.0) if tensors[0].dtype == torch.float16 else (1.0,):
         gradients = torch.autograd.grad(loss * scale, tensors, create_graph=True)
         if not all(gradient.requires_grad for gradient in gradients):
-            raise ValueError("The loss is linear in the model's logits, so its Gauss-Newton matrix is zero.")
+            raise ValueError(
+                "The loss is linear in the model's logits, so its Gauss-Newton matrix is zero; or its backward pass "
+                "cannot be differentiated."
+            )
         products = _hessian_product(gradients, tensors, vectors, examples / scale)
         if all(product.isfinite().all() for product in products):
             break

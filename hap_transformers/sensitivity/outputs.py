@@ -1,6 +1,6 @@
 """The loss and the logits among what a model returns, in every form that `Trainer` accepts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,16 +52,19 @@ def _walk(outputs: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 def _reached_first(loss: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors that the loss depends on directly, not through another of them."""
-    nodes = {tensor.grad_fn: name for name, tensor in tensors.items() if tensor.grad_fn is not None}
-    reached: set[str] = set()
+    reached = set(graph_nodes(loss, list(tensors.values())))
+    return {name: tensor for name, tensor in tensors.items() if tensor.grad_fn in reached}
+
+
+def graph_nodes(loss: torch.Tensor, ends: Sequence[torch.Tensor] = ()) -> Iterator[Any]:
+    """The nodes of a loss's graph, down to those of the tensors `ends`, which are among them."""
+    last = {tensor.grad_fn for tensor in ends}
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node in nodes:
-            reached.add(nodes[node])
-        else:
+        yield node
+        if node not in last:
             waiting += [following for following, _ in node.next_functions]
-    return {name: tensor for name, tensor in tensors.items() if name in reached}

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..components.architectures import get_architecture
 from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
+from ..components.structure import validate_savable
 from ..tokens import validate_length
 from .config import HapConfig
 
@@ -19,11 +20,11 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
 
     Raises:
         TypeError: If it is no model of Transformers.
-        ValueError: If its architecture is unknown, its weights cannot be sliced, or it takes shorter texts or returns
-        no
-            hidden states where the configuration needs them.
+        ValueError: If its architecture is unknown, its weights cannot be sliced, its checkpoints could not be loaded,
+            or it takes shorter texts or returns no hidden states where the configuration needs them.
     """
     get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
+    validate_savable(model)
     validate_sliceable(model, find_groups(model))
     if config.sequence_length is not None:
         validate_length(model, config.sequence_length)
@@ -42,7 +43,7 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
     Raises:
         TypeError: If the teacher is no model of Transformers.
         ValueError: If it is of another task, or its labels, vocabulary, outputs or hidden states do not fit the
-        model's.
+            model's.
     """
     if not isinstance(teacher, PreTrainedModel):
         raise TypeError(

@@ -111,8 +111,8 @@ class PruningTrainer(Trainer):
 
         Raises:
             ValueError: If there is no `hap_config` or no training data to refit on, `train()` is running, the plan
-            does
-                not fit the model, processes have different plans, or the refit fails; the model is then as it was.
+                does not fit the model, processes have different plans, or the refit fails; the model is then as it
+                was.
         """
         config, model = self._require_config(), self._placed_model()
         if self.is_in_train:
@@ -171,6 +171,9 @@ class PruningTrainer(Trainer):
     def _take_pruned(self, model: PreTrainedModel, plan: PruningPlan) -> None:
         """Puts the pruned model in the place of the dense one, and drops what refers to removed tensors."""
         model.add_model_tags(list(TAGS))
+        # Otherwise Accelerate, which prepares a model once, would not compile it again.
+        model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        vars(model).pop("_is_accelerate_prepared", None)
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
             logger.warning(OPTIMIZER_DROPPED)

@@ -16,7 +16,7 @@ from transformers import (
 )
 from zoo import ZOO, logits
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import HapConfig, PruningPlan, apply_plan
 
 
 REMOVED = {"heads": {0: [1]}, "neurons": {1: range(8)}}
@@ -157,13 +157,18 @@ def test_dense_models_are_saved_as_ever(tmp_path):
 
 
 def test_the_trainer_saves_nothing_of_what_could_not_be_loaded(tmp_path):
-    """Neither at the end nor as a checkpoint, where missing neurons are not seen when it is made."""
-    swapped = with_swapped_encoder(neurons={1: range(8)})
-    trainer = make_trainer(tmp_path, model=swapped, save_strategy="steps", save_steps=1)
+    """Neither at the end nor as a checkpoint."""
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.model.bert = with_swapped_encoder(neurons={1: range(8)}).bert
     for save in (trainer.save_model, trainer.train):
         with pytest.raises(ValueError, match="was pruned, but the config of the whole model"):
             save()
         assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("config.json"))
+
+
+def test_it_is_refused_when_the_trainer_is_made(tmp_path):
+    with pytest.raises(ValueError, match="was pruned, but the config of the whole model"):
+        make_trainer(tmp_path, model=with_swapped_encoder(neurons={1: range(8)}), hap_config=HapConfig(ratio=0.5))
 
 
 def test_a_pruned_encoder_of_an_encoder_decoder_is_saved(tmp_path):

@@ -209,7 +209,6 @@ def test_it_is_named_for_the_hessian_in_the_weights(loss):
         estimate_sensitivity(make_model(), [BATCH], "hessian_trace", loss_fn=loss, progress=False)
 
 
-@pytest.mark.xfail(reason="torch does not say that it leaves such a part out", strict=True)
 @pytest.mark.parametrize("method", [*NEED_CURVATURE, "hessian_trace"])
 @pytest.mark.parametrize("loss", FUSED, ids=lambda f: f.__name__)
 def test_a_loss_that_can_be_differentiated_once_is_named(loss, method):
