@@ -32,6 +32,11 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     return features.flatten(0, -2)
 
 
+def device_of_sums(device: torch.device) -> torch.device:
+    """The device for sums in float64: the given one, but for Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def products(tokens: torch.Tensor) -> torch.Tensor:
     """Computes the products of all pairs of features, summed over tokens.
 

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from ..components.projections import Projection
-from ..tokens import products, valid_tokens
+from ..tokens import device_of_sums, products, valid_tokens
 from .ridge import solve_ridge
 
 
@@ -33,8 +33,7 @@ class Sums:
         """Sums of no tokens yet, for so many inputs, or by default the projection's."""
         inputs, outputs = inputs or reader.in_features, reader.out_features
         shapes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
-        device = reader.module.weight.device
-        device = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64.
+        device = device_of_sums(reader.module.weight.device)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> None:

@@ -50,7 +50,8 @@ def accumulate(
         ValueError: If the batches are not those that `progress` was made from, or a sample is not finite.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.sums))
+    sizes = len(progress.moments.mean), len(progress.moments.sums)
+    empty = SampleMoments.zeros(*sizes, task.sums_device)
     # The first process continues from the previous moments. The result equals that of an uninterrupted run bit by bit.
     moments = progress.moments if rank == 0 else empty
 
@@ -58,11 +59,11 @@ def accumulate(
         """Adds up the moments of all processes."""
         if accelerator is None or world == 1:
             return Progress(moments, num_probes, batches_done)
-        part = torch.cat([moments.pack(), torch.tensor([float(num_probes)])])
+        part = torch.cat([moments.pack(), moments.totals.new_tensor([num_probes])])
         # All processes add the parts in the same order, for bit-equal sums. One part is sent at a time to save memory.
-        total, probes = SampleMoments.zeros(len(moments.mean), len(moments.sums)), 0
+        total, probes = SampleMoments.zeros(*sizes, task.sums_device), 0
         for source in range(world):
-            sent = broadcast(part.to(accelerator.device, copy=True), from_process=source).cpu()
+            sent = broadcast(part.to(accelerator.device, copy=True), from_process=source)
             total.add(moments.unpacked(sent[:-1]))
             probes = max(probes, int(sent[-1]))
         return Progress(total, probes, batches_done)
@@ -83,8 +84,7 @@ def accumulate(
                 moments.add_examples(samples.values, batch.first)
             else:
                 moments.add_probes(samples.values, batch.size, batch.number)
-            if samples.sums is not None:
-                moments.sums += samples.sums.cpu()
+            moments.add_sums(samples.sums)
         done = batch.number + 1
         if (reliable or save) and done % world == 0:
             state = combined(done)

@@ -1,28 +1,24 @@
 """`estimate_sensitivity`: the one entry to all scoring methods."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from accelerate.utils import broadcast
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_plain_weights
-from .accumulate import Progress, accumulate
+from .by_parts import memory_limit, reliability, score_on_batches
 from .methods import METHODS, Finished, Method, get_method
-from .precision import Precision, plain_forward
+from .precision import Precision
 from .sensitivity import Sensitivity
-from .state_file import StateFile
-from .statistics import SampleMoments
+from .state_file import Progress
 from .task import LossFunction, ScoringTask, model_loss
 
 
@@ -47,6 +43,7 @@ def estimate_sensitivity(
     progress: bool = True,
     accelerator: Accelerator | None = None,
     state_file: str | Path | None = None,
+    max_memory: int | str | None = None,
 ) -> Sensitivity:
     """Measures how much each attention head, FFN neuron and other component matters to a model's loss.
 
@@ -89,6 +86,9 @@ def estimate_sensitivity(
             the model's weights are sharded (FSDP), all processes go through all batches together.
         state_file (`str` or `Path`, *optional*): File that keeps the progress. An interrupted call that is repeated
             goes on from there, with the result of an uninterrupted one. The file is deleted at the end.
+        max_memory (`int` or `str`, *optional*): Bytes, such as `"4GB"`, that the sums of `"kronecker"` may take beside
+            the model and its activations. Layers are scored in parts that fit, each in a pass over the batches of its
+            own, with the same result. By default all are scored at once.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
@@ -98,6 +98,7 @@ def estimate_sensitivity(
         ValueError: If the architecture, the method, a kind or the precision is unknown, a number is out of range,
             there are no examples or no labels, the method cannot score a kind or a sharded model, a loss is not finite
             or does not suit the method, or `state_file` is that of another call.
+        torch.OutOfMemoryError: If the memory is short; the message says in what phase. The model is unchanged.
         FileNotFoundError: If the folder of `state_file` does not exist.
 
     Example:
@@ -107,7 +108,7 @@ def estimate_sensitivity(
     sensitivity.scores["heads"][0]  # scores of the first layer's heads
     ```
     """
-    validate_scoring(method, num_probes, tolerance, max_examples)
+    validate_scoring(method, num_probes, tolerance, max_examples, max_memory)
     start, scoring = time.perf_counter(), get_method(method)
     model = eager_model(model)
     if accelerator is not None:
@@ -131,15 +132,22 @@ def estimate_sensitivity(
         result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
         run = {"method": method, "components": sorted({group.kind.name for group in groups}), "num_probes": num_probes}
-        run |= {"seed": seed, "max_examples": max_examples, "precision": precision}
-        run |= {"weights": f"{task.squared_norms.cpu().double().sum():.6e}"}
-        state = None if state_file is None else StateFile(Path(state_file), run, accelerator)
-        done = _accumulated(task, scoring, method, batches, tolerance, max_examples, accelerator, state, progress)
-        result = _result(method, groups, _finished(task, scoring, done.moments, accelerator, progress), done)
-        result.reliability = _reliability(task, scoring, done.moments)
+        found, done = score_on_batches(
+            task,
+            scoring,
+            method,
+            batches,
+            tolerance=tolerance,
+            max_examples=max_examples,
+            max_memory=max_memory,
+            accelerator=accelerator,
+            state_file=state_file,
+            run={**run, "seed": seed, "max_examples": max_examples, "precision": precision},
+            progress=progress,
+        )
+        result = _result(method, groups, found, done)
+        result.reliability = reliability(task, scoring, done.moments)
         _validate_curvature(task, scoring, result)
-        if state is not None:
-            state.delete()
     result.model = model.config.name_or_path or ""
     result.seconds = time.perf_counter() - start
     if accelerator is None or accelerator.is_main_process:
@@ -147,7 +155,13 @@ def estimate_sensitivity(
     return result
 
 
-def validate_scoring(method: str, num_probes: int, tolerance: float | None, max_examples: int | None) -> None:
+def validate_scoring(
+    method: str,
+    num_probes: int,
+    tolerance: float | None,
+    max_examples: int | None,
+    max_memory: int | str | None = None,
+) -> None:
     """Checks the settings of scoring, without a model.
 
     Raises:
@@ -159,6 +173,7 @@ def validate_scoring(method: str, num_probes: int, tolerance: float | None, max_
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` is a reliability and must be in (0, 1), got {tolerance}.")
+    memory_limit(max_memory)
 
 
 def _validate_curvature(task: ScoringTask, scoring: Method, result: Sensitivity) -> None:
@@ -210,58 +225,6 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
     if unable and components is not None:
         raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {', '.join(able or ())}.")
     return [group for group in groups if group.kind.name not in unable]
-
-
-def _accumulated(
-    task: ScoringTask,
-    scoring: Method,
-    name: str,
-    batches: Iterable[Mapping[str, Any]],
-    tolerance: float | None,
-    max_examples: int | None,
-    accelerator: Accelerator | None,
-    state: StateFile | None,
-    progress: bool,
-) -> Progress:
-    """Runs a method over all batches."""
-    assert scoring.sample is not None  # Methods without data do not get here.
-    num_sums = 0 if scoring.num_sums is None else scoring.num_sums(task)
-    fresh = Progress(SampleMoments.zeros(sum(task.counts), num_sums))
-    main_process = accelerator is None or accelerator.is_main_process
-    bar = tqdm(batches, desc=f"Scoring ({name})", disable=None if progress and main_process else True, leave=False)
-    with _scoring_mode(task.model), bar:
-        return accumulate(
-            scoring.sample,
-            task,
-            bar,
-            fresh if state is None else state.load(fresh),
-            per_example=scoring.per_example,
-            max_examples=max_examples,
-            # Processes that have a part of the weights each can only run the model together: all on all batches.
-            accelerator=None if is_sharded(task.model) else accelerator,
-            reliable=None if tolerance is None else lambda m: (_reliability(task, scoring, m) or 0.0) >= tolerance,
-            save=None if state is None else state.save,
-        )
-
-
-def _reliability(task: ScoringTask, scoring: Method, moments: SampleMoments) -> float | None:
-    """How well the ranking of the first kind would repeat on another sample."""
-    first = task.columns(task.groups[0].kind.name)
-    return moments.reliability(lambda means: scoring.finish(task, means)[first])
-
-
-def _finished(
-    task: ScoringTask, scoring: Method, moments: SampleMoments, accelerator: Accelerator | None, progress: bool
-) -> Finished:
-    """The final scores, the same in every process."""
-    if scoring.settle is None:
-        return Finished(scoring.finish(task, moments.mean))
-    found = scoring.settle(task, moments, progress)
-    if accelerator is not None and accelerator.num_processes > 1:  # Another machine may round another way.
-        found.scores = broadcast(found.scores.to(accelerator.device)).cpu()
-        if found.order is not None:
-            found.order = broadcast(found.order.to(accelerator.device)).cpu()
-    return found
 
 
 def _result(method: str, groups: Sequence[Group], found: Finished, done: Progress | None = None) -> Sensitivity:
@@ -317,22 +280,3 @@ def _report(result: Sensitivity, tolerance: float | None) -> None:
             "another sample would repeat and 0 is noise. Raise max_examples or num_probes, or use "
             "method='gauss_newton_trace'."
         )
-
-
-@contextmanager
-def _scoring_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Turns dropout off and freezes all weights; restores everything afterwards."""
-    training = [module for module in model.modules() if module.training]
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
-    for parameter in required:
-        parameter.requires_grad_(False)
-    try:
-        # `precision` does the work of accelerate's autocast here. Compiled code does not call hooks.
-        with plain_forward(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter, value in required.items():
-            parameter.requires_grad_(value)

@@ -40,7 +40,7 @@ def fisher(task: ScoringTask, batch: ScoredBatch) -> Samples:
         diagonal = diagonal + jacobian**2
         products = products + jacobian[:, heads].T @ jacobian[:, heads]
     repeats = max(directions.num_probes, 1)
-    return Samples(diagonal / repeats, directions.num_probes, (products / repeats).flatten())
+    return Samples(diagonal / repeats, directions.num_probes, [products / repeats])
 
 
 def half(task: ScoringTask, means: torch.Tensor | None) -> torch.Tensor:
@@ -53,7 +53,7 @@ def settle(task: ScoringTask, moments: SampleMoments, progress: bool) -> Finishe
     """Returns scores and the matrix of interactions between heads. Neurons are too many for such a matrix."""
     num_heads = _heads(task).stop - _heads(task).start
     interactions = moments.sums.view(num_heads, num_heads) / moments.num_examples if num_heads else None
-    return Finished(half(task, moments.mean), interactions=interactions)
+    return Finished(half(task, moments.mean.cpu()), interactions=None if interactions is None else interactions.cpu())
 
 
 def _heads(task: ScoringTask) -> slice:

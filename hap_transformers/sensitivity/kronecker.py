@@ -15,8 +15,12 @@ from .ghost_norms import squared_gradient_norms
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
 from .statistics import SampleMoments
-from .surgeon import removal_costs
+from .surgeon import elimination_bytes, removal_costs
 from .task import Samples, ScoringTask
+
+
+# Bytes for the matrices of projections that are worked on together, where that is faster.
+TOGETHER = 4 * 2**30
 
 
 def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
@@ -47,7 +51,7 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
         parts = [_sums(task, part) if counts(part.inputs) else None for part in batch.split(1)]
         known = [part for part in parts if part is not None]
         rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
-        sums = torch.stack([part.sums for part in known if part.sums is not None]).sum(0)
+        sums = (torch.stack(parts).sum(0) for parts in zip(*(part.sums for part in known), strict=True))
         return Samples(torch.cat(rows), known[0].num_probes, sums)
 
 
@@ -81,25 +85,26 @@ class _FactorPass(BackwardPass):
         flat = cotangents.flatten(0, -2).to(self.dtype)
         self.cotangent_moments[module] += products(flat)
 
-    def sums(self) -> torch.Tensor:
-        """Returns all sums in one vector, in the layout that `_factors` reads."""
-        mask, parts = self.batch.inputs.get("attention_mask"), []
+    def sums(self) -> Iterator[torch.Tensor]:
+        """Yields all sums in the order in which `_factors` reads them."""
+        mask = self.batch.inputs.get("attention_mask")
         for module, cotangents in self.cotangent_moments.items():
-            tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs[module]]).to(self.dtype)
-            count = tokens.new_tensor([len(tokens)])
-            parts += [count, tokens.sum(0), products(tokens).flatten(), cotangents.flatten()]
-        return torch.cat(parts)
+            tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs.pop(module)]).to(self.dtype)
+            yield tokens.new_tensor(len(tokens))
+            yield tokens.sum(0)
+            yield products(tokens)
+            yield cotangents
 
 
 def num_sums(task: ScoringTask) -> int:
-    """Computes the length of the vector of sums."""
+    """Computes how many numbers the sums are."""
     return sum(sum(_lengths(group)) for group in task.groups)
 
 
 def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = False) -> Finished:
     """Computes the cost of removing each component, after its predecessors and with a refit of the remaining ones.
 
-    See [`removal_costs`] for the cost.
+    See [`removal_costs`] for the cost. Projections of equal shape are worked on together where the device gains by it.
 
     Args:
         task (`ScoringTask`): The model and the scored components.
@@ -110,28 +115,44 @@ def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = Fa
         `Finished`: The costs, float64, and each component's place in its group's order of removal. A cost is the
             running maximum in that order, so no component has a lower cost than the ones removed before it.
     """
-    costs, places = [], []
-    bars = tqdm(task.groups, desc="Costs of removal", disable=None if progress else True, leave=False)
-    for group, (moment, cotangents) in zip(bars, _factors(task.groups, moments), strict=True):
-        weight = group.reader.matrix(whole_values(group.reader.module.weight)).cpu().double()
-        size = group.reader.in_features // group.num_components
-        order, steps = removal_costs(moment, weight.T @ cotangents @ weight, size)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
-        costs.append(steps.cummax(0).values[place])
-        places.append(place)
+    sums = moments.sums.split([sum(_lengths(group)) for group in task.groups])
+    costs, places = ([torch.empty(0)] * len(task.groups) for _ in range(2))
+    with tqdm(total=len(task.groups), desc="Costs of removal", disable=None if progress else True, leave=False) as bar:
+        for alike in _alike(task):
+            groups = [task.groups[i] for i in alike]
+            factors = [_moment_and_curvature(task.groups[i], sums[i], moments.num_examples) for i in alike]
+            moment, curvature = (torch.stack(matrices) for matrices in zip(*factors, strict=True))
+            del factors
+            order, steps = removal_costs(moment, curvature, groups[0].reader.in_features // groups[0].num_components)
+            place = order.argsort(1)
+            running = steps.cummax(1).values.gather(1, place)
+            for i, cost, position in zip(alike, running.cpu(), place.cpu(), strict=True):
+                costs[i], places[i] = cost, position
+            bar.update(len(groups))
     return Finished(torch.cat(costs), torch.cat(places))
 
 
-def _factors(groups: list[Group], moments: SampleMoments) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields every reader's A, shape `(inputs, inputs)`, and C, shape `(outputs, outputs)`."""
-    parts = iter(moments.sums.split([length for group in groups for length in _lengths(group)]))
-    for reader in (group.reader for group in groups):
-        count, total, squares, cotangents = (next(parts) for _ in range(4))
-        moment = squares.view(2 * (reader.in_features,)) / count
-        if reader.has_bias:
-            moment = moment - torch.outer(total, total) / count**2
-        yield moment, cotangents.view(2 * (reader.out_features,)) / moments.num_examples
+def _alike(task: ScoringTask) -> Iterator[list[int]]:
+    """Positions of the groups to work on together: of one shape, and as many as the memory allows."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i, group in enumerate(task.groups):
+        shapes.setdefault((group.reader.in_features, group.num_components), []).append(i)
+    for (inputs, _), positions in shapes.items():
+        # A processor's caches hold no more than one.
+        count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // elimination_bytes(inputs))
+        for start in range(0, len(positions), count):
+            yield positions[start : start + count]
+
+
+def _moment_and_curvature(group: Group, sums: torch.Tensor, examples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A reader's A, and W^T C W, both of shape `(inputs, inputs)`."""
+    reader = group.reader
+    count, total, squares, cotangents = sums.split(_lengths(group))
+    moment = squares.view(2 * (reader.in_features,)) / count
+    if reader.has_bias:
+        moment -= torch.outer(total, total) / count**2
+    weight = reader.matrix(whole_values(reader.module.weight)).to(sums)
+    return moment, weight.T @ (cotangents.view(2 * (reader.out_features,)) / examples) @ weight
 
 
 def _lengths(group: Group) -> tuple[int, int, int, int]:
@@ -146,6 +167,7 @@ register_method(
         relative_trace,
         surgeon_costs,
         num_sums,
+        by_layer=True,
         curvature="logits",
         comparable=True,
         foresees_refit=True,

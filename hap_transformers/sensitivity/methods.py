@@ -40,8 +40,9 @@ class Method:
             the rankings whose correlation is the reliability.
         settle (`Callable`, *optional*): Takes the task, all `SampleMoments` and whether to show a progress bar,
             returns `Finished` scores. For methods whose final scores need more than means.
-        num_sums (`Callable`, *optional*): Takes the task, returns the length of the vector `Samples.sums`, which is
-            added up over all batches.
+        num_sums (`Callable`, *optional*): Takes the task, returns how many numbers `Samples.sums` has.
+        by_layer (`bool`, *optional*, defaults to `False`): Whether sums and scores of one layer do not depend on other
+            layers, so that layers can be scored one after the other where memory is short.
         curvature (`str`, *optional*): What the method needs second derivatives of the loss in: `"logits"`, which needs
             a loss that is computed from one call's outputs, or `"weights"`. By default it needs none.
         kinds (`tuple[str, ...]`, *optional*): The kinds of component it can score. By default all.
@@ -61,6 +62,7 @@ class Method:
     finish: Callable[[ScoringTask, torch.Tensor | None], torch.Tensor]
     settle: Callable[[ScoringTask, SampleMoments, bool], Finished] | None = None
     num_sums: Callable[[ScoringTask], int] | None = None
+    by_layer: bool = False
     curvature: str | None = None
     kinds: tuple[str, ...] | None = None
     comparable: bool = False

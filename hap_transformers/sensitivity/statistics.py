@@ -1,7 +1,7 @@
 """Running moments of per-component samples, and the reliability of the ranking by their means."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,7 +17,7 @@ class SampleMoments:
     With several groups, the standard error and the halves compare groups; differences between groups reflect both the
     choice of examples and the probe noise. With a single group, they compare its probes.
 
-    All fields are float64 tensors on the CPU.
+    All fields are float64 tensors, and stay on the device where they were made.
 
     Args:
         totals (`torch.Tensor`): Number of examples, sum of the groups' squared numbers of examples, number of groups,
@@ -42,10 +42,27 @@ class SampleMoments:
     sums: torch.Tensor
 
     @classmethod
-    def zeros(cls, num_components: int, num_sums: int = 0) -> "SampleMoments":
+    def zeros(
+        cls, num_components: int, num_sums: int = 0, device: torch.device | str | None = None
+    ) -> "SampleMoments":
         """Returns the moments of no samples."""
         shapes = [(4,), (num_components,), (num_components,), (num_components,), (2, 2, num_components), (2, 2)]
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in (*shapes, (num_sums,))))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in (*shapes, (num_sums,))))
+
+    @classmethod
+    def joined(cls, parts: Sequence["SampleMoments"], order: torch.Tensor) -> "SampleMoments":
+        """Returns the moments of all components whose parts were sampled apart, on the same examples; without sums.
+
+        Args:
+            parts (`Sequence[SampleMoments]`): The parts.
+            order (`torch.Tensor`): Positions of the components among those of all parts.
+        """
+        whole = {
+            name: torch.cat([getattr(part, name) for part in parts], -1)[..., order]
+            for name in ("mean", "between", "within", "halves")
+        }
+        first = parts[0]
+        return cls(totals=first.totals, half_weights=first.half_weights, sums=first.sums[:0], **whole)
 
     @property
     def num_examples(self) -> int:
@@ -59,14 +76,14 @@ class SampleMoments:
             values (`torch.Tensor`): Shape `(examples, components)`.
             first (`int`): Position of the first example among all examples. Examples alternate between the halves.
         """
-        values = values.detach().cpu().double()
+        values = values.detach().to(self.mean)
         count = len(values)
         mean = values.mean(0)
         for half in range(2):
             members = values[(first + half) % 2 :: 2]
             self.halves[0, half] += members.sum(0)
             self.half_weights[0, half] += len(members)
-        self._merge(torch.tensor([count, count, count, count]), mean, ((values - mean) ** 2).sum(0))
+        self._merge(self.totals.new_tensor([count] * 4), mean, ((values - mean) ** 2).sum(0))
 
     def add_probes(self, values: torch.Tensor, size: int, number: int) -> None:
         """Adds one sample per probe; each probe covers all examples of one batch.
@@ -76,7 +93,7 @@ class SampleMoments:
             size (`int`): Number of examples in the batch.
             number (`int`): Position of the batch. Batches alternate between the halves, as do each batch's probes.
         """
-        values = values.detach().cpu().double()
+        values = values.detach().to(self.mean)
         mean, count = values.mean(0), len(values)
         self.halves[0, number % 2] += size * mean
         self.half_weights[0, number % 2] += size
@@ -85,7 +102,7 @@ class SampleMoments:
             self.half_weights[1, half] += size * len(values[half::2])
         if count > 1:
             self.within += size**2 * values.var(0) / count
-        self._merge(torch.tensor([size, size**2, 1, count]), mean, torch.zeros_like(mean))
+        self._merge(self.totals.new_tensor([size, size**2, 1, count]), mean, torch.zeros_like(mean))
 
     def add(self, other: "SampleMoments") -> None:
         """Adds the samples behind other moments."""
@@ -95,13 +112,20 @@ class SampleMoments:
             getattr(self, name).add_(getattr(other, name))
         self._merge(other.totals, other.mean, other.between)
 
+    def add_sums(self, parts: Iterable[torch.Tensor]) -> None:
+        """Adds to `sums`, in place, the tensors that follow each other there."""
+        start = 0
+        for part in parts:
+            self.sums[start : start + part.numel()] += part.detach().flatten().to(self.sums.device)
+            start += part.numel()
+
     def pack(self) -> torch.Tensor:
         """Concatenates all fields in one vector, to send it to other processes."""
         return torch.cat([getattr(self, field.name).flatten() for field in fields(self)])
 
     def unpacked(self, vector: torch.Tensor) -> "SampleMoments":
         """Restores moments from the vector that `pack` made; their shapes are those of `self`."""
-        parts = vector.double().cpu().split([getattr(self, field.name).numel() for field in fields(self)])
+        parts = vector.to(self.mean).split([getattr(self, field.name).numel() for field in fields(self)])
         shapes = [getattr(self, field.name).shape for field in fields(self)]
         return SampleMoments(*(part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)))
 
@@ -140,7 +164,7 @@ class SampleMoments:
         weights = self.half_weights[kind]
         if weights.min() == 0:
             return None
-        first, second = (scores(half / weight) for half, weight in zip(self.halves[kind], weights, strict=True))
+        first, second = (scores((half / w).cpu()) for half, w in zip(self.halves[kind], weights, strict=True))
         if len(first) < 2:
             return None
         correlation = float(spearmanr(first, second).statistic)

@@ -26,17 +26,19 @@ def removal_costs(
         P <- P - R^T P_S:,    M <- M - R^T Q - Q^T R,    Q = M_S: - 1/2 M_SS R.
 
     Each removal updates only the diagonal blocks, and computes the current rows of the removed group. The full
-    matrices are updated after `DELAYED` removed inputs, so nearly all work is in products of large matrices.
+    matrices are updated after `DELAYED` removed inputs, so nearly all work is in products of large matrices. All of it
+    runs on the tensors' device; nothing waits for the host between removals.
 
     Args:
-        moment (`torch.Tensor`): A, float64, shape `(inputs, inputs)`.
-        curvature (`torch.Tensor`): M, float64, shape `(inputs, inputs)`.
+        moment (`torch.Tensor`): A, float64, shape `(inputs, inputs)`, or `(maps, inputs, inputs)` for several maps,
+            each with an order of its own.
+        curvature (`torch.Tensor`): M, float64, of the same shape.
         size (`int`, *optional*, defaults to 1): Inputs per group. The inputs of a group are consecutive.
         ridge (`float`, *optional*, defaults to 0.01): Number added to A's diagonal, in units of the diagonal's mean.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The groups in the order of removal, int64, and the additional cost of each
-        removal, float64, both of shape `(groups,)`.
+        removal, float64, both of shape `(groups,)` or `(maps, groups)`.
 
     Example:
         >>> A, W = torch.eye(3).double(), torch.tensor([[3.0, 1.0, 2.0]]).double()
@@ -44,77 +46,140 @@ def removal_costs(
         >>> order.tolist(), costs.tolist()
         ([1, 2, 0], [0.5, 2.0, 4.5])
     """
-    scale = moment.diagonal().mean()
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    if moment.ndim == 2:
+        order, costs = removal_costs(moment[None], curvature[None], size, ridge)
+        return order[0], costs[0]
+    scale = moment.diagonal(dim1=1, dim2=2).mean(1)
     # If all inputs are constant, the scale is zero and removal is free. The small number keeps the matrix invertible.
-    inverse = torch.linalg.inv(moment + (ridge * scale + torch.finfo(moment.dtype).tiny ** 0.5) * identity)
-    left = torch.arange(len(moment) // size)
-    order, costs = [], []
-    while len(left):
-        batch = _Removals(inverse, curvature, size)
-        for _ in range(min(max(DELAYED // size, 1), len(left))):
-            group, cost = batch.remove_cheapest()
-            order.append(int(left[group]))
-            costs.append(cost)
-        left = left[batch.left]
-        inverse, curvature = batch.matrices()
-    return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
+    added = ridge * scale + torch.finfo(moment.dtype).tiny ** 0.5
+    identity = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+    inverse = _inverse(moment + added[:, None, None] * identity)
+    return _eliminate(inverse, curvature.clone(), size)
+
+
+def elimination_bytes(inputs: int) -> int:
+    """Bytes that [`removal_costs`] takes for one map, its arguments included: six matrices in float64."""
+    return 6 * 8 * inputs**2
+
+
+def _eliminate(inverse: torch.Tensor, curvature: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Removes all groups; both matrices are overwritten."""
+    maps, inputs = inverse.shape[:2]
+    left = inputs // size
+    numbers = torch.arange(left, device=inverse.device).repeat(maps, 1)
+    orders, costs = [], []
+    while left:
+        removals = _Removals(inverse, curvature, size)
+        count = min(max(DELAYED // size, 1), left)
+        for _ in range(count):
+            removals.remove_cheapest()
+        removed = torch.stack(removals.groups, 1)
+        orders.append(numbers.gather(1, removed))
+        costs.append(torch.stack(removals.costs, 1))
+        left -= count
+        # The last groups that stay move to the places of removed ones, so that what stays comes first.
+        holes, last = removed.sort(1).values, torch.arange(left, left + count, device=inverse.device)
+        stays_last = removals.gone[:, last].to(torch.int8).argsort(dim=1, stable=True)
+        moved = last[stays_last]
+        numbers = numbers.scatter(1, holes, numbers.gather(1, moved))[:, :left]
+        inverse, curvature = removals.matrices(holes, moved, left * size)
+    return torch.cat(orders, 1), torch.cat(costs, 1)
 
 
 class _Removals:
-    """A series of removals whose updates are stored as R, P and Q.
+    """A series of removals from several maps whose updates are stored as R, P and Q.
 
     The diagonal blocks are updated at each removal, the full matrices only by `matrices`.
+
+    Args:
+        inverse (`torch.Tensor`): P, shape `(maps, inputs, inputs)`.
+        curvature (`torch.Tensor`): M, of the same shape.
+        size (`int`): Inputs per group.
     """
 
     def __init__(self, inverse: torch.Tensor, curvature: torch.Tensor, size: int):
         self.inverse, self.curvature, self.size = inverse, curvature, size
-        count = len(inverse) // size
-        self.left = torch.ones(count, dtype=torch.bool)
-        self.inverse_blocks, self.curvature_blocks = (
-            matrix.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
-            for matrix in (inverse, curvature)
-        )
+        maps, inputs = inverse.shape[:2]
+        self.map = torch.arange(maps, device=inverse.device)
+        self.gone = torch.zeros(maps, inputs // size, dtype=torch.bool, device=inverse.device)
+        self.inverse_blocks, self.curvature_blocks = (_diagonal_blocks(m, size) for m in (inverse, curvature))
+        self.identity = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
         # Rows R, P_S: and Q of the removals so far.
-        rows = max(DELAYED, size)
-        self.R, self.P, self.Q = (inverse.new_empty(rows, len(inverse)) for _ in range(3))
+        self.R, self.P, self.Q = (inverse.new_empty(maps, max(DELAYED, size), inputs) for _ in range(3))
         self.rows = 0
+        self.groups: list[torch.Tensor] = []
+        self.costs: list[torch.Tensor] = []
 
-    def remove_cheapest(self) -> tuple[int, float]:
-        """Removes the cheapest group. Returns its position and its cost."""
-        costs = self._costs()
-        costs[~self.left] = torch.inf
-        group = int(costs.argmin())
-        removed = slice(group * self.size, (group + 1) * self.size)
-        R, P, Q = (stack[: self.rows] for stack in (self.R, self.P, self.Q))
-        p = self.inverse[removed] - R[:, removed].T @ P
-        m = self.curvature[removed] - R[:, removed].T @ Q - Q[:, removed].T @ R
-        r = p / p[:, removed] if self.size == 1 else _solve(p[:, removed], p)
-        q = m - m[:, removed] @ r / 2
+    def remove_cheapest(self) -> None:
+        """Removes the cheapest group of every map."""
+        solved = _solve(self.inverse_blocks, self.curvature_blocks).diagonal(dim1=2, dim2=3)
+        cost, group = (solved.sum(2) / 2).masked_fill_(self.gone, torch.inf).min(1)
+        self.groups.append(group)
+        self.costs.append(cost)
+        removed = self._inputs_of(group[:, None])
+        R, P, Q = (stack[:, : self.rows] for stack in (self.R, self.P, self.Q))
+        r_removed, q_removed = (_columns(rows, removed).mT for rows in (R, Q))
+        p = _rows(self.inverse, removed).baddbmm_(r_removed, P, alpha=-1)
+        m = _rows(self.curvature, removed).baddbmm_(r_removed, Q, alpha=-1).baddbmm_(q_removed, R, alpha=-1)
+        r = _solve(_columns(p, removed), p)
+        q = torch.baddbmm(m, _columns(m, removed), r, alpha=-0.5)
         new = slice(self.rows, self.rows + self.size)
-        self.R[new], self.P[new], self.Q[new] = r, p, q
+        self.R[:, new], self.P[:, new], self.Q[:, new] = r, p, q
         self.rows += self.size
-        r_blocks, p_blocks, q_blocks = (rows.view(self.size, -1, self.size).transpose(0, 1) for rows in (r, p, q))
-        self.inverse_blocks -= r_blocks.mT @ p_blocks
-        change = r_blocks.mT @ q_blocks
+        self.inverse_blocks -= self._blocks(r, p)
+        change = self._blocks(r, q)
         self.curvature_blocks -= change + change.mT
-        self.left[group] = False
-        self.inverse_blocks[group] = torch.eye(self.size, dtype=p.dtype, device=p.device)
-        return group, float(costs[group])
+        self.gone[self.map, group] = True
+        self.inverse_blocks[self.map, group] = self.identity
 
-    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes inverse and curvature of the remaining inputs."""
-        kept = self.left.repeat_interleave(self.size)
-        R, P, Q = (stack[: self.rows, kept] for stack in (self.R, self.P, self.Q))
-        change = R.T @ Q
-        curvature = self.curvature[kept][:, kept] - change - change.T
-        return self.inverse[kept][:, kept] - R.T @ P, curvature
+    def matrices(self, holes: torch.Tensor, moved: torch.Tensor, left: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates inverse and curvature, and returns the parts of the remaining inputs.
 
-    def _costs(self) -> torch.Tensor:
+        Args:
+            holes (`torch.Tensor`): Positions of the removed groups, shape `(maps, removed)`.
+            moved (`torch.Tensor`): Positions of the groups that move there, of the same shape. Some are behind the
+                remaining inputs before and after.
+            left (`int`): Number of remaining inputs.
+        """
+        one, holes, moved = self.map[:, None], self._inputs_of(holes), self._inputs_of(moved)
+        for stack in (self.R, self.P, self.Q, self.inverse, self.curvature):
+            stack[one, :, holes] = stack[one, :, moved]
+        for matrix in (self.inverse, self.curvature):
+            matrix[one, holes] = matrix[one, moved]
+        inverse, curvature = (matrix[:, :left, :left] for matrix in (self.inverse, self.curvature))
+        R, P, Q = (stack[:, : self.rows, :left] for stack in (self.R, self.P, self.Q))
+        for i in range(len(inverse)):  # Views of a batch are not updated in place by one product.
+            inverse[i].addmm_(R[i].T, P[i], alpha=-1)
+            curvature[i].addmm_(R[i].T, Q[i], alpha=-1).addmm_(Q[i].T, R[i], alpha=-1)
+        return inverse, curvature
+
+    def _inputs_of(self, groups: torch.Tensor) -> torch.Tensor:
+        """Positions of the inputs of groups, shape `(maps, groups * size)`."""
+        inputs = groups[:, :, None] * self.size + torch.arange(self.size, device=groups.device)
+        return inputs.flatten(1)
+
+    def _blocks(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Products first_g^T second_g of the columns of every group, shape `(maps, groups, size, size)`."""
         if self.size == 1:
-            return (self.curvature_blocks / self.inverse_blocks).flatten() / 2
-        solved = _solve(self.inverse_blocks, self.curvature_blocks)
-        return solved.diagonal(dim1=1, dim2=2).sum(1) / 2
+            return (first * second).mT[..., None]
+        first, second = (rows.unflatten(2, (-1, self.size)).transpose(1, 2) for rows in (first, second))
+        return first.mT @ second
+
+
+def _rows(matrices: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Selects rows of every matrix; `index` has the shape `(maps, rows)`."""
+    return matrices.gather(1, index[:, :, None].expand(-1, -1, matrices.shape[2]))
+
+
+def _columns(matrices: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Selects columns of every matrix; `index` has the shape `(maps, columns)`."""
+    return matrices.gather(2, index[:, None].expand(-1, matrices.shape[1], -1))
+
+
+def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """Shape `(maps, groups, size, size)`."""
+    blocks = matrix.unflatten(1, (-1, size)).unflatten(3, (-1, size))
+    return blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).clone()
 
 
 def _solve(blocks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -122,9 +187,13 @@ def _solve(blocks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     `torch.linalg.solve` never returns for a batch of blocks wider than 128 in torch's CPU builds with several threads.
     """
-    factors, failed = torch.linalg.cholesky_ex(blocks)
-    if failed.any():  # Rounding has made a block indefinite; single matrices can be solved otherwise.
-        if blocks.ndim == 2:
-            return torch.linalg.solve(blocks, right)
-        return torch.stack([torch.linalg.solve(block, part) for block, part in zip(blocks, right, strict=True)])
-    return torch.cholesky_solve(right, factors)
+    if blocks.shape[-1] == 1:
+        return right / blocks
+    return torch.cholesky_solve(right, torch.linalg.cholesky_ex(blocks).L)
+
+
+def _inverse(matrices: torch.Tensor) -> torch.Tensor:
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    if failed.any():  # Without a ridge inputs may depend on each other; single matrices can be inverted otherwise.
+        return torch.stack([torch.linalg.inv(matrix) for matrix in matrices])
+    return torch.cholesky_inverse(factors)

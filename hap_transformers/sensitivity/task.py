@@ -1,6 +1,6 @@
 """The input of every scoring method, `ScoringTask`, and its result for one batch, `Samples`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..components.groups import Group
 from ..components.sharded import whole_values
+from ..tokens import device_of_sums
 from .batches import ScoredBatch
 from .outputs import loss_of
 from .precision import Precision
@@ -47,14 +48,15 @@ class Samples:
             examples, and batches are weighted by their size.
         num_probes (`int`, *optional*, defaults to 0): Number of random probes behind the values; 0 if they are exact.
             It is only reported, as `Sensitivity.num_probes`.
-        sums (`torch.Tensor`, *optional*): Other numbers that the method needs, summed over the batch's examples, shape
-            `(num_sums,)`. They are added up over all batches, and passed to `Method.settle` as `SampleMoments.sums`.
-            The method must then set `Method.num_sums`.
+        sums (`Iterable[torch.Tensor]`, *optional*): Other numbers that the method needs, summed over the batch's
+            examples. They are added up over all batches in float64 on the model's device, one tensor after the other:
+            an iterator need not hold them all at once. `Method.settle` gets them as one vector,
+            `SampleMoments.sums`. The method must then set `Method.num_sums`, its length.
     """
 
     values: torch.Tensor
     num_probes: int = 0
-    sums: torch.Tensor | None = None
+    sums: Iterable[torch.Tensor] = ()
 
 
 @dataclass
@@ -95,6 +97,11 @@ class ScoringTask:
     def device(self) -> torch.device:
         """The model's device."""
         return self.model.device
+
+    @property
+    def sums_device(self) -> torch.device:
+        """Where sums are kept: the model's device, if it has float64."""
+        return device_of_sums(self.device)
 
     @property
     def counts(self) -> list[int]:
