@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .components.groups import layers
+from .forward_modes import Pass, compiling, forward_pass
 from .tokens import validate_length
 
 
@@ -107,7 +108,13 @@ def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterM
 
 
 def compare_latency(
-    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, Any], repeats: int = 15, *, progress: bool = False
+    models: Mapping[str, PreTrainedModel],
+    inputs: Mapping[str, Any],
+    repeats: int = 15,
+    *,
+    mode: str = "eager",
+    precision: str | None = None,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Measures the median seconds of a forward pass of each model over the same inputs.
 
@@ -117,21 +124,44 @@ def compare_latency(
         models (`Mapping[str, PreTrainedModel]`): The models by name.
         inputs (`Mapping[str, Any]`): One batch, on the models' device.
         repeats (`int`, *optional*, defaults to 15): Timed passes per model, after two warm-up passes.
+        mode (`str`, *optional*, defaults to `"eager"`): `"eager"`, `"compiled"` (`torch.compile`) or `"cuda_graphs"`.
+        precision (`str`, *optional*): `"bf16"` or `"fp16"` for autocast; by default the models' own dtype.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar, on a terminal.
 
     Returns:
         `dict[str, float]`: Seconds by name.
+
+    Raises:
+        ValueError: If mode or precision are unknown, or a model cannot run in this mode.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in tqdm(range(repeats + 2), "Measuring latency", disable=None if progress else True):
-        for name, model in models.items():
-            with evaluating(model):
-                start = time.perf_counter()
-                logits = model(**inputs)[0]
-                logits.sum().item()  # Waits for an accelerator to finish.
-                if repeat >= 2:
-                    seconds[name].append(time.perf_counter() - start)
+    with ExitStack() as stack:
+        stack.enter_context(compiling(mode))
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        passes = {name: forward_pass(model, inputs, mode, precision) for name, model in models.items()}
+        seconds = take_turns(passes, repeats, progress=progress)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def take_turns(passes: Mapping[str, Pass], repeats: int, *, progress: bool = False) -> dict[str, list[float]]:
+    """Measures the seconds of forward passes, in rounds in which each runs once, after two rounds of warming up.
+
+    Args:
+        passes (`Mapping[str, Pass]`): What [`forward_pass`] returned, by name.
+        repeats (`int`): Timed rounds.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar, on a terminal.
+
+    Returns:
+        `dict[str, list[float]]`: The seconds of every round, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for repeat in tqdm(range(repeats + 2), "Measuring latency", disable=None if progress else True):
+        for name, run in passes.items():
+            start = time.perf_counter()
+            run().sum().item()  # Waits for an accelerator to finish.
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | None = None) -> dict[str, float]:

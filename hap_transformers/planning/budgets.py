@@ -26,12 +26,14 @@ class Budget:
         now (`float`): What it costs as it is.
         costs (`list[Callable[[int], float]]`): For each group, the cost of so many of its components.
         outside (`float`): What the rest of the model costs.
+        linear (`bool`, *optional*, defaults to `True`): Whether all components of a group cost the same.
     """
 
     dense: float
     now: float
     costs: list[Callable[[int], float]]
     outside: float
+    linear: bool = True
 
 
 @dataclass
@@ -160,6 +162,7 @@ def _latency_budget(given: Surroundings) -> Budget:
         now=sum(cost(group.num_components) for cost, group in zip(costs, given.groups, strict=True)),
         costs=costs,
         outside=table.outside,
+        linear=False,
     )
 
 

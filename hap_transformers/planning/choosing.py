@@ -1,7 +1,8 @@
 """Chooses the units whose removal costs least, and the implants that replace some of them."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..components.groups import Group
 from .budgets import Budget
@@ -21,6 +22,7 @@ class Unit:
         place (`int`): Its place in the group's order of removal.
         components (`list[int]`): Positions of the components.
         score (`float`): What it is ranked by.
+        harm (`float`): The sum of its components' scores.
         saves (`float`): What its removal saves after those before it.
     """
 
@@ -28,7 +30,45 @@ class Unit:
     place: int
     components: list[int]
     score: float
+    harm: float
     saves: float
+
+
+def ranked_in_runs(units: Sequence[Unit]) -> list[Unit]:
+    """Ranks the units of one group by the harm per saving of the run that each belongs to.
+
+    A narrow block takes nearly as long as a wide one, so the last units save what the first do not. The units'
+    cumulative harm over their cumulative savings has a lower convex hull; the units of each of its edges are a run,
+    and its slope is their score. So a run goes as a whole if it goes at all, unless the budget is met before its end.
+
+    Args:
+        units (`Sequence[Unit]`): The units of a group, in the order of removal.
+
+    Returns:
+        `list[Unit]`: The same units with these scores, which never fall.
+    """
+    runs: list[_Run] = []
+    for unit in units:
+        run = _Run(unit.harm, unit.saves, [unit])
+        while runs and runs[-1].price >= run.price:
+            before = runs.pop()
+            run = _Run(before.harm + run.harm, before.saves + run.saves, before.units + run.units)
+        runs.append(run)
+    return [replace(unit, score=run.price) for run in runs for unit in run.units]
+
+
+@dataclass
+class _Run:
+    """Units of a group that go one after the other, their harm, and what they save together."""
+
+    harm: float
+    saves: float
+    units: list[Unit]
+
+    @property
+    def price(self) -> float:
+        """Harm over savings."""
+        return self.harm / max(self.saves, sys.float_info.min)
 
 
 def cheapest(

@@ -1,8 +1,8 @@
 """`LatencyTable`: how long a layer takes by the components it keeps, measured where the model shall run."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, Kind, by_kind, find_groups
-from ..efficiency import compare_latency
+from ..components.groups import Group, Kind, by_kind, eager_copy, eager_model, find_groups
+from ..efficiency import evaluating, take_turns
 from ..files import write_text
+from ..forward_modes import compiling, device_name, forward_pass, validate_mode
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 
@@ -26,9 +27,14 @@ class LatencyTable:
         model_type (`str`): The `config.model_type` of the model it was measured with.
         counts (`dict[str, list[int]]`): For each kind of component, numbers of components per layer, ascending from 0.
         seconds (`dict[str, list[float]]`): For each kind, the seconds one layer's group takes with so many, beyond
-            what it takes with none.
+            what it takes with none. The step from 0 to the next count is what a block costs however narrow it is.
         outside (`float`): Seconds of a forward pass without any components.
         batch (`dict[str, list[int]]`): Shapes of the inputs it was measured with.
+        mode (`str`, *optional*, defaults to `"eager"`): How forward passes ran: `"eager"`, `"compiled"` or
+            `"cuda_graphs"`.
+        precision (`str`, *optional*): `"bf16"` or `"fp16"` for autocast, or the model's own dtype. Older tables do not
+            say.
+        device (`str`, *optional*): Name of the device. Older tables do not say.
     """
 
     model_type: str
@@ -36,6 +42,9 @@ class LatencyTable:
     seconds: dict[str, list[float]]
     outside: float
     batch: dict[str, list[int]]
+    mode: str = "eager"
+    precision: str = ""
+    device: str = ""
 
     @classmethod
     def measure(
@@ -43,25 +52,37 @@ class LatencyTable:
         model: PreTrainedModel,
         inputs: Mapping[str, Any],
         *,
+        mode: str = "eager",
+        precision: str | None = None,
         points: int = 9,
         repeats: int = 15,
         progress: bool = True,
     ) -> "LatencyTable":
-        """Times forward passes of copies of a model with fewer and fewer components of one kind after the other.
+        """Times forward passes of a copy of a model with fewer and fewer components, one kind after the other.
 
         All layers shrink alike, and a layer's time is its share of what the model saves; counts in between are
-        interpolated. Measure on the device and with a batch of the shape that the model shall serve.
+        interpolated. Once all components of a kind are gone, the next kind shrinks, so the table is exact for the
+        dense and for the empty model. The copy takes turns with the dense model, so a drift of the machine's speed
+        cancels. Measure on the device, in the mode and precision, and with a batch of the shape that the model shall
+        serve.
 
         Args:
             model (`PreTrainedModel`): The dense model; it is only read.
             inputs (`Mapping[str, Any]`): A batch, on the model's device.
-            points (`int`, *optional*, defaults to 9): Numbers of components of each kind to measure at.
+            mode (`str`, *optional*, defaults to `"eager"`): `"eager"`, `"compiled"` (`torch.compile`, which compiles
+                every copy) or `"cuda_graphs"`.
+            precision (`str`, *optional*): `"bf16"` or `"fp16"` for autocast; by default the model's own dtype.
+            points (`int`, *optional*, defaults to 9): Evenly spaced numbers of components of each kind to measure at.
+                Between them, the next larger width is measured, too, which shows the widths that the device likes;
+                and a few small numbers, which show what a narrow block costs.
             repeats (`int`, *optional*, defaults to 15): Timed passes at each.
             progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
         Raises:
-            ValueError: If the layers are not of one size, or the model cannot be pruned.
+            ValueError: If the layers are not of one size, the model cannot be pruned, or it cannot run in this mode.
         """
+        model = eager_model(model)
+        validate_mode(mode, model.device)
         found = by_kind(find_groups(model))
         sizes = {kind.name: [group.num_components for group in groups] for kind, groups in found.items()}
         if any(len(set(counts)) != 1 for counts in sizes.values()) or points < 2:
@@ -69,26 +90,42 @@ class LatencyTable:
                 f"A latency table is measured at two or more points on a model whose layers are alike; "
                 f"{type(model).__name__} has, per layer, {sizes}. Measure the dense model."
             )
-        grids = {
-            kind: sorted({round(counts[0] * i / (points - 1)) for i in range(points)})
-            for kind, counts in sizes.items()
-        }
-        seconds: dict[str, list[float]] = {}
-        total = sum(map(len, grids.values()))
-        with tqdm(total=total, desc="Measuring latency", disable=None if progress else True) as bar:
+        grids = {kind.name: _grid(kind, sizes[kind.name][0], points) for kind in found}
+        shares: dict[str, list[float]] = {}  # Of the dense model's time.
+        dense: list[float] = []
+        share, smaller = 1.0, eager_copy(model).eval()
+        total = sum(map(len, grids.values())) - len(grids)
+        with (
+            compiling(mode),
+            evaluating(model),
+            tqdm(total=total, desc="Measuring latency", disable=None if progress else True) as bar,
+        ):
+            whole = forward_pass(model, inputs, mode, precision)
             for kind in found:
-                smaller, times = deepcopy(model), []
-                for count in reversed(grids[kind.name]):
+                shares[kind.name] = [share]
+                for count in reversed(grids[kind.name][:-1]):
                     keep_first(smaller, kind, count)
-                    times.append(compare_latency({"": smaller}, inputs, repeats)[""])
+                    passes = {"dense": whole, "smaller": forward_pass(smaller, inputs, mode, precision)}
+                    seconds = take_turns(passes, repeats)
+                    share = float(np.median(np.divide(seconds["smaller"], seconds["dense"])))
+                    shares[kind.name].insert(0, share)
+                    dense += seconds["dense"]
                     bar.update()
-                spent = [(time - times[-1]) / len(sizes[kind.name]) for time in reversed(times)]
-                # More components never take less time but for noise, which would mislead a plan.
-                seconds[kind.name] = np.maximum.accumulate(spent).tolist()
-                dense = times[0]
-        outside = max(dense - sum(len(sizes[kind]) * spent[-1] for kind, spent in seconds.items()), 0.0)
-        shapes = {name: list(value.shape) for name, value in inputs.items() if hasattr(value, "shape")}
-        return cls(model.config.model_type, grids, seconds, outside, shapes)
+        whole_time = float(np.median(dense))
+        spent = {
+            kind: _rising(whole_time * (np.array(ratios) - ratios[0]) / len(sizes[kind])).tolist()
+            for kind, ratios in shares.items()
+        }
+        return cls(
+            model.config.model_type,
+            grids,
+            spent,
+            whole_time * share,
+            {name: list(value.shape) for name, value in inputs.items() if hasattr(value, "shape")},
+            mode,
+            precision or str(model.dtype).removeprefix("torch."),
+            device_name(model.device),
+        )
 
     def cost(self, kind: str, count: int) -> float:
         """Seconds of one layer's group of a kind with so many components."""
@@ -115,6 +152,18 @@ class LatencyTable:
                 f"is a '{model.config.model_type}' with {found}. Measure this model, dense, with LatencyTable.measure."
             )
 
+    def validate_mode(self, mode: str) -> None:
+        """Checks that the table was measured in the mode that a plan is for.
+
+        Raises:
+            ValueError: If it was measured in another.
+        """
+        if mode != self.mode:
+            raise ValueError(
+                f"The latency table was measured in mode '{self.mode}', but latency_mode is '{mode}'. Set "
+                f"latency_mode='{self.mode}', or measure a table with LatencyTable.measure(..., mode='{mode}')."
+            )
+
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON."""
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
@@ -129,6 +178,7 @@ class LatencyTable:
         """
         try:
             table = cls(**_by_kind(json.loads(Path(path).read_text(encoding="utf-8"))))
+            validate_mode(table.mode)
             if table.counts.keys() != table.seconds.keys():
                 raise ValueError("counts and seconds must be of the same kinds")
             for kind, counts in table.counts.items():
@@ -139,6 +189,23 @@ class LatencyTable:
             return table
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a latency table: {error!r}") from error
+
+
+def _grid(kind: Kind, dense: int, points: int) -> list[int]:
+    """Numbers of components to measure at: evenly spaced ones, the next larger widths, and a few small ones."""
+    step = kind.step
+    even = [step * round(dense * place / (points - 1) / step) for place in range(points - 1)]
+    small = [1, step, step * math.ceil(0.02 * dense / step)]
+    beside = [count + step for count in even[1:]]
+    return sorted({count for count in (*even, *small, *beside) if count < dense} | {dense})
+
+
+def _rising(seconds: np.ndarray) -> np.ndarray:
+    """Seconds that never fall, from 0: more components never take less time but for noise, which misleads plans."""
+    highest_before = np.maximum.accumulate(seconds)
+    lowest_after = np.minimum.accumulate(seconds[::-1])[::-1]
+    middle = (highest_before + lowest_after) / 2
+    return middle - middle[0]
 
 
 def keep_first(model: PreTrainedModel, kind: Kind, count: int) -> None:

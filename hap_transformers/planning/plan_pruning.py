@@ -12,7 +12,7 @@ from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
-from .choosing import Unit, cheapest
+from .choosing import Unit, cheapest, ranked_in_runs
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
 
@@ -32,6 +32,10 @@ def plan_pruning(
     budget is met. If a method's scores cannot be compared between kinds (`"gradient"`, `"magnitude"`, `"random"`),
     each kind is ranked separately and the same share of each is removed.
 
+    Of a budget in seconds, the first components of a block may save little and the last ones much, because a narrow
+    block takes nearly as long as a wide one. Components that save time only together are ranked together, so whole
+    blocks go where narrower ones would not pay, and widths stop where the measured time steps down.
+
     Args:
         sensitivity (`Sensitivity`): Scores of the components that `model` has now.
         model (`PreTrainedModel`): The model to plan for; it is only read.
@@ -46,11 +50,14 @@ def plan_pruning(
         `PruningPlan`: What to remove, and what the model will cost then.
 
     Raises:
-        ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the scores are not
-            finite or do not fit the model, or a floor stands in the way of the ratio.
+        ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the table was measured
+            in another mode than `latency_mode`, the scores are not finite or do not fit the model, or a floor stands
+            in the way of the ratio.
         TypeError: If there is no such setting.
     """
     settings = replace(settings or PlanningSettings(), **changes)
+    if latency_table is not None:
+        latency_table.validate_mode(settings.latency_mode)
     model = eager_model(model)
     groups = find_groups(model)
     given = Surroundings(model, groups, inputs, latency_table)
@@ -145,9 +152,10 @@ def _units(
         components = order[gone : gone + size]
         score = float(values[components].mean()) / weight
         saves = cost(count - gone) - cost(count - gone - size)
-        units.append(Unit(place, len(units), components.tolist(), score, saves))
+        harm = float(values[components].sum())
+        units.append(Unit(place, len(units), components.tolist(), score, harm, saves))
         gone += size
-    return units
+    return units if budget.linear or not settings.weigh_costs else ranked_in_runs(units)
 
 
 def _validate_reachable(

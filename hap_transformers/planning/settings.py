@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..components.groups import KINDS, Group, Kind
+from ..forward_modes import MODES, validate_mode
 
 
 # Shares of parameters, FLOPs and measured seconds; a budget named after a kind counts its components.
@@ -20,9 +21,11 @@ class PlanningSettings:
 
             - `"params"`: parameters of the encoder's layers;
             - `"flops"`: their FLOPs on a batch of inputs;
-            - `"latency"`: their seconds by a latency table;
+            - `"latency"`: their seconds by a latency table, in `latency_mode`;
             - `"heads"` or `"neurons"`: the number of these components; only they are removed, and their number is
               rounded to the nearest.
+        latency_mode (`str`, *optional*, defaults to `"eager"`): How the model shall run that `budget="latency"` plans
+            for: `"eager"`, `"compiled"` (`torch.compile`) or `"cuda_graphs"`.
         ratio (`float`, *optional*, defaults to 0.6): Share that is gone afterwards, in [0, 1). Components pruned
             earlier count. Somewhat more goes where heads and groups of neurons do not fit exactly.
 
@@ -57,10 +60,14 @@ class PlanningSettings:
     implant_ratio: float = field(
         default=0.0, metadata={"help": "Most sensitive share of the removed neurons that low-rank maps replace."}
     )
+    latency_mode: str = field(
+        default="eager", metadata={"help": f"How the model runs whose latency counts: {', '.join(MODES)}."}
+    )
 
     def __post_init__(self):
         if self.budget not in (*MEASURES, *KINDS):
             raise ValueError(f"Unknown budget '{self.budget}'; choose one of {', '.join((*MEASURES, *KINDS))}.")
+        validate_mode(self.latency_mode)
         if not 0 <= self.ratio < 1:
             raise ValueError(f"`ratio` is the share to remove and must be in [0, 1), got {self.ratio}.")
         for kind in KINDS.values():

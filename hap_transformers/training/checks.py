@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,6 +12,8 @@ from ..components.architectures import get_architecture
 from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
+from ..forward_modes import validate_mode
+from ..planning.latency_table import LatencyTable
 from ..tokens import validate_length
 from .config import HapConfig
 
@@ -30,6 +33,23 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         validate_length(model, config.sequence_length)
     if config.distillation_hidden:
         _validate_hidden_states("The model", model)
+
+
+def validate_latency(config: HapConfig, table: LatencyTable | None, device: torch.device) -> None:
+    """Checks that a configuration's latency can be planned for.
+
+    Args:
+        config (`HapConfig`): The configuration.
+        table (`LatencyTable`, *optional*): A table that was measured before; without it one is measured.
+        device (`torch.device`): Where the model runs.
+
+    Raises:
+        ValueError: If the table was measured in another mode, or the device cannot run in this one.
+    """
+    if table is not None:
+        table.validate_mode(config.latency_mode)
+    elif config.budget == "latency":
+        validate_mode(config.latency_mode, device)
 
 
 def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | None) -> None:

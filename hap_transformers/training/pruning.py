@@ -67,6 +67,7 @@ class PruningTrainer(Trainer):
             num_probes=config.num_probes,
             tolerance=config.tolerance,
             max_examples=config.max_examples,
+            max_memory=config.max_memory,
             seed=self.args.seed,
             loss_fn=self._scoring_loss,
             progress=not self.args.disable_tqdm,
@@ -93,7 +94,9 @@ class PruningTrainer(Trainer):
             inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
         inputs = None if inputs is None else model_inputs(self, inputs)
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
-            measure = partial(LatencyTable.measure, model, inputs, progress=not self.args.disable_tqdm)
+            precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision)
+            timed = partial(LatencyTable.measure, mode=config.latency_mode, precision=precision)
+            measure = partial(timed, model, inputs, progress=not self.args.disable_tqdm)
             self.latency_table = made_once(measure, self.accelerator)
         return plan_pruning(sensitivity, model, config, inputs=inputs, latency_table=self.latency_table)
 

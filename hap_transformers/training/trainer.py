@@ -20,7 +20,7 @@ from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity
 from ..sensitivity.batches import counts
 from ..surgery.plan import PruningPlan
-from .checks import validate_prunable, validate_teacher
+from .checks import validate_latency, validate_prunable, validate_teacher
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items, model_inputs
 from .pruning import PruningTrainer
@@ -64,6 +64,7 @@ class HapTrainer(PruningTrainer):
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             validate_prunable(self._unwrapped_model(), hap_config)
+            validate_latency(hap_config, latency_table, self.args.device)
             if self.compute_loss_func is not None:
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:

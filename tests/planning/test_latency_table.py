@@ -2,16 +2,22 @@
 
 import copy
 import dataclasses
+import itertools
 import json
+import math
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_batch, make_model, random_scores
+from tiny import hand_made, make_batch, make_model, random_scores
 
 from hap_transformers import LatencyTable, apply_plan, plan_pruning, prune_heads
-from hap_transformers.components.groups import find_groups
+from hap_transformers.components.groups import KINDS, find_groups
 
+
+module = sys.modules["hap_transformers.planning.latency_table"]
 
 TABLE = LatencyTable(
     "bert",
@@ -45,18 +51,154 @@ def test_a_table_of_another_model_is_refused(budget):
 
 
 def test_measured_table(tmp_path):
-    model = make_model()
+    model = make_model().train()
     before = copy.deepcopy(model.state_dict())
     table = LatencyTable.measure(model, make_batch(), points=3, repeats=3, progress=False)
-    assert table.counts == {"heads": [0, 2, 4], "neurons": [0, 12, 24]}
+    assert table.counts == {"heads": [0, 1, 2, 3, 4], "neurons": [0, 1, 8, 16, 24]}
     assert table.seconds["heads"][0] == table.seconds["neurons"][0] == 0
-    assert table.outside >= 0 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    assert table.outside > 0 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    assert (table.mode, table.precision) == ("eager", "float64") and table.device.startswith("cpu (")
+    assert all(module.training for module in model.modules())
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
-    counts = {**table.counts, "heads": [0, 4, 2]}
-    (tmp_path / "table.json").write_text(json.dumps({**dataclasses.asdict(table), "counts": counts}))
-    with pytest.raises(ValueError, match="is not a latency table"):
-        LatencyTable.load(tmp_path / "table.json")
+    counts = {**table.counts, "heads": [0, 4, 2, 3, 1]}
+    for changes in ({"counts": counts}, {"mode": "fast"}, {"mode": None}):
+        (tmp_path / "table.json").write_text(json.dumps({**dataclasses.asdict(table), **changes}))
+        with pytest.raises(ValueError, match="is not a latency table"):
+            LatencyTable.load(tmp_path / "table.json")
     prune_heads(model, {0: [1]})
     with pytest.raises(ValueError, match="layers are alike"):
         LatencyTable.measure(model, make_batch(), progress=False)
+
+
+def test_a_table_of_another_mode_is_refused(tmp_path):
+    model, old = make_model(), dataclasses.asdict(TABLE)
+    for name in ("mode", "precision", "device"):  # Tables had none of these.
+        del old[name]
+    (tmp_path / "table.json").write_text(json.dumps(old))
+    table = LatencyTable.load(tmp_path / "table.json")
+    assert table == TABLE and table.mode == "eager"
+    plan_pruning(random_scores(model), model, budget="latency", latency_table=table)
+    for budget in ("latency", "params"):
+        with pytest.raises(ValueError, match="measured in mode 'eager', but latency_mode is 'compiled'"):
+            plan_pruning(random_scores(model), model, budget=budget, latency_table=table, latency_mode="compiled")
+
+
+def seconds_of(kind: str, count: int) -> float:
+    """Every block has a fixed cost. Neurons cost the same up to the next multiple of 8."""
+    return 0.0 if count == 0 else 0.5 + count / 4 if kind == "heads" else 2.0 + math.ceil(count / 8)
+
+
+def test_a_table_has_the_fixed_costs_and_the_steps(monkeypatch):
+    """The clock is a formula, in seconds that grow with every round; only the shares of the dense model count."""
+    model, drift = make_model(), itertools.count(1)
+
+    def forward(model):
+        return 1.5 + sum(seconds_of(group.kind.name, group.num_components) for group in find_groups(model))
+
+    def take_turns(passes, repeats):
+        speeds = [next(drift) for _ in range(repeats)]
+        return {name: [speed * seconds for speed in speeds] for name, seconds in passes.items()}
+
+    monkeypatch.setattr(module, "forward_pass", lambda model, *args: forward(model))
+    monkeypatch.setattr(module, "take_turns", take_turns)
+    table = LatencyTable.measure(model, make_batch(), points=3, repeats=5)
+    speed = np.median(range(1, next(drift)))
+    assert table.outside == pytest.approx(1.5 * speed)
+    for kind, counts in table.counts.items():
+        expected = [speed * seconds_of(kind, count) for count in counts]
+        assert table.seconds[kind] == pytest.approx(expected)
+        assert table.cost(kind, 1) == pytest.approx(speed * seconds_of(kind, 1))
+
+
+@pytest.mark.parametrize(
+    "name, dense, counts",
+    [
+        (
+            "neurons",
+            1536,
+            [0, 1, 8, 32, 192, 200, 384, 392, 576, 584, 768, 776, 960, 968, 1152, 1160, 1344, 1352, 1536],
+        ),
+        ("neurons", 13, [0, 1, 8, 13]),
+        ("heads", 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        ("heads", 1, [0, 1]),
+    ],
+)
+def test_counts_to_measure_at(name, dense, counts):
+    assert module._grid(KINDS[name], dense, 9) == counts
+
+
+def test_noise_neither_falls_nor_lifts_what_follows():
+    assert module._rising(np.array([1.0, 2.0, 5.0])).tolist() == [0.0, 1.0, 4.0]
+    rising = module._rising(np.array([0.0, 1.0, 9.0, 2.0, 3.0, 10.0]))
+    assert (np.diff(rising) >= 0).all() and rising[-1] == 10 and rising[1] == 1
+
+
+def table_of(neurons: dict[int, float], heads: dict[int, float]) -> LatencyTable:
+    counts = {"heads": list(heads), "neurons": list(neurons)}
+    return dataclasses.replace(
+        TABLE, counts=counts, seconds={"heads": [*heads.values()], "neurons": [*neurons.values()]}
+    )
+
+
+def interleaved():
+    """Scores by which neurons of the two layers take turns; heads are dear."""
+    neurons = torch.arange(1.0, 25.0, dtype=torch.float64)
+    heads = [torch.full((4,), 1e6, dtype=torch.float64)] * 2
+    return hand_made("kronecker", heads=heads, neurons=[neurons, neurons + 0.1])
+
+
+def test_whole_blocks_go_where_narrow_ones_would_not_pay():
+    table = table_of(neurons={0: 0.0, 1: 10.0, 24: 11.0}, heads={0: 0.0, 4: 0.1})
+    settings = {"budget": "latency", "ratio": 0.4, "latency_table": table}
+    plan = plan_pruning(interleaved(), make_model(), **settings)
+    assert plan.neurons == {0: list(range(24))} and not plan.heads
+    unweighed = plan_pruning(interleaved(), make_model(), **settings, weigh_costs=False)
+    assert len(unweighed.neurons) == 2
+
+
+def test_widths_stop_where_the_time_steps_down():
+    """The first 8 neurons of a block save most of its time, the next 8 nothing."""
+    table = table_of(neurons={0: 0.0, 1: 1.0, 8: 2.0, 16: 2.0, 24: 6.0}, heads={0: 0.0, 4: 0.1})
+    plan = plan_pruning(interleaved(), make_model(), budget="latency", ratio=0.6, latency_table=table)
+    assert plan.neurons == {0: list(range(8)), 1: list(range(8))} and not plan.heads
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_plan_of_the_same_price_does_less_harm(seed):
+    """At any price of a second, the best prefix of every group is found by trying all; plans are those choices."""
+    generator = np.random.default_rng(seed)
+    model, scores = make_model(), random_scores(make_model(), seed=seed)
+    for kind in ("heads", "neurons"):
+        scores.scores[kind] = [values.sort().values for values in scores.scores[kind]]
+    rises = generator.exponential(size=7) * generator.integers(0, 2, 7)  # Some are 0.
+    table = table_of(
+        neurons={0: 0.0, 1: 0.5, **dict(zip((8, 16, 24), 0.5 + np.cumsum(rises[:3]), strict=True))},
+        heads={0: 0.0, **dict(zip((1, 2, 3, 4), 0.5 + np.cumsum(rises[3:]), strict=True))},
+    )
+    groups = find_groups(model)
+    dense = sum(table.cost(group.kind.name, group.num_components) for group in groups)
+    compared = 0
+    for price in (0.5, 1.0, 2.0, 4.0):
+        harm = saved = 0.0
+        for group in groups:
+            values, count = scores.scores[group.kind.name][group.layer], group.num_components
+            cost = partial(table.cost, group.kind.name)
+            prefixes = [
+                (float(values[:gone].sum()), cost(count) - cost(count - gone))
+                for gone in range(0, count + 1, group.kind.step)
+            ]
+            best = min(prefixes, key=lambda choice: choice[0] - price * choice[1])
+            harm, saved = harm + best[0], saved + best[1]
+        if not 0 < saved < dense:
+            continue
+        plan = plan_pruning(scores, model, budget="latency", ratio=saved / dense, latency_table=table)
+        found = sum(
+            float(scores.scores[kind][layer][gone].sum())
+            for kind, layers in plan.removed.items()
+            for layer, gone in layers.items()
+        )
+        assert found == pytest.approx(harm)
+        assert plan.promise["latency"] == pytest.approx(table.outside + dense - saved)
+        compared += 1
+    assert compared

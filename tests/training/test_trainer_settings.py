@@ -5,7 +5,7 @@ import torch
 from tiny import make_model
 from trainers import make_trainer
 
-from hap_transformers import HapConfig, HapTrainer
+from hap_transformers import HapConfig, HapTrainer, LatencyTable
 
 
 def test_a_model_made_by_the_trainer_stays_pruned(tmp_path):
@@ -53,3 +53,33 @@ def test_a_text_longer_than_the_model_takes_is_refused_at_once(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match="BertForSequenceClassification takes at most 32 tokens, not 512"):
         HapTrainer(make_model(), trainer.args, hap_config=HapConfig(sequence_length=512))
+
+
+def test_latency_in_the_mode_and_precision_of_the_run(tmp_path, monkeypatch):
+    measure, asked = LatencyTable.measure, []
+
+    def noted(*args, **given):
+        asked.append(given)
+        return measure(*args, **given, points=2, repeats=1)
+
+    monkeypatch.setattr(LatencyTable, "measure", noted)
+    trainer = make_trainer(tmp_path, bf16=True, hap_config=HapConfig(budget="latency", ratio=0.3, method="magnitude"))
+    trainer.plan(trainer.estimate_sensitivity())
+    assert (trainer.latency_table.mode, trainer.latency_table.precision) == ("eager", "bf16")
+    assert asked[0]["mode"] == "eager" and asked[0]["precision"] == "bf16"
+
+
+def test_latency_that_cannot_be_measured_is_refused_at_once(tmp_path):
+    config = HapConfig(budget="latency", latency_mode="cuda_graphs")
+    with pytest.raises(ValueError, match="'cuda_graphs' needs a CUDA device, and the model runs on 'cpu'"):
+        make_trainer(tmp_path, hap_config=config)
+    counts, seconds = {"heads": [0, 4], "neurons": [0, 24]}, {"heads": [0.0, 1.0], "neurons": [0.0, 1.0]}
+    table = LatencyTable("bert", counts, seconds, 1.0, {})
+
+    def with_table(**given):
+        return HapTrainer(**given, latency_table=table)
+
+    with pytest.raises(ValueError, match="measured in mode 'eager', but latency_mode is 'cuda_graphs'"):
+        make_trainer(tmp_path, with_table, hap_config=config)
+    table.mode = "cuda_graphs"  # Measured elsewhere.
+    assert make_trainer(tmp_path, with_table, hap_config=config).latency_table is table
