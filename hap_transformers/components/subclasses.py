@@ -84,8 +84,10 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection without inputs, of which the bias is left."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The sum of nothing keeps what comes before in the graph, as DistributedDataParallel requires.
         bias = self.weight.new_zeros(max(self.weight.shape)) if self.bias is None else self.bias
+        if not torch.is_grad_enabled():
+            return bias.expand(*hidden_states.shape[:-1], -1).clone()  # One kernel, of what may be changed in place.
+        # The sum of nothing keeps what comes before in the graph, as DistributedDataParallel requires.
         return hidden_states.sum(-1, keepdim=True) + bias
 
     return subclass("Empty", projection_class, forward, _without_inputs, projection_class)

@@ -50,6 +50,24 @@ def test_projections_give_what_ordinary_ones_of_size_zero_give(model_type):
             assert outputs[0].requires_grad
 
 
+def test_without_gradients_one_kernel_is_left(model_type):
+    """A copy of the bias; its values and type are those that the module gives with gradients."""
+    model = emptied(ZOO[model_type].model(torch.float32))
+    outputs = [group.reader.module for group in find_groups(model) if not group.num_components]
+    assert len(outputs) == 2
+    for module in outputs:
+        x = inputs_of(module)
+        expected = module(x).detach()
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            output = module(x)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+        names = {event.name for event in profiler.events()}
+        assert not names & {"aten::sum", "aten::add", "aten::addmm", "aten::mm"}
+        output += 1  # No view of the bias.
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
+
+
 def test_outputs_may_be_changed_in_place(model_type):
     """As adapters and some hooks do, while what was read is used elsewhere, before and after."""
     model = emptied(ZOO[model_type].model())
