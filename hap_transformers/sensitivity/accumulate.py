@@ -1,6 +1,7 @@
 """Runs a scoring method over batches, shared between processes, until all are done or the ranking is reliable."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from accelerate.utils import broadcast
 
 from .batches import ScoredBatch, scored_batches
 from .methods import SampleFunction
-from .state_file import Progress
+from .state_file import Progress, StateFile
 from .statistics import SampleMoments
 from .task import Samples, ScoringTask
 
@@ -24,7 +25,7 @@ def accumulate(
     max_examples: int | None = None,
     accelerator: Accelerator | None = None,
     reliable: Callable[[SampleMoments], bool] | None = None,
-    save: Callable[[Progress], None] | None = None,
+    state: StateFile | None = None,
 ) -> Progress:
     """Adds the samples of every batch that is not yet done.
 
@@ -41,7 +42,7 @@ def accumulate(
         max_examples (`int`, *optional*): Stop after this many examples.
         accelerator (`Accelerator`, *optional*): The processes. By default only this one.
         reliable (`Callable`, *optional*): Takes the moments, returns whether scoring may stop.
-        save (`Callable`, *optional*): Saves the progress; called after each round of one batch per process.
+        state (`StateFile`, *optional*): Keeps the progress, after rounds of one batch per process and at the end.
 
     Returns:
         `Progress`: The final progress, the same in every process.
@@ -55,20 +56,22 @@ def accumulate(
     # The first process continues from the previous moments. The result equals that of an uninterrupted run bit by bit.
     moments = progress.moments if rank == 0 else empty
 
-    def combined(batches_done: int) -> Progress:
+    def combined(batches_done: int, with_sums: bool = True) -> Progress:
         """Adds up the moments of all processes."""
         if accelerator is None or world == 1:
             return Progress(moments, num_probes, batches_done)
-        part = torch.cat([moments.pack(), moments.totals.new_tensor([num_probes])])
+        mine = moments if with_sums else replace(moments, sums=moments.sums[:0])
+        part = torch.cat([mine.pack(), moments.totals.new_tensor([num_probes])])
         # All processes add the parts in the same order, for bit-equal sums. One part is sent at a time to save memory.
-        total, probes = SampleMoments.zeros(*sizes, task.sums_device), 0
+        total, probes = SampleMoments.zeros(len(mine.mean), len(mine.sums), task.sums_device), 0
         for source in range(world):
             sent = broadcast(part.to(accelerator.device, copy=True), from_process=source)
-            total.add(moments.unpacked(sent[:-1]))
+            total.add(mine.unpacked(sent[:-1]))
             probes = max(probes, int(sent[-1]))
         return Progress(total, probes, batches_done)
 
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
+    converged = False
     for batch in scored_batches(batches, max_examples):
         if batch.number < progress.batches_done:
             continue
@@ -86,17 +89,19 @@ def accumulate(
                 moments.add_probes(samples.values, batch.size, batch.number)
             moments.add_sums(samples.sums)
         done = batch.number + 1
-        if (reliable or save) and done % world == 0:
-            state = combined(done)
-            if reliable and reliable(state.moments):
-                state.converged = True
-                return state
-            if save:
-                save(state)
-    state = combined(done)
+        if done % world:
+            continue
+        if reliable and reliable(combined(done, with_sums=False).moments):
+            converged = True
+            break
+        if state is not None and state.is_due():
+            state.save(combined(done))
+    final = combined(done)
     if reliable:
-        state.converged = reliable(state.moments)
-    return state
+        final.converged = converged or reliable(final.moments)
+    if state is not None:
+        state.save(final)
+    return final
 
 
 def _finite_samples(sample: SampleFunction, task: ScoringTask, batch: ScoredBatch) -> Samples:

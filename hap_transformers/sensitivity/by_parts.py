@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from accelerate.utils.memory import should_reduce_batch_size
-from accelerate.utils.modeling import convert_file_size_to_int
 from tqdm.auto import tqdm
 
 from ..components.groups import Group
 from ..components.sharded import is_sharded
+from ..memory import memory_limit, named_out_of_memory
 from .accumulate import accumulate
 from .batches import scored_batches
 from .methods import Finished, Method
@@ -77,9 +76,9 @@ def score_on_batches(
             states.append(state)
         if done:  # The first part has found out how many examples are enough.
             tolerance, max_examples = None, done[0].moments.num_examples
-        with _named_out_of_memory(f"{layers} were scored on batches", state):
+        with named_out_of_memory(f"{layers} were scored on batches", _advice(state)):
             found = _accumulated(part, scoring, name, kept, tolerance, max_examples, accelerator, state, progress)
-        with _named_out_of_memory(f"costs of removal were added up for {layers}", state):
+        with named_out_of_memory(f"costs of removal were computed for {layers}", _advice(state)):
             finished.append(_finished(part, scoring, found.moments, accelerator, progress))
         # The sums are the large part.
         done.append(replace(found, moments=replace(found.moments, sums=found.moments.sums[:0].clone())))
@@ -110,24 +109,6 @@ def parts_within(task: ScoringTask, scoring: Method, max_memory: int | str | Non
             parts.append(members)
     places = {id(group): place for place, group in enumerate(task.groups)}
     return [sorted(part, key=lambda group: places[id(group)]) for part in parts]  # Kind by kind, as in the task.
-
-
-def memory_limit(max_memory: int | str | None) -> int | None:
-    """Number of bytes.
-
-    Args:
-        max_memory (`int` or `str`, *optional*): Bytes, or a text such as `"8GB"` or `"500MiB"`.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    try:
-        limit = None if max_memory is None else int(convert_file_size_to_int(max_memory))
-    except ValueError:
-        limit = -1
-    if limit is not None and limit <= 0:
-        raise ValueError(f"`max_memory` is a number of bytes or a text such as '8GB', got {max_memory!r}.")
-    return limit
 
 
 def _kept(batches: Iterable[Mapping[str, Any]], max_examples: int | None) -> list[Mapping[str, Any]]:
@@ -172,7 +153,7 @@ def _accumulated(
             # Processes that have a part of the weights each can only run the model together: all on all batches.
             accelerator=None if is_sharded(task.model) else accelerator,
             reliable=None if tolerance is None else lambda m: (reliability(task, scoring, m) or 0.0) >= tolerance,
-            save=None if state is None else state.save,
+            state=state,
         )
 
 
@@ -214,23 +195,13 @@ def _in_order(
     return whole, replace(done[0], moments=moments)
 
 
-@contextmanager
-def _named_out_of_memory(phase: str, state: StateFile | None) -> Iterator[None]:
-    """Says what was done when the memory ran out, and what to do.
-
-    Raises:
-        torch.OutOfMemoryError: In place of the allocator's error.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-            raise
-        kept = "" if state is None else f" The batches that are done are in '{state.path}': repeat the call to go on."
-        raise torch.OutOfMemoryError(
-            f"Out of memory while {phase}. Set max_memory to a number of bytes, for example max_memory='4GB', so that "
-            f"fewer layers are scored at once; or give smaller batches. The model is unchanged.{kept} ({error})"
-        ) from error
+def _advice(state: StateFile | None) -> str:
+    """What to do when the memory has run out."""
+    kept = "" if state is None else f" Repeat the call to go on from '{state.path}'."
+    return (
+        "Set max_memory to a number of bytes, for example max_memory='4GB', so that fewer layers are scored at once; "
+        f"or give smaller batches.{kept}"
+    )
 
 
 @contextmanager

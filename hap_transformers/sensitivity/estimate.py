@@ -14,7 +14,8 @@ from transformers.utils import logging
 from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_plain_weights
-from .by_parts import memory_limit, reliability, score_on_batches
+from ..memory import memory_limit
+from .by_parts import reliability, score_on_batches
 from .methods import METHODS, Finished, Method, get_method
 from .precision import Precision
 from .sensitivity import Sensitivity

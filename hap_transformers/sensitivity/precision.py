@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
+from ..components.groups import take_off_forward
+
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,16 +48,16 @@ class Precision:
 
 @contextmanager
 def plain_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Takes off a compiled forward, and the one that accelerate puts on a model that it trains in low precision.
+    """Takes off compiled forwards, and the one that accelerate puts on a model that it trains in low precision.
 
     Compiled code does not call hooks, and in a copy of the model it runs the original. Accelerate's forward copies
     logits and loss to float32 separately, so that the one no longer leads to the other. It is there only in a process
     that has trained, so results would depend on that.
     """
-    compiled = hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable")
-    forward = vars(model).pop("forward", None) if compiled or "_original_forward" in vars(model) else None
+    forwards = {module: take_off_forward(module) for module in model.modules()}
     try:
         yield
     finally:
-        if forward is not None:
-            model.forward = forward
+        for module, forward in forwards.items():
+            if forward is not None:
+                module.forward = forward

@@ -1,7 +1,8 @@
 """Saves the progress of a scoring run in a file, so that an interrupted run can continue."""
 
 import json
-from dataclasses import dataclass, fields
+import time
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from safetensors.torch import save_file
 
 from ..files import whole_file
 from .statistics import SampleMoments
+
+
+# Seconds that writing may take to be repeated after every batch. Otherwise it pauses for so many times as long.
+QUICK = 0.1
+PAUSE = 20
 
 
 @dataclass
@@ -44,19 +50,31 @@ class StateFile:
     path: Path
     run: dict[str, Any]
     accelerator: Accelerator | None = None
+    _due: float = field(default=0.0, init=False)
 
     @property
     def _is_mine(self) -> bool:
         return self.accelerator is None or self.accelerator.is_main_process
 
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last writing; the same in every process."""
+        due = [time.monotonic() >= self._due]
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            broadcast_object_list(due)
+        return due[0]
+
     def save(self, progress: Progress) -> None:
         """Writes the file atomically: if writing is interrupted, the previous file stays."""
         if not self._is_mine:
             return
+        start = time.monotonic()
         tensors = {field.name: getattr(progress.moments, field.name) for field in fields(SampleMoments)}
         plain = {"num_probes": progress.num_probes, "batches_done": progress.batches_done, "run": self.run}
         with whole_file(self.path) as unfinished:
             save_file(tensors, str(unfinished), metadata={"scoring": json.dumps(plain)})
+        took = time.monotonic() - start
+        if took > QUICK:
+            self._due = time.monotonic() + PAUSE * took
 
     def load(self, fresh: Progress) -> Progress:
         """Reads the progress that `save` wrote.
@@ -65,17 +83,26 @@ class StateFile:
             fresh (`Progress`): The progress to return if there is no file.
 
         Returns:
-            `Progress`: The same in every process.
+            `Progress`: How far the run is, the same in every process. The moments are the main process's.
 
         Raises:
             ValueError: If the file is not a state file, or belongs to another run.
         """
-        found = [self._read(fresh) if self._is_mine else fresh]
+        found = self._read(fresh) if self._is_mine else fresh
         if self.accelerator is not None and self.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        if isinstance(found[0], ValueError):
-            raise found[0]
-        return found[0]
+            told: list[Any] = [found]
+            if isinstance(found, Progress):
+                told = [(found.moments.totals.tolist(), found.num_probes, found.batches_done)]
+            broadcast_object_list(told)
+            if isinstance(told[0], ValueError):
+                found = told[0]
+            elif not self._is_mine:
+                totals, *counts = told[0]
+                moments = replace(fresh.moments, totals=fresh.moments.totals.new_tensor(totals))
+                found = Progress(moments, *counts)
+        if isinstance(found, ValueError):
+            raise found
+        return found
 
     def delete(self) -> None:
         """Deletes the file after the run has finished."""
@@ -89,7 +116,8 @@ class StateFile:
         try:
             with safe_open(str(self.path), framework="pt") as file:
                 plain = json.loads(file.metadata()["scoring"])
-                moments = SampleMoments(**{name: file.get_tensor(name) for name in file.keys()})
+                device = fresh.moments.mean.device
+                moments = SampleMoments(**{name: file.get_tensor(name).to(device) for name in file.keys()})
             run, counts = plain["run"], (plain["num_probes"], plain["batches_done"])
         except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             return ValueError(f"'{self.path}' is not a state file of estimate_sensitivity: {error!r}. Delete it.")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..components.groups import Group
 from ..components.sharded import whole_values
+from ..memory import is_out_of_memory
 from ..tokens import device_of_sums
 from .batches import ScoredBatch
 from .outputs import loss_of
@@ -147,7 +148,7 @@ class ScoringTask:
         except ValueError as error:
             raise ValueError(f"Batch {batch.number}: {error}") from error
         except (IndexError, RuntimeError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             shapes = {name: tuple(v.shape) for name, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
             raise ValueError(

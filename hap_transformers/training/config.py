@@ -29,6 +29,8 @@ class HapConfig(PlanningSettings):
         num_probes (`int`, *optional*, defaults to 4): Random probes per batch, for methods that draw any.
         max_examples (`int`, *optional*, defaults to 1024): Training examples to score on, and to refit on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
+        max_memory (`str`, *optional*): Bytes, such as `"4GB"`, that scoring's sums may take beside the model. Layers
+            are scored in parts that fit.
 
     Parameters that control what comes in place of what was removed:
         refit (`bool`, *optional*, defaults to `True`): Whether to refit what is left ([`reconstruct`]).
@@ -59,6 +61,9 @@ class HapConfig(PlanningSettings):
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
     )
+    max_memory: str | None = field(
+        default=None, metadata={"help": "Memory for scoring's sums, such as 4GB; layers are scored in parts that fit."}
+    )
     refit: bool = field(default=True, metadata={"help": "Refit what is left in closed form."})
     ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
@@ -76,7 +81,7 @@ class HapConfig(PlanningSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples)
+        validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples, self.max_memory)
         for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

@@ -175,8 +175,9 @@ class PruningTrainer(Trainer):
         """Puts the pruned model in the place of the dense one, and drops what refers to removed tensors."""
         model.add_model_tags(list(TAGS))
         # Otherwise Accelerate, which prepares a model once, would not compile it again.
-        model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         vars(model).pop("_is_accelerate_prepared", None)
+        if "_original_forward" in vars(model):  # It also wraps the model's forward for low precision.
+            model.forward = vars(model).pop("_original_forward")
         self.model = self.model_wrapped = model
         if self._has_own_optimizer:
             logger.warning(OPTIMIZER_DROPPED)

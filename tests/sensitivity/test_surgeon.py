@@ -47,6 +47,24 @@ def test_equals_the_explicit_matrix(size, delayed, monkeypatch):
         removed += list(range(group * size, (group + 1) * size))
 
 
+@pytest.mark.parametrize("delayed", [2, 128])
+@pytest.mark.parametrize("size", [1, 3])
+def test_several_maps_are_worked_on_as_each_alone(size, delayed, monkeypatch):
+    """Each has an order of its own."""
+    monkeypatch.setattr(surgeon, "DELAYED", delayed)
+    problems = [random_problem(seed) for seed in range(4)]
+    moments = torch.stack([moment for moment, _, _ in problems])
+    curvatures = torch.stack([weight.T @ cotangents @ weight for _, cotangents, weight in problems])
+    before = moments.clone(), curvatures.clone()
+    orders, costs = removal_costs(moments, curvatures, size)
+    assert torch.equal(moments, before[0]) and torch.equal(curvatures, before[1])
+    assert len({tuple(order) for order in orders.tolist()}) > 1
+    for alone, order, cost in zip(zip(moments, curvatures, strict=True), orders, costs, strict=True):
+        expected = removal_costs(*alone, size)
+        assert order.tolist() == expected[0].tolist()
+        torch.testing.assert_close(cost, expected[1], rtol=1e-9, atol=1e-12)
+
+
 def test_what_others_can_make_up_for_costs_nothing():
     """Inputs 0 and 1 are the same; 2 is constant."""
     moment, cotangents, weight = random_problem()
