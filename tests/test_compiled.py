@@ -182,7 +182,7 @@ def test_the_trainer_names_the_model_inside_of_a_wrapper(tmp_path):
 def test_layers_that_are_wrapped_one_by_one_are_named():
     model = of_one_layer()
     model.bert.encoder.layer = torch.nn.ModuleList([torch.compile(layer) for layer in model.bert.encoder.layer])
-    with pytest.raises(ValueError, match=r"layer 'encoder.layer.0' is wrapped by torch.compile.*layer.compile"):
+    with pytest.raises(ValueError, match=r"module 'encoder.layer.0' is wrapped by torch.compile.*module.compile"):
         estimate_sensitivity(model, LABELLED, progress=False)
 
 

@@ -163,11 +163,50 @@ def eager_model(model: Any) -> Any:
 
 
 def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model. A compiled forward is left out, which would still run the original."""
+    """A copy of a model without compiled forwards and those of accelerate, which would still run the original.
+
+    Raises:
+        ValueError: If another forward would, too.
+    """
+    validate_forwards(model)
     copied = copy.deepcopy(model)
-    if hasattr(vars(copied).get("forward"), "_torchdynamo_orig_callable"):
-        del copied.forward
+    for module in copied.modules():
+        take_off_forward(module)
+        vars(module).pop("_original_forward", None)
     return copied
+
+
+def take_off_forward(module: nn.Module) -> Any:
+    """Takes a compiled forward off a module, or the one that accelerate puts on a model for low precision.
+
+    Returns:
+        The forward, to be put back, or `None` if there is none.
+    """
+    compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    if eager_model(module) is module and (compiled or "_original_forward" in vars(module)):
+        return vars(module).pop("forward", None)
+    return None
+
+
+def validate_forwards(model: PreTrainedModel) -> None:
+    """Checks that the forwards of a copy of a model would be its own.
+
+    Raises:
+        ValueError: If a module's forward was replaced by a function that holds the module.
+    """
+    for path, module in model.named_modules():
+        forward = vars(module).get("forward")
+        compiled = hasattr(forward, "_torchdynamo_orig_callable")
+        of_accelerate = {"_original_forward", "_old_forward"} & vars(module).keys()
+        if forward is None or compiled or of_accelerate or getattr(forward, "__self__", None) is module:
+            continue
+        where = f"'{path}' of this {type(model).__name__}" if path else f"This {type(model).__name__}"
+        name = getattr(forward, "__qualname__", type(forward).__name__)
+        raise ValueError(
+            f"{where} has a replaced forward, '{name}', which in a copy of the model would still run the original. "
+            "Define it in a subclass, or bind a function that takes the module as its first argument "
+            "(module.forward = types.MethodType(function, module))."
+        )
 
 
 def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Group]:
@@ -187,7 +226,7 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     architecture = get_architecture(model)
     wanted = KINDS if kinds is None else set(kinds)
     found = [kind for kind in KINDS.values() if kind.name in architecture.names and kind.name in wanted]
-    _validate_layers_are_eager(model, architecture)
+    _validate_is_eager(model, architecture)
     return [group for kind in found for group in kind.find(model, architecture)]
 
 
@@ -245,14 +284,14 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     return [model.base_model.get_submodule(path.removesuffix(".")) for path in paths]
 
 
-def _validate_layers_are_eager(model: PreTrainedModel, architecture: Architecture) -> None:
-    for path in layer_paths(model, architecture):
-        layer = model.base_model.get_submodule(path.removesuffix("."))
-        if eager_model(layer) is not layer:
+def _validate_is_eager(model: PreTrainedModel, architecture: Architecture) -> None:
+    first = architecture.layers.split(".*.")[0]
+    for path, module in model.base_model.named_modules():
+        if eager_model(module) is not module and (first.startswith(path) or path.startswith(first)):
             raise ValueError(
-                f"Cannot score or prune {type(model).__name__}: its layer '{path[:-1]}' is wrapped by torch.compile, "
-                "which hides the modules inside. Compile layers in place (`layer.compile()`), which can be pruned, or "
-                "put back the layers inside (`layer._orig_mod`)."
+                f"Cannot score or prune {type(model).__name__}: its module '{path or model.base_model_prefix}' is "
+                "wrapped by torch.compile, which hides the modules inside. Compile modules in place "
+                "(`module.compile()`), which can be pruned, or put back the one inside (`module._orig_mod`)."
             )
 
 

@@ -21,8 +21,9 @@ def take_class(module: nn.Module, new_class: type[nn.Module]) -> None:
     module.__class__ = new_class
     attributes = vars(module)
     # The old method may lie in the instance: Transformers 4 leaves it there when it has recorded attention maps,
-    # accelerate keeps it for the hooks that move weights between devices.
-    if getattr(attributes.get("forward"), "__self__", None) is module:
+    # accelerate keeps it for the hooks that move weights between devices. It may be compiled.
+    old = attributes.get("forward")
+    if getattr(getattr(old, "_torchdynamo_orig_callable", old), "__self__", None) is module:
         del module.forward
     if "_old_forward" in attributes:
         module._old_forward = new_class.forward.__get__(module)

@@ -106,6 +106,11 @@ class LayerRuns:
                 handle.remove()
             for module, forward in forwards.items():
                 _set_forward(module, forward)
+        if unseen := [group.reader.name for group, seen in zip(groups, calls, strict=True) if not seen]:
+            raise ValueError(
+                f"{type(self.model).__name__} ran on a batch without calling its '{unseen[0]}'. The refit needs a "
+                "model, or `forward`, that runs all its layers."
+            )
         return calls if self.repeats else [_merged(seen) for seen in calls]
 
     def _watch(self, groups: Sequence[Group], calls: list[list[Call]]) -> list[Any]:

@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_model
+from ..components.groups import Group, eager_model, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
@@ -58,12 +58,14 @@ def reconstruct(
             this with the same batches.
 
     Raises:
-        ValueError: If the models are of different architectures or depths, `ridge` is negative, there is nothing to
-            fit on, or a sum is not finite; the model is then as it was.
+        ValueError: If the models are of different architectures or depths, a forward was replaced, `ridge` is
+            negative, there is nothing to fit on, or a sum is not finite; the model is then as it was.
     """
     if ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
     model, dense = eager_model(model), eager_model(dense)
+    validate_forwards(model)
+    validate_forwards(dense)
     pruned, original = LayerRuns(model, forward), LayerRuns(dense, forward)
     sites = _sites_to_refit(pruned, original)
     validate_sliceable(model, sites)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
-from ..components.groups import find_groups
+from ..components.groups import find_groups, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
@@ -24,10 +24,12 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
     Raises:
         TypeError: If it is no model of Transformers.
         ValueError: If its architecture is unknown, its weights cannot be sliced, its checkpoints could not be loaded,
-            or it takes shorter texts or returns no hidden states where the configuration needs them.
+            a forward was replaced, or it takes shorter texts or returns no hidden states where the configuration needs
+            them.
     """
     get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
     validate_savable(model)
+    validate_forwards(model)
     validate_sliceable(model, find_groups(model))
     if config.sequence_length is not None:
         validate_length(model, config.sequence_length)
