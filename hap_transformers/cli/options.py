@@ -30,6 +30,7 @@ Length = Annotated[
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the custom file, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
+Precision = Annotated[str | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
 
 

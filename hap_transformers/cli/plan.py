@@ -1,19 +1,35 @@
 """`hap plan`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
+from transformers import PreTrainedModel
 
-from ..components.groups import by_kind, find_groups
-from ..efficiency import count_encoder_parameters, count_parameters, example_inputs
+from ..components.groups import by_kind, eager_copy, find_groups
+from ..data.tokenizers import longest_text
+from ..efficiency import compare_latency, count_encoder_parameters, count_parameters, example_inputs
+from ..forward_modes import device_name, validate_mode
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..planning.settings import PlanningSettings
+from ..reporting.wording import no_faster
 from ..sensitivity import Sensitivity
+from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
-from .loading import chosen_length, load_model
-from .options import Batch, Device, Json, Length, print_result, require_writable, table_by_layer, takes_settings
+from .loading import LENGTH, chosen_length, load_model
+from .options import (
+    Batch,
+    Device,
+    Json,
+    Length,
+    Precision,
+    print_result,
+    require_writable,
+    table_by_layer,
+    takes_settings,
+)
 
 
 @takes_settings
@@ -24,7 +40,11 @@ def plan(
     settings: PlanningSettings,
     batch: Batch = 1,
     length: Length = None,
+    precision: Precision = None,
     device: Device = None,
+    check_latency: Annotated[
+        bool, typer.Option(help="Time the model before and after the plan, and warn if it is no faster.")
+    ] = True,
     output: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
     json_: Json = False,
 ) -> None:
@@ -34,11 +54,17 @@ def plan(
     if not (model or scores.model):
         raise ValueError(f"'{sensitivity}' does not name the model that was scored; pass --model.")
     budget, timed = settings.budget, settings.budget == "latency"
-    loaded = load_model(model or scores.model, device if timed else "cpu")  # Other budgets are only counted.
+    check_latency = check_latency and not timed  # Such a plan promises a latency.
+    loaded = load_model(model or scores.model, device if timed or check_latency else "cpu")
+    if timed or check_latency:
+        validate_mode(settings.latency_mode, loaded.device)
     inputs = example_inputs(loaded, batch, chosen_length(length, loaded)) if budget in ("flops", "latency") else None
-    table = LatencyTable.measure(loaded, inputs) if timed and inputs is not None else None
+    table = None
+    if timed and inputs is not None:
+        table = LatencyTable.measure(loaded, inputs, mode=settings.latency_mode, precision=precision)
     made = plan_pruning(scores, loaded, settings, inputs=inputs, latency_table=table)
     made.save(output)
+    milliseconds = _checked(loaded, made, settings.latency_mode, precision, batch, length) if check_latency else None
     columns: dict[str, dict[int, str]] = {}
     for kind, groups in by_kind(find_groups(loaded)).items():
         gone = {group.layer: len(made.of_group(group)) for group in groups}
@@ -53,11 +79,39 @@ def plan(
         f"{left:,} of {whole:,} parameters will be left, {encoder - whole + left:,} of {encoder:,} in the encoder"
     )
     if timed:
-        title += f"; latency was measured on {loaded.device.type}"
+        title += f"; latency was measured on {device_name(loaded.device)}, {settings.latency_mode}"
     if not any(removed.values()):
         title = (
             f"Nothing to remove: the model meets {budget} {settings.ratio:.0%} already. "
             "Ratios are shares of the dense model."
         )
         rows = []
-    print_result({"removed": removed, "promise": made.promise, "file": str(output)}, rows, title, json_)
+    figures: dict[str, Any] = {"removed": removed, "promise": made.promise, "file": str(output)}
+    if milliseconds is not None:
+        figures["milliseconds"] = milliseconds
+    print_result(figures, rows, title, json_)
+
+
+def _checked(
+    model: PreTrainedModel, plan: PruningPlan, mode: str, precision: str | None, batch: int, length: int | None
+) -> dict[str, float] | None:
+    """Times a model against a copy that is pruned by a plan, and warns if the copy is no faster.
+
+    Returns:
+        `dict[str, float]` or `None`: Milliseconds of both, or nothing where nothing goes or nothing can be timed.
+    """
+    if not any(plan.count(kind) for kind in plan.removed):
+        return None
+    try:
+        inputs = example_inputs(model, batch, length or min(LENGTH, longest_text(model)))
+        pruned = eager_copy(model)
+        apply_plan(pruned, plan)
+        seconds = compare_latency({"dense": model, "pruned": pruned}, inputs, mode=mode, precision=precision)
+    except (ValueError, torch.OutOfMemoryError) as error:  # The plan is good all the same.
+        typer.echo(f"hap: The plan's latency was not checked: {error}", err=True)
+        return None
+    shape = " x ".join(map(str, next(iter(inputs.values())).shape))
+    warning = no_faster(seconds["dense"], seconds["pruned"], shape, f"{device_name(model.device)}, {mode}")
+    if warning:
+        typer.echo(f"hap: {warning}", err=True)
+    return {name: round(1000 * value, 3) for name, value in seconds.items()}

@@ -14,7 +14,7 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
 from .wording import COSTS as CARD_COSTS
-from .wording import budget_in_words, label_of, metric_names
+from .wording import budget_in_words, label_of, metric_names, slowness
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -82,6 +82,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         phases=list(results["metrics"]),
         metrics=_metrics(results),
         costs=_costs(results),
+        warning=slowness(results),
         budget=budget_in_words(results["hap_config"]["budget"]),
         gone=_gone_in_words(plan),
         scores=scores,

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from ..efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
 from ..files import write_text
+from ..forward_modes import device_name
 from ..version import __version__
 from .page import write_report
 from .plots import plot_head_sensitivity
-from .wording import metric_cells, metric_names
+from .wording import metric_cells, metric_names, slowness
 
 
 if TYPE_CHECKING:  # The trainer imports this folder for its card.
@@ -56,6 +57,7 @@ def collect_results(
         "heads": {"dense": num_heads, "pruned": num_heads - run.plan.count("heads")},
         **_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}, inputs, trainer),
         "batch": list(next(iter(inputs.values())).shape),
+        "device": device_name(trainer.args.device),
         "reliability": run.sensitivity.reliability,
         "seconds": run.seconds,
         "seed": trainer.args.seed,
@@ -146,6 +148,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
     if any(results.get("intervals", {}).values()):
         notes.append("Brackets are 95 % bootstrap intervals over the validation examples.")
+    if warning := slowness(results):
+        notes.append(warning)
     reliability = results["reliability"]
     if reliability is not None:
         notes.append(

@@ -20,9 +20,42 @@ MEASURES = {
 }
 
 
+# A pruned model that takes more of the dense model's time saves none: repeated measurements differ by as much.
+NOTICEABLY_FASTER = 0.95
+
+
 def budget_in_words(budget: str) -> str:
     """What a plan's ratio is a share of."""
     return f"all {label_of(budget)}" if budget in KINDS else MEASURES.get(budget, budget)
+
+
+def no_faster(dense: float, pruned: float, batch: str, device: str) -> str | None:
+    """A warning that a pruned model saves no time worth having, what it comes from, and what to do about it.
+
+    Args:
+        dense (`float`): Latency of the dense model, in any unit.
+        pruned (`float`): That of the pruned model.
+        batch (`str`): What was timed, such as `"1 x 128"`.
+        device (`str`): Where.
+
+    Returns:
+        `str` or `None`: The warning, or nothing where the pruned model is faster.
+    """
+    if pruned <= NOTICEABLY_FASTER * dense:
+        return None
+    return (
+        f"The pruned model is not faster on {device}: a batch of {batch} takes {pruned / dense:.0%} of the dense "
+        "model's time. There, narrow blocks cost nearly as much time as whole ones. Plan with budget='latency', which "
+        "removes whole blocks, or serve larger batches or the compiled model."
+    )
+
+
+def slowness(results: Mapping[str, Any]) -> str | None:
+    """The warning of [`no_faster`] about the latency that a run measured, or nothing."""
+    if "latency_ms" not in results:
+        return None
+    batch = " x ".join(map(str, results["batch"]))
+    return no_faster(**results["latency_ms"], batch=batch, device=results.get("device", "the device of this run"))
 
 
 def label_of(kind: str) -> str:

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan
 from hap_transformers.cli import app
+from hap_transformers.components.groups import find_groups
 from hap_transformers.data.tasks import load_task
 from hap_transformers.efficiency import count_flops, example_inputs
+from hap_transformers.forward_modes import device_name
 
 
 @pytest.fixture
@@ -115,6 +117,76 @@ def test_what_will_be_left_is_reported(tmp_path, fine_tuned):
     loaded.save_pretrained(out)
     printed = CliRunner().invoke(app, ["bench", str(model), str(out), "--length", "8", "--repeats", "1"]).stdout
     assert printed.splitlines()[1].split() == ["classifier", "small", "left"]
+
+
+def test_bench_over_batches_and_modes(tmp_path, fine_tuned, monkeypatch):
+    """A row a batch and mode, in the order in which they were asked for; a clock that knows both."""
+    model, _ = fine_tuned
+    small, asked = tmp_path / "small", []
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    apply_plan(loaded, PruningPlan.for_model(loaded, heads={0: [1]}))
+    loaded.save_pretrained(small)
+
+    def measured(models, inputs, repeats, *, mode, precision, progress):
+        asked.append((*inputs["input_ids"].shape, mode, precision, repeats))
+        return {"dense": len(inputs["input_ids"]) / 1000, "pruned": (0.5 if mode == "eager" else 0.25) / 1000}
+
+    monkeypatch.setattr(sys.modules["hap_transformers.cli.bench"], "compare_latency", measured)
+    command = ["bench", model, small, "--length", 8, "--batch", 1, "--batch", 4, "--precision", "bf16"]
+    command += ["--mode", "eager", "--mode", "compiled", "--repeats", 3]
+    found = hap(*command)
+    ways = [(1, "eager"), (1, "compiled"), (4, "eager"), (4, "compiled")]
+    assert asked == [(batch, 8, mode, "bf16", 3) for batch, mode in ways]
+    assert [(run["batch"], run["mode"]) for run in found["runs"]] == ways
+    assert found["runs"][3]["milliseconds"] == {"dense": 4.0, "pruned": 0.25}
+    assert found["runs"][2]["flops"]["dense"] == 4 * found["runs"][0]["flops"]["dense"]
+    printed = CliRunner().invoke(app, [*map(str, command)]).stdout.splitlines()
+    assert "batches of 8 tokens" in printed[0] and printed[1].split() == [
+        "batch",
+        "mode",
+        "classifier",
+        "small",
+        "left",
+    ]
+    assert printed[-1].split() == ["4", "compiled,", "ms", "4.0", "0.25", "6.2%"] and len(printed) == 7
+    for mode, message in (("fast", "Unknown latency mode 'fast'"), ("cuda_graphs", "needs a CUDA device")):
+        with pytest.raises(ValueError, match=message):
+            hap("bench", model, small, "--device", "cpu", "--mode", mode)
+
+
+@pytest.mark.parametrize("pruned, warned", [(1.0, True), (0.96, True), (0.95, False), (0.4, False)])
+def test_a_plan_that_saves_no_time_is_warned_of(tmp_path, fine_tuned, monkeypatch, pruned, warned):
+    model, _ = fine_tuned
+    scores, plan, timed = tmp_path / "scores", tmp_path / "plan.json", []
+
+    def measured(models, inputs, *, mode, precision):
+        heads = [sum(group.num_components for group in find_groups(m, ["heads"])) for m in models.values()]
+        timed.append((*heads, *inputs["input_ids"].shape))
+        return {"dense": 1.0, "pruned": pruned}
+
+    monkeypatch.setattr(sys.modules["hap_transformers.cli.plan"], "compare_latency", measured)
+    hap("score", model, "--method", "magnitude", "--output", scores)
+    command = ["plan", str(scores), "--ratio", "0.5", "--length", "8", "--output", str(plan)]
+    printed = CliRunner().invoke(app, command)
+    warning = f"is not faster on {device_name(torch.device('cpu'))}, eager: a batch of 1 x 8 takes {pruned:.0%} of"
+    assert (warning in printed.stderr) == ("budget='latency'" in printed.stderr) == warned
+    assert timed == [(8, 8 - PruningPlan.load(plan).count("heads"), 1, 8)]
+    assert hap(*command)["milliseconds"] == {"dense": 1000.0, "pruned": 1000 * pruned}
+    assert "milliseconds" not in hap(*command, "--no-check-latency") and len(timed) == 2
+    planned = hap(*command, "--budget", "latency", "--min-heads", 0, "--min-neurons", 0)
+    assert planned["promise"]["latency"] > 0 and len(timed) == 2  # It promises a latency itself.
+
+
+def test_a_plan_whose_latency_cannot_be_checked_is_made(tmp_path, fine_tuned, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory for two models")
+
+    monkeypatch.setattr(sys.modules["hap_transformers.cli.plan"], "compare_latency", full)
+    scores, plan = tmp_path / "scores", tmp_path / "plan.json"
+    hap("score", fine_tuned[0], "--method", "magnitude", "--output", scores)
+    printed = CliRunner().invoke(app, ["plan", str(scores), "--ratio", "0.5", "--output", str(plan)])
+    assert printed.exit_code == 0 and "latency was not checked: no memory for two models" in printed.stderr
+    assert PruningPlan.load(plan).count("heads")
 
 
 @pytest.mark.any_release

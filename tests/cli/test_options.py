@@ -91,6 +91,12 @@ def test_neurons_are_left_in_multiples(tmp_path, scored):
     assert counts and all((24 - count) % 6 == 0 for count in counts)
 
 
+def test_the_latency_mode_is_one_of_the_device(tmp_path, scored):
+    for budget in ("latency", "params"):
+        with pytest.raises(ValueError, match="'cuda_graphs' needs a CUDA device"):
+            hap_plan(tmp_path, "--budget", budget, "--latency-mode", "cuda_graphs", "--device", "cpu")
+
+
 def test_settings_out_of_range_are_refused(tmp_path, scored):
     with pytest.raises(ValueError, match="`ratio` is the share to remove"):
         hap_plan(tmp_path, "--ratio", "1.5")

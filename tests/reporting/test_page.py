@@ -1,5 +1,6 @@
 """The page of a run says what the run's files say, and works in a browser without any network."""
 
+import html
 import json
 import os
 import re
@@ -143,6 +144,19 @@ def test_phases_with_other_metrics(run):
     rows = {row[0]: row[1:] for row in Cells(text).rows}
     assert rows["test_accuracy"] == ["", "", "0.8800"] and rows["accuracy"] == ["0.9100", "0.8500", "0.9000"]
     assert "bootstrap" not in text and "95 % bootstrap intervals" in render(run)
+
+
+@pytest.mark.parametrize("pruned, warned", [(20.2, True), (19.1, True), (19.0, False), (8.0, False)])
+def test_a_model_that_is_no_faster_is_warned_of(run, pruned, warned):
+    run[1]["latency_ms"] = {"dense": 20.0, "pruned": pruned}
+    warning = f"is not faster on the device of this run: a batch of 32 x 20 takes {pruned / 20:.0%} of the dense"
+    text = html.unescape(render(run))
+    assert (warning in text) == ("Plan with budget='latency'" in text) == warned
+    assert (warning in results_table(run[1])) == warned
+    run[1]["device"] = "NVIDIA H100"
+    assert ("is not faster on NVIDIA H100: a batch" in render(run)) == warned
+    del run[1]["latency_ms"]  # Results of older runs.
+    assert "is not faster" not in render(run)
 
 
 def render(run):

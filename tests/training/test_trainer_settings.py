@@ -63,7 +63,8 @@ def test_latency_in_the_mode_and_precision_of_the_run(tmp_path, monkeypatch):
         return measure(*args, **given, points=2, repeats=1)
 
     monkeypatch.setattr(LatencyTable, "measure", noted)
-    trainer = make_trainer(tmp_path, bf16=True, hap_config=HapConfig(budget="latency", ratio=0.3, method="magnitude"))
+    config = HapConfig(budget="latency", ratio=0.3, method="magnitude", min_heads=0, min_neurons=0.0)
+    trainer = make_trainer(tmp_path, bf16=True, hap_config=config)
     trainer.plan(trainer.estimate_sensitivity())
     assert (trainer.latency_table.mode, trainer.latency_table.precision) == ("eager", "bf16")
     assert asked[0]["mode"] == "eager" and asked[0]["precision"] == "bf16"
