@@ -1,5 +1,7 @@
 """Measures how much of the removed FLOPs a pruned model saves in seconds, against the dense model in the same rounds.
 
+It also plans by latency, and measures what of a plan's promise a pruned model keeps.
+
     python -m benchmarks.latency
 
 Models have the shapes of MiniLM and BERT-base and random weights. Every layer loses the same share. Nothing else
@@ -19,10 +21,11 @@ import torch
 import transformers
 from transformers import BertConfig, BertModel, HfArgumentParser
 
-from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.efficiency import count_flops
+from hap_transformers import LatencyTable, PruningPlan, Sensitivity, apply_plan, plan_pruning
+from hap_transformers.components.groups import by_kind, find_groups
+from hap_transformers.efficiency import compare_latency, count_flops
 
-from .markdown_table import latency_table, multiples_table
+from .markdown_table import latency_table, multiples_table, promises_table
 
 
 HERE = Path(__file__).parent
@@ -31,6 +34,7 @@ MODELS = {
     "BERT-base": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072},
 }
 SHARES = (0.2, 0.4, 0.6, 0.8)
+PROMISED_SHARES, PROMISED_BATCHES = (0.4, 0.6, 0.8), ((1, 128), (8, 128), (32, 128))
 
 
 @dataclass
@@ -140,13 +144,52 @@ def measure_multiples(args: Arguments) -> list[dict]:
     return rows
 
 
+def uneven_scores(model: BertModel) -> Sensitivity:
+    """Makes scores that differ between layers and components by orders of magnitude, as the default method's do."""
+    scores = {
+        kind.name: [torch.randn(group.num_components, dtype=torch.float64).exp() for group in groups]
+        for kind, groups in by_kind(find_groups(model)).items()
+    }
+    return Sensitivity("kronecker", scores, comparable=True, foresees_refit=True)
+
+
+def measure_promises(args: Arguments) -> list[dict]:
+    """Measures the latency that plans promise against that of the models pruned by them, both over the dense one's.
+
+    A latency table is measured for each batch; plans with it remove shares of the encoder's seconds.
+    """
+    rows = []
+    dense = BertModel(BertConfig(num_attention_heads=12, vocab_size=1000, **MODELS["MiniLM"])).eval()
+    scores = uneven_scores(dense)
+    for batch_size, length in PROMISED_BATCHES:
+        inputs = make_inputs(batch_size, length)
+        table = LatencyTable.measure(dense, inputs, progress=False)
+        groups = find_groups(dense)
+        whole = table.outside + sum(table.cost(group.kind.name, group.num_components) for group in groups)
+        for share in PROMISED_SHARES:
+            plan = plan_pruning(scores, dense, budget="latency", ratio=share, latency_table=table)
+            smaller = copy.deepcopy(dense)
+            apply_plan(smaller, plan)
+            repeats = max(15, round(args.seconds / (2 * whole)))
+            seconds = compare_latency({"dense": dense, "pruned": smaller}, inputs, repeats)
+            promised, measured = plan.promise["latency"] / whole, seconds["pruned"] / seconds["dense"]
+            row = {"model": "MiniLM", "batch_size": batch_size, "length": length, "share": share}
+            rows.append({**row, "promised": promised, "measured": measured, "error": promised / measured - 1})
+        print(f"promises, {batch_size} x {length}", file=sys.stderr)
+    return rows
+
+
 def main() -> None:
     """Measures, prints and writes."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     with torch.inference_mode():
-        results = {"rows": measure_shares(args), "multiples": measure_multiples(args)}
+        results = {
+            "promises": measure_promises(args),
+            "rows": measure_shares(args),
+            "multiples": measure_multiples(args),
+        }
     results["machine"] = {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "processor": platform.processor() or platform.machine(),
@@ -154,7 +197,12 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    print(latency_table(results["rows"]) + "\n\n" + multiples_table(results["multiples"]))
+    tables = (
+        latency_table(results["rows"]),
+        multiples_table(results["multiples"]),
+        promises_table(results["promises"]),
+    )
+    print("\n\n".join(tables))
     Path(args.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

@@ -47,6 +47,16 @@ def multiples_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def promises_table(rows: list[dict]) -> str:
+    """Formats the time over dense that plans by latency promised, and that the pruned models took."""
+    lines = ["| model | batch | time to remove | promised | measured | error |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        cells = [row["model"], f"{row['batch_size']} x {row['length']}", f"{row['share']:.0%}"]
+        cells += [f"{row['promised']:.3f}", f"{row['measured']:.3f}", f"{row['error']:+.1%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def phases_table(rows: list[dict]) -> str:
     """Formats the median seconds of each phase of pruning, and of all together with their range, a line a model."""
     phases = list(rows[0]["runs"][0])

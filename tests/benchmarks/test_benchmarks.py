@@ -69,6 +69,22 @@ def test_latency_tables():
     assert text.splitlines()[-1] == "| 613 | float32 | 0.500 (0.400 to 0.600) |"
 
 
+def test_promises_are_compared_with_what_was_measured(monkeypatch):
+    """A clock that says half of the dense model's seconds for every pruned model."""
+    monkeypatch.setattr(latency, "PROMISED_BATCHES", ((2, 8),))
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
+    monkeypatch.setattr(latency, "MODELS", {"MiniLM": sizes})
+    monkeypatch.setattr(latency, "compare_latency", lambda models, inputs, repeats: {"dense": 2.0, "pruned": 1.0})
+    with torch.inference_mode():
+        rows = latency.measure_promises(latency.Arguments(seconds=0.1))
+    assert [row["share"] for row in rows] == [0.4, 0.6, 0.8]
+    for row in rows:
+        assert row["measured"] == 0.5 and row["error"] == pytest.approx(2 * row["promised"] - 1)
+        assert 0 < row["promised"] < 1
+    text = markdown_table.promises_table([{**rows[0], "promised": 0.6, "error": 0.2}])
+    assert text.splitlines()[-1] == "| MiniLM | 2 x 8 | 40% | 0.600 | 0.500 | +20.0% |"
+
+
 def test_phases_of_pruning():
     model, batch = make_model(dtype=torch.float32), make_batch()
     before = count_flops(model, batch)
