@@ -18,7 +18,7 @@ class HapConfig(PlanningSettings):
     `HfArgumentParser` can read both. `TrainingArguments.seed` seeds the random probes and the choice of examples.
 
     Parameters that control how much is removed and what may go: `budget`, `ratio`, `min_heads`, `min_neurons`,
-    `neuron_multiple`, `weigh_costs` and `implant_ratio`, as in [`PlanningSettings`], and:
+    `neuron_multiple`, `weigh_costs`, `implant_ratio` and `latency_mode`, as in [`PlanningSettings`], and:
 
     Parameters that control what costs are counted for:
         sequence_length (`int`, *optional*): Length of the text inputs that FLOPs and latency are counted for, one at a
