@@ -86,14 +86,14 @@ def _compiled(model: PreTrainedModel, run: Run) -> Pass:
 def _captured(model: PreTrainedModel, run: Run) -> Pass:
     """Captures one eager pass as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad():
+    with torch.no_grad(), torch.cuda.device(model.device):
         # Libraries are set up in passes on a stream of their own, as torch's manual asks.
-        stream = torch.cuda.Stream(model.device)
-        stream.wait_stream(torch.cuda.current_stream(model.device))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 run(model)
-        torch.cuda.current_stream(model.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         try:
             with torch.cuda.graph(graph):
                 output = run(model)

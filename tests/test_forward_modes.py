@@ -90,8 +90,9 @@ def cuda(monkeypatch):
 
     stream = SimpleNamespace(wait_stream=lambda other: events.append("wait"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: noted(f"on {device}"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: noted("warm-up"))
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: noted("capture"))
     return events
@@ -102,7 +103,8 @@ def test_a_cuda_graph_is_captured_once_and_replayed(cuda):
     model.register_forward_hook(lambda *args: cuda.append("run"))
     run = MODES["cuda_graphs"](model, lambda network: network(**batch)[1])
     capture = ["begin capture", "run", "end capture"]
-    assert cuda == ["wait", "begin warm-up", *["run"] * 3, "end warm-up", "wait", *capture]
+    warm_up = ["wait", "begin warm-up", *["run"] * 3, "end warm-up", "wait"]
+    assert cuda == ["begin on cpu", *warm_up, *capture, "end on cpu"]
     del cuda[:]
     with evaluating(model):
         torch.testing.assert_close(run(), model(**batch)[1])
