@@ -1,12 +1,12 @@
 """`hap prune`."""
 
-import copy
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..efficiency import count_parameters
+from ..refit.dense_copy import sharing_copy
 from ..refit.reconstruct import reconstruct
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
@@ -59,7 +59,7 @@ def prune(
         batches = training_batches(
             model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
         )
-    dense = copy.deepcopy(loaded)
+    dense = sharing_copy(loaded)
     apply_plan(loaded, chosen)
     if batches is not None:
         reconstruct(loaded, dense, list(batches), init_implants=tuple(chosen.implants))

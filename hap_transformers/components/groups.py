@@ -162,14 +162,18 @@ def eager_model(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
+def eager_copy(model: PreTrainedModel, shared: dict[int, Any] | None = None) -> PreTrainedModel:
     """A copy of a model without compiled forwards and those of accelerate, which would still run the original.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        shared (`dict[int, Any]`, *optional*): Objects that the copy has in common with the model, by their `id`.
 
     Raises:
         ValueError: If another forward would, too.
     """
     validate_forwards(model)
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model, shared)
     for module in copied.modules():
         take_off_forward(module)
         vars(module).pop("_original_forward", None)

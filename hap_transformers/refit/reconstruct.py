@@ -14,6 +14,7 @@ from ..components.groups import Group, eager_model, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
+from .dense_copy import own_refitted
 from .layer_runs import Call, ForwardFunction, LayerRuns
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
@@ -45,7 +46,8 @@ def reconstruct(
 
     Args:
         model (`PreTrainedModel`): The pruned model; changed in place.
-        dense (`PreTrainedModel`): The model it was pruned from, on the same device; only read.
+        dense (`PreTrainedModel`): The model it was pruned from, on the same device; only read. It may share
+            parameters with the pruned one ([`sharing_copy`]): it gets its own of those that the refit writes into.
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
@@ -69,6 +71,7 @@ def reconstruct(
     pruned, original = LayerRuns(model, forward), LayerRuns(dense, forward)
     sites = _sites_to_refit(pruned, original)
     validate_sliceable(model, sites)
+    own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
     # A list, as every pass must meet the same batches in the same places; they are smaller than what is kept of them.
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     share = [dict(batch) for position, batch in enumerate(batches) if position % world == rank]

@@ -3,8 +3,10 @@
 import torch
 
 
-# Elements of the largest temporary tensor. 2 MiB of float32 stay in a CPU's cache, and bound the extra memory.
+# Elements of the largest temporary tensor. 2 MiB of float32 stay in a processor's cache. An accelerator needs large
+# products to be busy; 256 MiB are little of its memory.
 CHUNK = 2**19
+CHUNK_OF_ACCELERATORS = 2**26
 
 
 def squared_gradient_norms(
@@ -57,7 +59,7 @@ def gram_matrix(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    size = _examples_a_chunk(owned.shape[1] * owned.shape[2])
+    size = max(1, _chunk(owned) // (owned.shape[1] * owned.shape[2]))
     # In fp16, products of numbers below 2^-12 would underflow. bf16 has the range of float32.
     dtype = torch.float32 if owned.dtype == torch.float16 else owned.dtype
     parts = [
@@ -70,8 +72,8 @@ def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 def _direct(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tensor:
     dtype = _sum_dtype(owned)
     columns = []
-    for features in owned.split(max(1, CHUNK // other.shape[2]), dim=2):
-        size = _examples_a_chunk(features.shape[2] * other.shape[2])
+    for features in owned.split(max(1, _chunk(owned) // other.shape[2]), dim=2):
+        size = max(1, _chunk(owned) // (features.shape[2] * other.shape[2]))
         parts = [
             torch.bmm(part.mT, part_other).to(dtype).square_().sum(2, dtype=dtype)
             for part, part_other in zip(features.split(size), other.split(size), strict=True)
@@ -102,8 +104,8 @@ def _normalized_half(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> to
     return torch.ldexp(norms, 2 * owned_exponent)
 
 
-def _examples_a_chunk(elements: int) -> int:
-    return max(1, CHUNK // elements)
+def _chunk(tensor: torch.Tensor) -> int:
+    return CHUNK if tensor.device.type == "cpu" else CHUNK_OF_ACCELERATORS
 
 
 def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:

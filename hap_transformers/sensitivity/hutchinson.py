@@ -101,6 +101,9 @@ def _estimates(
 ) -> torch.Tensor:
     outputs, values, scale = [y for _, y in calls.values()], [], task.precision.scale
     gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
+    if scale != 1 and not all(gradient.isfinite().all() for gradient in gradients):
+        # The loss scale is too large. The batch is repeated with a smaller one; no probe need be drawn before.
+        return torch.full((task.num_probes, sum(task.counts)), torch.inf, device=task.device)
     for probe in range(task.num_probes):
         probes = {module: _draw(*owners[module], y, generator) for module, (_, y) in calls.items()}
         moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]

@@ -8,13 +8,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from ..components.groups import KINDS, eager_copy, find_groups
+from ..components.groups import KINDS, find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
 from ..data.calibration import calibration_batches
 from ..efficiency import measure_costs
+from ..memory import named_out_of_memory
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
+from ..refit.dense_copy import own_all, sharing_copy
 from ..refit.reconstruct import reconstruct
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
@@ -34,6 +36,7 @@ logger = logging.get_logger(__name__)
 
 # Examples in the batch whose FLOPs and latency the card reports: enough to fill small matrix products, quickly timed.
 COST_EXAMPLES = 8
+SMALLER_REFIT = "Set a smaller per_device_train_batch_size, or fewer max_examples."
 
 
 class PruningTrainer(Trainer):
@@ -135,22 +138,24 @@ class PruningTrainer(Trainer):
         if not self._is_pruned():
             self._note_costs(model, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
-        dense = eager_copy(model) if config.refit or config.distils else None
+        dense = sharing_copy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
             self._note_costs(model, "pruned")  # Before the refit, which undoes its own changes if it fails.
             if batches is not None and dense is not None:
-                reconstruct(
-                    model,
-                    dense,
-                    batches,
-                    ridge=config.ridge,
-                    init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                    forward=self._scoring_loss,
-                    progress=not self.args.disable_tqdm,
-                    accelerator=self.accelerator,
-                )
-        if self.teacher is None and config.distils:
+                with named_out_of_memory("the model was refitted", SMALLER_REFIT):
+                    reconstruct(
+                        model,
+                        dense,
+                        batches,
+                        ridge=config.ridge,
+                        init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
+                        forward=self._scoring_loss,
+                        progress=not self.args.disable_tqdm,
+                        accelerator=self.accelerator,
+                    )
+        if self.teacher is None and dense is not None and config.distils:
+            own_all(dense, model)  # Training changes the parameters that pruning has left.
             self.teacher = dense
         self._take_pruned(model, plan)
         counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}

@@ -5,9 +5,10 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import spearmanr
 from tiny import make_batch, make_model
+from torch.nn import functional as F
 
 from hap_transformers import estimate_sensitivity
-from hap_transformers.sensitivity.precision import Precision
+from hap_transformers.sensitivity.precision import AttentionInFloat32, Precision
 
 
 BATCHES = [make_batch(size=4, seed=seed) for seed in range(4)]
@@ -74,6 +75,31 @@ def test_an_overflow_lowers_the_loss_scale(method, monkeypatch):
     )
     assert (scores(full) - scores(low)).norm() < 0.02 * scores(full).norm()
     assert lowered
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_fused_attention_of_bfloat16_is_computed_in_float32(autocast):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, cotangent = (torch.randn(2, 3, 5, 4, generator=generator).bfloat16() for _ in range(4))
+    mask = torch.rand(2, 1, 5, 5, generator=generator) < 0.7
+    mask[..., 0] = True
+    wide = [tensor.float().requires_grad_() for tensor in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.3)
+    narrow = [tensor.requires_grad_() for tensor in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), AttentionInFloat32():
+        found = F.scaled_dot_product_attention(*narrow, attn_mask=mask, scale=0.3)
+    assert torch.equal(found, expected.bfloat16())
+    gradients = (
+        torch.autograd.grad(y, x, g) for y, x, g in ((found, narrow, cotangent), (expected, wide, cotangent.float()))
+    )
+    assert all(torch.equal(first, second.bfloat16()) for first, second in zip(*gradients, strict=True))
+
+
+def test_other_attention_is_left_alone():
+    q = torch.randn(1, 1, 3, 2, dtype=torch.float64)
+    with AttentionInFloat32():
+        found = F.scaled_dot_product_attention(q, q, q)
+    assert torch.equal(found, F.scaled_dot_product_attention(q, q, q)) and found.dtype == torch.float64
 
 
 def test_curvatures_too_small_for_fp16():
