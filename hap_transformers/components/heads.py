@@ -41,7 +41,8 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         if count != len(kept):
             raise ValueError(
                 f"Layer {layer} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "
-                f"{len(kept)}. Do not edit config.pruned_heads by hand; reload the model from its checkpoint."
+                f"{len(kept)}. If config.pruned_heads was edited by hand, reload the model from its checkpoint. If a "
+                "layer was swapped, moved or dropped after pruning, do that before pruning."
             )
         attention = model.base_model.get_submodule(path + names.attention)
         groups.append(Group(HEADS, layer, writers, followers, [reader], kept, total, attention, names))

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import is_pruned
 from transformers import PreTrainedModel
@@ -103,12 +104,19 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
         projection.keep(torch.cat(parts), outputs=True)
     for reader, run in columns:
         reader.keep(run, outputs=False)
+    for projection in group.projections:
+        vars(projection.module)["was_cut"] = True  # Goes with the module where it is put into another model.
     if group.implant_rank and group.kind.implant is not None:
         first = before - group.implant_rank  # The first of the linear components, which are the last.
         group.kind.implant(group, sum(position >= first for position in positions))
     group.kept = [group.kept[position] for position in positions] if group.kind.keeps_numbers else range(len(kept))
     group.kind.fit(group)
     freeze_idle_parameters([group])
+
+
+def was_cut(module: nn.Module) -> bool:
+    """Whether a module has lost components."""
+    return "was_cut" in vars(module)
 
 
 def _runs(kept: torch.Tensor, length: int) -> torch.Tensor:

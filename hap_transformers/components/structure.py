@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
 from .groups import KINDS, Group, Kind, by_kind, find_groups
-from .slicing import keep_components, validate_sliceable
+from .slicing import keep_components, validate_sliceable, was_cut
 
 
 METHOD = "hap"
@@ -73,15 +73,23 @@ def validate_savable(model: PreTrainedModel) -> None:
     """
     parts = {path: part for path, part in model.named_modules() if isinstance(part, PreTrainedModel)}
     pruned = [path for path, part in parts.items() if recorded_structure(part.config) is not None]
-    if not pruned or model.config.model_type not in ARCHITECTURES:
+    pruned += [path for path, module in model.named_modules() if was_cut(module)]
+    if not pruned:
         return
-    recorded, remedy = recorded_structure(model.config), "its checkpoint could not be loaded."
+    recorded, known = recorded_structure(model.config), model.config.model_type in ARCHITECTURES
+    remedy = "its checkpoint could not be loaded."
     if recorded is None:
+        ways = (
+            "Give both the same config before pruning, or load the pruned one as the whole model."
+            if known
+            else "Save that part by its own save_pretrained, and put it in again after loading."
+        )
         raise ValueError(
             f"'{pruned[0]}' of this {type(model).__name__} was pruned, but the config of the whole model does not "
-            f"record it: {remedy} Give both the same config before pruning, or load the pruned one as the whole "
-            "model."
+            f"record it: {remedy} {ways}"
         )
+    if not known:
+        return
     groups = find_groups(model)
     layers = {str(group.layer) for group in groups}
     beyond = {layer for kind in KINDS for layer in recorded.get(kind) or {}} - layers
@@ -91,6 +99,13 @@ def validate_savable(model: PreTrainedModel) -> None:
             f"have: {remedy} Drop layers before pruning."
         )
     validate_record(model, groups)
+    for group in groups:
+        swapped = any(was_cut(projection.module) for projection in group.projections)
+        if swapped and str(group.layer) not in (recorded.get(group.kind.name) or {}):
+            raise ValueError(
+                f"The {group.kind.name} of layer {group.layer} of this {type(model).__name__} were pruned in another "
+                f"model, and its config does not record it: {remedy} Swap modules before pruning."
+            )
 
 
 def numbers_gone(group: Group) -> list[int]:
