@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from .batches import ScoredBatch, scored_batches
+from .batches import ScoredBatch, scored_batches, shifts_labels
 from .methods import SampleFunction
 from .state_file import Progress, StateFile
 from .statistics import SampleMoments
@@ -51,28 +51,13 @@ def accumulate(
         ValueError: If the batches are not those that `progress` was made from, or a sample is not finite.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sizes = len(progress.moments.mean), len(progress.moments.sums)
-    empty = SampleMoments.zeros(*sizes, task.sums_device)
+    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.sums), task.sums_device)
     # The first process continues from the previous moments. The result equals that of an uninterrupted run bit by bit.
     moments = progress.moments if rank == 0 else empty
 
-    def combined(batches_done: int, with_sums: bool = True) -> Progress:
-        """Adds up the moments of all processes."""
-        if accelerator is None or world == 1:
-            return Progress(moments, num_probes, batches_done)
-        mine = moments if with_sums else replace(moments, sums=moments.sums[:0])
-        part = torch.cat([mine.pack(), moments.totals.new_tensor([num_probes])])
-        # All processes add the parts in the same order, for bit-equal sums. One part is sent at a time to save memory.
-        total, probes = SampleMoments.zeros(len(mine.mean), len(mine.sums), task.sums_device), 0
-        for source in range(world):
-            sent = broadcast(part.to(accelerator.device, copy=True), from_process=source)
-            total.add(mine.unpacked(sent[:-1]))
-            probes = max(probes, int(sent[-1]))
-        return Progress(total, probes, batches_done)
-
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
     converged = False
-    for batch in scored_batches(batches, max_examples):
+    for batch in scored_batches(batches, max_examples, shifts_labels(task.model)):
         if batch.number < progress.batches_done:
             continue
         if batch.number == progress.batches_done and batch.first != before:
@@ -91,17 +76,32 @@ def accumulate(
         done = batch.number + 1
         if done % world:
             continue
-        if reliable and reliable(combined(done, with_sums=False).moments):
+        if reliable and reliable(_combined(Progress(replace(moments, sums=moments.sums[:0])), accelerator).moments):
             converged = True
             break
         if state is not None and state.is_due():
-            state.save(combined(done))
-    final = combined(done)
+            state.save(_combined(Progress(moments, num_probes, done), accelerator))
+    final = _combined(Progress(moments, num_probes, done), accelerator)
     if reliable:
         final.converged = converged or reliable(final.moments)
     if state is not None:
         state.save(final)
     return final
+
+
+def _combined(mine: Progress, accelerator: Accelerator | None) -> Progress:
+    """Adds up the moments of all processes."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return mine
+    moments = mine.moments
+    part = torch.cat([moments.pack(), moments.totals.new_tensor([mine.num_probes])])
+    # All processes add the parts in the same order, for bit-equal sums. One part is sent at a time to save memory.
+    total, probes = SampleMoments.zeros(len(moments.mean), len(moments.sums), moments.mean.device), 0
+    for source in range(accelerator.num_processes):
+        sent = broadcast(part.to(accelerator.device, copy=True), from_process=source)
+        total.add(moments.unpacked(sent[:-1]))
+        probes = max(probes, int(sent[-1]))
+    return Progress(total, probes, mine.batches_done)
 
 
 def _finite_samples(sample: SampleFunction, task: ScoringTask, batch: ScoredBatch) -> Samples:

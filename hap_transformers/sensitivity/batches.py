@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from transformers import PreTrainedModel
 
 
 # Inputs whose first dimension is always the examples.
@@ -47,10 +48,17 @@ class ScoredBatch:
         return ScoredBatch(send_to_device(self.inputs, device), self.size, self.number, self.first)
 
 
-def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | None) -> Iterator[ScoredBatch]:
+def scored_batches(
+    batches: Iterable[Mapping[str, Any]], max_examples: int | None, shifted: bool = False
+) -> Iterator[ScoredBatch]:
     """Numbers batches and stops after `max_examples` examples, cutting the last batch.
 
     Batches in which no label counts are skipped: their loss is undefined, and they weigh nothing in training either.
+
+    Args:
+        batches (`Iterable[Mapping[str, Any]]`): The batches.
+        max_examples (`int`, *optional*): Number of examples; by default all.
+        shifted (`bool`, *optional*, defaults to `False`): As for [`counts`].
 
     Raises:
         ValueError: If there are no examples, or a batch is not a dictionary or has no tensors.
@@ -68,7 +76,7 @@ def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | Non
         if size == 0:
             break
         cut = _cut(batch, found, slice(size))
-        if not counts(cut):
+        if not counts(cut, shifted):
             continue
         yield ScoredBatch(cut, size, number, seen)
         seen += size
@@ -76,18 +84,30 @@ def scored_batches(batches: Iterable[Mapping[str, Any]], max_examples: int | Non
         raise ValueError("No examples to score: `batches` is empty, or no label in it counts (all are -100).")
 
 
-def counts(batch: Mapping[str, Any]) -> bool:
+def shifts_labels(model: PreTrainedModel) -> bool:
+    """Whether a model's logits at a position predict the label of the next one, as in causal language models."""
+    return model.can_generate() and not model.config.is_encoder_decoder
+
+
+def counts(batch: Mapping[str, Any], shifted: bool = False) -> bool:
     """Whether any label of a batch counts; a batch without labels counts.
 
-    Labels of -100 do not count, nor do answers' positions beyond the text, as in the losses of Transformers.
+    Labels of -100 do not count, nor do answers' positions beyond the text, as in the losses of Transformers. An
+    answer's loss is defined only if a start and an end count.
+
+    Args:
+        batch (`Mapping[str, Any]`): The batch.
+        shifted (`bool`, *optional*, defaults to `False`): Whether the first label of a text does not count, because no
+            position predicts it (see [`shifts_labels`]).
     """
     ids = batch.get("input_ids")
-    length = ids.shape[-1] if isinstance(ids, torch.Tensor) else None
-    ignored = [bool((batch[name] == IGNORED).all()) for name in batch if _is_label(name, batch[name])]
+    shape = ids.shape if isinstance(ids, torch.Tensor) else None
+    labels = [value for name, value in batch.items() if _is_label(name, value)]
+    if shifted:
+        labels = [value[..., 1:] if value.shape == shape else value for value in labels]
     positions = [batch[name] for name in ("start_positions", "end_positions") if name in batch]
-    if length is not None:
-        ignored += [bool((position >= length).all()) for position in positions if isinstance(position, torch.Tensor)]
-    return not ignored or not all(ignored)
+    beyond = [bool((p >= shape[-1]).all()) for p in positions if shape is not None and isinstance(p, torch.Tensor)]
+    return not any(beyond) and (not labels or any(bool((value != IGNORED).any()) for value in labels))
 
 
 def _is_label(name: str, value: Any) -> bool:

@@ -126,9 +126,6 @@ def estimate_sensitivity(
         precision=Precision(precision, model.device.type),
         seed=seed,
     )
-    if not task.groups:
-        kinds = " or ".join(kind.name for kind in by_kind(groups))
-        raise ValueError(f"{type(model).__name__} has no {kinds} left to score.")
     if scoring.sample is None:
         result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
@@ -225,7 +222,11 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
     unable = [kind.name for kind in by_kind(groups) if able is not None and kind.name not in able]
     if unable and components is not None:
         raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {', '.join(able or ())}.")
-    return [group for group in groups if group.kind.name not in unable]
+    groups = [group for group in groups if group.kind.name not in unable]
+    if not any(group.num_components for group in groups):
+        kinds = " or ".join(kind.name for kind in by_kind(groups))
+        raise ValueError(f"{type(model).__name__} has no {kinds} left to score.")
+    return groups
 
 
 def _result(method: str, groups: Sequence[Group], found: Finished, done: Progress | None = None) -> Sensitivity:

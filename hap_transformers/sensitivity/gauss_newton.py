@@ -8,7 +8,7 @@ from torch import nn
 from ..components.groups import Group
 from ..components.projections import Projection
 from .backward_pass import BackwardPass, SharedByExamplesError
-from .batches import ScoredBatch, counts
+from .batches import ScoredBatch, counts, shifts_labels
 from .ghost_norms import gram_matrix, prefers_ghost, squared_gradient_norms
 from .methods import Method, register_method
 from .relative_trace import relative_trace
@@ -45,7 +45,7 @@ def gauss_newton_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     try:
         return _traces(task, batch)
     except SharedByExamplesError:
-        parts = [_traces(task, part) if counts(part.inputs) else None for part in batch.split(1)]
+        parts = [_traces(task, part) if counts(part.inputs, shifts_labels(task.model)) else None for part in batch.split(1)]
         known = [part for part in parts if part is not None]
         rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
         # The batch's loss is the mean over the examples with labels.

@@ -10,7 +10,7 @@ from ..components.groups import Group
 from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
-from .batches import ScoredBatch, counts
+from .batches import ScoredBatch, counts, shifts_labels
 from .ghost_norms import squared_gradient_norms
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
@@ -48,7 +48,7 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     try:
         return _sums(task, batch)
     except SharedByExamplesError:
-        parts = [_sums(task, part) if counts(part.inputs) else None for part in batch.split(1)]
+        parts = [_sums(task, part) if counts(part.inputs, shifts_labels(task.model)) else None for part in batch.split(1)]
         known = [part for part in parts if part is not None]
         rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
         sums = (torch.stack(parts).sum(0) for parts in zip(*(part.sums for part in known), strict=True))

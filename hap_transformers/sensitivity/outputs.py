@@ -17,8 +17,8 @@ def loss_of(outputs: Any) -> torch.Tensor | None:
 def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits in a model's outputs, by name.
 
-    Logits are the floating point tensors with "logits" in their name, also nested ones. Outputs without such names
-    (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was computed from: those
+    Logits are the floating point tensors with "logits" in their name that gradients reach, also nested ones. Outputs
+    without such names (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was computed from: those
     that the loss's graph reaches first.
 
     Args:
@@ -29,7 +29,8 @@ def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         `dict[str, torch.Tensor]`: Name to tensor. Entries of tuples are named by their position. The dictionary is
             empty if nothing was found.
     """
-    found = {name: tensor for name, tensor in named_tensors(outputs).items() if tensor is not loss}
+    tensors = named_tensors(outputs).items()
+    found = {name: tensor for name, tensor in tensors if tensor is not loss and tensor.requires_grad}
     named = {name: tensor for name, tensor in found.items() if "logits" in name}
     return named or _reached_first(loss, found)
 
