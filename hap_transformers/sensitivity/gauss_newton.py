@@ -45,7 +45,8 @@ def gauss_newton_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     try:
         return _traces(task, batch)
     except SharedByExamplesError:
-        parts = [_traces(task, part) if counts(part.inputs, shifts_labels(task.model)) else None for part in batch.split(1)]
+        shifted = shifts_labels(task.model)
+        parts = [_traces(task, part) if counts(part.inputs, shifted) else None for part in batch.split(1)]
         known = [part for part in parts if part is not None]
         rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
         # The batch's loss is the mean over the examples with labels.

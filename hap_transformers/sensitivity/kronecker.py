@@ -48,7 +48,8 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     try:
         return _sums(task, batch)
     except SharedByExamplesError:
-        parts = [_sums(task, part) if counts(part.inputs, shifts_labels(task.model)) else None for part in batch.split(1)]
+        shifted = shifts_labels(task.model)
+        parts = [_sums(task, part) if counts(part.inputs, shifted) else None for part in batch.split(1)]
         known = [part for part in parts if part is not None]
         rows = [torch.zeros_like(known[0].values) if part is None else part.values for part in parts]
         sums = (torch.stack(parts).sum(0) for parts in zip(*(part.sums for part in known), strict=True))

@@ -18,8 +18,8 @@ def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits in a model's outputs, by name.
 
     Logits are the floating point tensors with "logits" in their name that gradients reach, also nested ones. Outputs
-    without such names (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was computed from: those
-    that the loss's graph reaches first.
+    without such names (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was
+    computed from: those that the loss's graph reaches first.
 
     Args:
         outputs (`Any`): What the model returned: a mapping, a tuple, a tensor, or these nested.

@@ -1,9 +1,12 @@
 """The pruning steps of `HapTrainer`: score, plan, prune."""
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
@@ -20,7 +23,7 @@ from ..refit.dense_copy import own_all, sharing_copy
 from ..refit.reconstruct import reconstruct
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
-from ..sensitivity.batches import scored_batches
+from ..sensitivity.batches import scored_batches, shifts_labels
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 from ..surgery.undo import undone_on_error
@@ -29,7 +32,7 @@ from .callbacks import tell_callbacks
 from .config import HapConfig
 from .custom_loss import model_inputs
 from .processes import made_once, validate_same_plan
-from .recovery import OPTIMIZER_DROPPED
+from .recovery import GRADUALLY, OPTIMIZER_DROPPED, SEARCHED
 
 
 logger = logging.get_logger(__name__)
@@ -37,6 +40,22 @@ logger = logging.get_logger(__name__)
 # Examples in the batch whose FLOPs and latency the card reports: enough to fill small matrix products, quickly timed.
 COST_EXAMPLES = 8
 SMALLER_REFIT = "Set a smaller per_device_train_batch_size, or fewer max_examples."
+
+
+@dataclass
+class PreparedBatches:
+    """A loader's batches as a trainer prepares them.
+
+    Args:
+        loader (`Iterable[Any]`): The loader.
+        prepare (`Callable`): Takes a batch in any form, returns the model's inputs on its device.
+    """
+
+    loader: Iterable[Any]
+    prepare: Callable[[Any], dict[str, Any]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.prepare, self.loader)
 
 
 class PruningTrainer(Trainer):
@@ -92,9 +111,9 @@ class PruningTrainer(Trainer):
         config, model = self._require_config(), self._placed_model()
         inputs = None
         if config.sequence_length is not None:
-            inputs = with_length(self._prepare_inputs(next(iter(self._scoring_batches(1)))), config.sequence_length)
+            inputs = with_length(next(iter(self._scoring_batches(1))), config.sequence_length)
         elif config.budget in ("flops", "latency"):
-            inputs = self._prepare_inputs(next(iter(self._scoring_batches(COST_EXAMPLES))))
+            inputs = next(iter(self._scoring_batches(COST_EXAMPLES)))
         inputs = None if inputs is None else model_inputs(self, inputs)
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
             precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision)
@@ -122,11 +141,7 @@ class PruningTrainer(Trainer):
         """
         config, model = self._require_config(), self._placed_model()
         if self.is_in_train:
-            raise ValueError(
-                "prune() was called while train() runs, whose optimizer holds the weights that pruning removes. "
-                "Nothing was pruned. To prune gradually, alternate: trainer.train(), trainer.prune(), "
-                "trainer.train(), ..., with a rising trainer.hap_config.ratio."
-            )
+            raise ValueError(f"prune() was called while train() runs, {GRADUALLY} Nothing was pruned.")
         validate_same_plan(plan, self.accelerator)
         if plan is None:
             plan = self.plan(self.estimate_sensitivity())
@@ -170,11 +185,15 @@ class PruningTrainer(Trainer):
         Raises:
             ValueError: If there is no `hap_config` or no training data.
         """
-        return [self._prepare_inputs(batch) for batch in self._refit_batches()]
+        return self._refit_batches()
 
     def _is_pruned(self) -> bool:
-        model = self._unwrapped_model()
-        return isinstance(model, PreTrainedModel) and recorded_structure(model.config) is not None
+        return self._structure() is not None
+
+    def _structure(self) -> dict[str, Any] | None:
+        """What the model's config records as pruned."""
+        model = None if self.model is None else self._unwrapped_model()  # A search's trials begin without any.
+        return recorded_structure(model.config) if isinstance(model, PreTrainedModel) else None
 
     def _take_pruned(self, model: PreTrainedModel, plan: PruningPlan) -> None:
         """Puts the pruned model in the place of the dense one, and drops what refers to removed tensors."""
@@ -215,15 +234,27 @@ class PruningTrainer(Trainer):
     def _placed_model(self) -> PreTrainedModel:
         """The model on the device of its inputs. Trainer moves some models only when it wraps or evaluates them."""
         if self.model is None:  # A hyperparameter search leaves none.
+            logger.warning(SEARCHED)
             self.model = self.model_wrapped = self.call_model_init()
         model = self._unwrapped_model()
         if self.model_wrapped is self.model and not self.is_model_parallel and model.device != self.args.device:
             self._move_model_to_device(model, self.args.device)
         return model
 
-    def _scoring_batches(self, max_examples: int) -> DataLoader:
-        if type(self).get_train_dataloader is not Trainer.get_train_dataloader:
-            return self.get_train_dataloader()  # A custom loader may collate, draw or cut examples in its own way.
+    def _scoring_batches(self, max_examples: int) -> "PreparedBatches":
+        return PreparedBatches(self._scoring_loader(max_examples), self._prepare_inputs)
+
+    def _scoring_loader(self, max_examples: int) -> DataLoader:
+        own = ("get_train_dataloader", "_get_dataloader")
+        if any(getattr(getattr(self, name), "__func__", None) is not getattr(Trainer, name) for name in own):
+            loader = self.get_train_dataloader()  # It may collate, draw or cut examples in its own way.
+            if self.accelerator.num_processes > 1 and isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
+                raise ValueError(
+                    f"{type(self).__name__} has its own train dataloader, prepared to give every process other "
+                    "batches; scoring shares the batches out itself. Return the loader before accelerator.prepare "
+                    "while trainer.is_in_train is False."
+                )
+            return loader
         dataset = self.train_dataset
         if dataset is None:
             raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
@@ -233,7 +264,8 @@ class PruningTrainer(Trainer):
     def _refit_batches(self) -> list[dict[str, Any]]:
         """The batches that are scored on, also for a data set of unknown length."""
         count = self._require_config().max_examples
-        return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count)]
+        shifted = shifts_labels(self._unwrapped_model())
+        return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count, shifted)]
 
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        return cast(torch.Tensor, self.compute_loss(model, self._prepare_inputs(inputs)))
+        return cast(torch.Tensor, self.compute_loss(model, inputs))

@@ -6,13 +6,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import logging
 
+from ..sensitivity.batches import shifts_labels
 from ..sensitivity.outputs import logits_of, named_tensors
 from .config import HapConfig
 from .distillation import distillation_loss, hidden_loss, hidden_states
 from .resuming import RECOVERY
 
+
+logger = logging.get_logger(__name__)
 
 NO_TEACHER = (
     "This HapTrainer has no dense model to distil from, because it did not prune its model itself. It trains on the "
@@ -23,10 +28,29 @@ NOT_DISTILLED = (
     "trains on the labels alone. Call super().compute_loss(...), pass compute_loss_func, or set distillation=0."
 )
 
+GRADUALLY = (
+    "whose optimizer holds the weights that pruning removes. To prune gradually, alternate: trainer.train(), "
+    "trainer.prune(), trainer.train(), ..., with a rising trainer.hap_config.ratio."
+)
+SEARCHED = (
+    "hyperparameter_search() keeps none of its models, so prune() prunes a new one of model_init. Set the best "
+    "parameters in trainer.args and call train() before prune()."
+)
 OPTIMIZER_DROPPED = (
     "The optimizer passed to HapTrainer holds removed weights and is dropped. The next train() makes a new optimizer "
     "from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
 )
+
+
+def warn_of_dora(model: nn.Module) -> None:
+    """Warns of DoRA on emptied projections, which divides by the norm of their weights and gives NaN."""
+    layers = {path: module for path, module in model.named_modules() if getattr(module, "lora_magnitude_vector", None)}
+    emptied = [path for path, layer in layers.items() if not layer.base_layer.weight.numel()]
+    if emptied:
+        logger.warning(
+            f"DoRA is on '{emptied[0]}', which pruning has emptied, and gives NaN there. Leave such modules out: "
+            "LoraConfig(..., exclude_modules=hap_transformers.emptied_modules(model))."
+        )
 
 
 @contextmanager
@@ -105,7 +129,7 @@ def with_distillation(
         config.distillation_temperature,
         problem_type=problem_type,
         labels=labels,
-        shifted=model.can_generate() and not model.config.is_encoder_decoder,
+        shifted=shifts_labels(model),
     )
     loss = (1 - config.distillation) * loss + config.distillation * distilled
     if config.distillation_hidden:

@@ -18,13 +18,13 @@ from ..planning.latency_table import LatencyTable
 from ..reporting.card import base_model_of
 from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity
-from ..sensitivity.batches import counts
+from ..sensitivity.batches import counts, shifts_labels
 from ..surgery.plan import PruningPlan
 from .checks import validate_latency, validate_prunable, validate_teacher
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items, model_inputs
 from .pruning import PruningTrainer
-from .recovery import NO_TEACHER, NOT_DISTILLED, recovery_arguments, with_distillation
+from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora, with_distillation
 from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
 
 
@@ -61,6 +61,7 @@ class HapTrainer(PruningTrainer):
         latency_table: LatencyTable | None = None,
         **kwargs,
     ):
+        self._structure_in_training: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             validate_prunable(self._unwrapped_model(), hap_config)
@@ -93,8 +94,10 @@ class HapTrainer(PruningTrainer):
         """
         if self._phase == "pruned":
             self._phase = "recovered"
+        self._structure_in_training = self._structure()
         if self.teacher is not None and self._distils():
-            validate_teacher(self.teacher, self._unwrapped_model(), self.hap_config)  # Either may have changed.
+            if self.model is not None:  # Either may have changed.
+                validate_teacher(self.teacher, self._unwrapped_model(), self.hap_config)
             self.teacher.eval().to(self.args.device)
         elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
             logger.warning(NO_TEACHER)
@@ -104,7 +107,10 @@ class HapTrainer(PruningTrainer):
                 resume_from_checkpoint = last_whole_checkpoint(str(self.args.output_dir), self._unwrapped_model())
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                self.is_in_train = False  # Trainer leaves it set where a training fails or is interrupted.
 
     def evaluate(
         self,
@@ -123,12 +129,12 @@ class HapTrainer(PruningTrainer):
         return metrics
 
     def hyperparameter_search(self, *args, **kwargs) -> Any:
-        """Searches as `Trainer.hyperparameter_search` does, for the dense model.
+        """Searches as `Trainer.hyperparameter_search` does. Each trial starts from a new model of `model_init`.
 
         Raises:
-            ValueError: If the model is pruned: each trial would start from a new dense model.
+            ValueError: If `prune()` has dropped `model_init`: each trial would start from a new dense model.
         """
-        if self._is_pruned():
+        if self._is_pruned() and self.model_init is None:
             raise ValueError(
                 "hyperparameter_search() starts every trial from a new dense model, and prune() has dropped "
                 "model_init for that reason. Search before pruning, or make a HapTrainer with a model_init that loads "
@@ -149,7 +155,7 @@ class HapTrainer(PruningTrainer):
         self._has_distilled = True
         # The loss may take them out of the inputs.
         labels = inputs.get(self.label_names[0]) if len(self.label_names) == 1 else None
-        mask, counted = inputs.get("attention_mask"), counts(inputs)
+        mask, counted = inputs.get("attention_mask"), counts(inputs, shifts_labels(self._unwrapped_model()))
         if self._require_config().distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         with torch.no_grad():
@@ -162,12 +168,24 @@ class HapTrainer(PruningTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """Trains on a batch as `Trainer.training_step` does, and warns if a custom loss does not distil."""
+        """Trains on a batch as `Trainer.training_step` does, and warns if a custom loss does not distil.
+
+        Raises:
+            ValueError: If the model was pruned since the optimizer was made.
+        """
+        if self._structure_in_training != self._structure():
+            raise ValueError(f"The model was pruned while train() runs, {GRADUALLY}")
         loss = super().training_step(*args, **kwargs)
         if self._distils() and not self._has_distilled:
             self._has_distilled = True
             logger.warning(NOT_DISTILLED.format(name=type(self).__name__))
         return loss
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """Makes the optimizer as `Trainer.create_optimizer` does."""
+        self._structure_in_training = self._structure()  # A model_init makes the model after train() has begun.
+        warn_of_dora(self._unwrapped_model())
+        return super().create_optimizer(*args, **kwargs)
 
     def push_to_hub(self, *args, remote_code: bool = False, **kwargs) -> CommitInfo | None:  # type: ignore[override]
         """Uploads the model with its card, as `Trainer.push_to_hub` does.

@@ -204,3 +204,28 @@ def test_what_does_not_lead_to_the_loss_is_not_found():
     assert names((), loss) == [] and names(None, loss) == [] and names("text", loss) == []
     assert names((loss,), loss) == []
     assert names((logits * 2,), loss) == []  # It comes from the same logits, but does not lead there.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_detached_logits_are_passed_over(method):
+    """The loss comes from another output; a copy of the logits without gradients is there to be looked at."""
+
+    class Detached(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+            return {"loss": outputs.loss, "logits": outputs.logits.detach(), "raw": outputs.logits}
+
+    model = make_model()
+    assert_scored_alike(model, same_weights(model, Detached), BATCHES, method)
+
+
+@pytest.mark.parametrize("method", ["kronecker", "gauss_newton_trace", "fisher"])
+def test_detached_logits_alone_are_refused(method):
+    class Detached(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+            return {"loss": outputs.loss, "logits": outputs.logits.detach()}
+
+    model = same_weights(make_model(), Detached)
+    with pytest.raises(ValueError, match="No output of Detached leads to the loss of Detached"):
+        estimate_sensitivity(model, BATCHES, method, progress=False)

@@ -89,17 +89,41 @@ def test_a_search_after_pruning_says_what_became_of_model_init(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
-def test_pruning_right_after_a_search(tmp_path):
+def test_pruning_right_after_a_search(tmp_path, monkeypatch):
+    """The models of the trials are gone, which is told."""
     pytest.importorskip("optuna")
+    heard = []
+    monkeypatch.setattr("hap_transformers.training.pruning.logger.warning", heard.append)
     trainer = searching(tmp_path)
     best = trainer.hyperparameter_search(
         hp_space=space, backend="optuna", n_trials=2, direction="minimize", compute_objective=lambda m: m["eval_loss"]
     )
     assert 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-3
     plan = trainer.prune()
+    assert sum("Set the best parameters in trainer.args and call train() before" in told for told in heard) == 1
     assert plan.count("heads") == 4
     trainer.train()
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    assert sum(len(heads) for heads in trainer.model.config.pruned_heads.values()) == 4
+
+
+def test_a_search_with_a_model_init_that_loads_the_pruned_model(tmp_path):
+    """As the error of a search after pruning says."""
+    pytest.importorskip("optuna")
+    first = searching(tmp_path / "first")
+    first.prune()
+    first.save_model(str(tmp_path / "pruned"))
+    trainer = HapTrainer(
+        model_init=lambda: BertForSequenceClassification.from_pretrained(tmp_path / "pruned"),
+        args=first.args,
+        train_dataset=first.train_dataset,
+        eval_dataset=first.eval_dataset,
+        hap_config=HapConfig(ratio=0.5, budget="heads", max_examples=8),
+    )
+    settings = {"direction": "minimize", "compute_objective": lambda metrics: metrics["eval_loss"]}
+    best = trainer.hyperparameter_search(hp_space=space, backend="optuna", n_trials=1, **settings)
+    assert 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-3
+    trainer.train()
     assert sum(len(heads) for heads in trainer.model.config.pruned_heads.values()) == 4
 
 
