@@ -54,6 +54,36 @@ def test_scores_are_those_without_it(task, method):
     assert expected.num_examples == 6
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_label_of_a_causal_language_model_does_not_count(method):
+    """No position predicts it. Each batch has its own random signs, so the batch without labels is the last one."""
+    model = dataclasses.replace(ZOO["gpt2"], task="LMHeadModel").model(vocab_size=5)
+    labelled = [batch_of("masked words", seed) for seed in range(2)]
+    first = batch_of("masked words", 7, labelled=False)
+    first["labels"][:, 0] = 3
+    found = estimate_sensitivity(model, [*labelled, first], method, progress=False)
+    assert_equal(found, estimate_sensitivity(model, labelled, method, progress=False))
+    with pytest.raises(ValueError, match="no label in it counts"):
+        estimate_sensitivity(model, [first], method, progress=False)
+    assert counts(first) and not counts(first, shifted=True) and counts(labelled[0], shifted=True)
+
+
+@pytest.mark.parametrize("method", ["kronecker", "gauss_newton_trace"])
+def test_answers_with_one_side_beyond_the_text(method):
+    """A batch's loss is defined by its other examples. DeBERTa scores three examples one by one."""
+    model = dataclasses.replace(ZOO["deberta-v2"], task="ForQuestionAnswering").model()
+    pair, other = batch_of("answers", 0), batch_of("answers", 1)
+    batch = {name: torch.cat([value, other[name][:1]]) for name, value in pair.items()}
+    batch["end_positions"][2] = 512
+    found = estimate_sensitivity(model, [batch], method, progress=False)
+    assert all(layer.isfinite().all() and layer.any() for layer in (*found.heads, *found.neurons))
+    if method == "gauss_newton_trace":  # One factor of kronecker is that of all texts.
+        expected = estimate_sensitivity(model, [pair], method, progress=False)
+        torch.testing.assert_close(found.scores, expected.scores)
+    with pytest.raises(ValueError, match="no label in it counts"):
+        estimate_sensitivity(model, [{name: value[2:] for name, value in batch.items()}], method, progress=False)
+
+
 @pytest.mark.parametrize("method", ["kronecker", "hessian_trace"])
 def test_random_directions_are_those_without_it(method):
     """Each batch has its own signs, so the batch without labels is the last one."""
