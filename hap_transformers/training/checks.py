@@ -14,7 +14,7 @@ from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
 from ..planning.latency_table import LatencyTable
-from ..tokens import validate_length
+from ..tokens import positions, validate_length
 from .config import HapConfig
 
 
@@ -74,6 +74,11 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
         )
     if config is None or not config.distils:
         return
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        raise ValueError(
+            f"The weights of the teacher ({type(teacher).__name__}) are not in memory but on the meta device or "
+            "offloaded. Load it by from_pretrained on one device."
+        )
     if _is_headless(teacher) and not _is_headless(model):
         raise ValueError(
             f"The teacher is a {type(teacher).__name__}, which has no head and so no logits to distil. Give a teacher "
@@ -82,10 +87,12 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
     names = f"The teacher ({type(teacher).__name__}) and the model ({type(model).__name__})"
     facts = {
         "task": (_task(teacher), _task(model)),
+        "problem type": tuple(_size(m, "problem_type") for m in (teacher, model)),
         "number of labels": tuple(len(_labels(m) or ()) or None for m in (teacher, model)),
         "order of labels": _same_names(_labels(teacher), _labels(model)),
         "output form (config.return_dict)": tuple(getattr(m.config, "return_dict", True) for m in (teacher, model)),
         "number of predicted tokens": tuple(_predicted(m) for m in (teacher, model)),
+        "image size": tuple(_size(m, "image_size") for m in (teacher, model)),
     }
     if config.distillation_hidden:
         facts["hidden size"] = tuple(_size(m, "hidden_size") for m in (teacher, model))
@@ -97,12 +104,23 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
                 f"{names} differ in the {fact}: {theirs} and {ours}. Give a teacher that was trained for the same "
                 "task, or set distillation=0."
             )
-    known, read = (_embedded(m) for m in (teacher, model))
-    if known is not None and read is not None and known < read:
-        raise ValueError(
-            f"{names} differ in the vocabulary: the teacher reads {known} tokens, the model {read}. Resize the "
-            "embeddings of both, or give a teacher with the same tokenizer."
-        )
+    _validate_inputs(names, teacher, model)
+
+
+def _validate_inputs(names: str, teacher: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Refuses a teacher whose embeddings are too small for what the model reads."""
+    sizes = {
+        "vocabulary": ("tokens", _embedded(teacher), _embedded(model)),
+        "length of texts": ("positions", positions(teacher), positions(model)),
+        # A model without types of tokens ignores them.
+        "types of tokens": ("types", *(_size(m, "type_vocab_size") or None for m in (teacher, model))),
+    }
+    for fact, (things, known, read) in sizes.items():
+        if known is not None and read is not None and known < read:
+            raise ValueError(
+                f"{names} differ in the {fact}: the teacher reads {known} {things}, the model {read}. Resize the "
+                "embeddings of both, or give a teacher with the same tokenizer."
+            )
 
 
 def _validate_hidden_states(who: str, model: PreTrainedModel) -> None:
@@ -153,5 +171,5 @@ def _embedded(model: PreTrainedModel) -> int | None:
     return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 
-def _size(model: PreTrainedModel, name: str) -> int | None:
+def _size(model: PreTrainedModel, name: str) -> Any:
     return getattr(model.config, name, None)

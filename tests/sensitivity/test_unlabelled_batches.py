@@ -70,18 +70,15 @@ def test_the_first_label_of_a_causal_language_model_does_not_count(method):
 
 @pytest.mark.parametrize("method", ["kronecker", "gauss_newton_trace"])
 def test_answers_with_one_side_beyond_the_text(method):
-    """A batch's loss is defined by its other examples. DeBERTa scores three examples one by one."""
+    """A batch's loss is defined by its other examples. Of such an example alone it is not."""
     model = dataclasses.replace(ZOO["deberta-v2"], task="ForQuestionAnswering").model()
-    pair, other = batch_of("answers", 0), batch_of("answers", 1)
-    batch = {name: torch.cat([value, other[name][:1]]) for name, value in pair.items()}
-    batch["end_positions"][2] = 512
+    answered = [batch_of("answers", seed) for seed in range(3)]
+    batch = {name: torch.cat([part[name] for part in answered])[:5] for name in answered[0]}
+    batch["end_positions"][4] = 512
     found = estimate_sensitivity(model, [batch], method, progress=False)
     assert all(layer.isfinite().all() and layer.any() for layer in (*found.heads, *found.neurons))
-    if method == "gauss_newton_trace":  # One factor of kronecker is that of all texts.
-        expected = estimate_sensitivity(model, [pair], method, progress=False)
-        torch.testing.assert_close(found.scores, expected.scores)
     with pytest.raises(ValueError, match="no label in it counts"):
-        estimate_sensitivity(model, [{name: value[2:] for name, value in batch.items()}], method, progress=False)
+        estimate_sensitivity(model, [{name: value[4:] for name, value in batch.items()}], method, progress=False)
 
 
 @pytest.mark.parametrize("method", ["kronecker", "hessian_trace"])

@@ -147,6 +147,31 @@ TEACHERS = {
     "regression": (bert(num_labels=1), {}, ValueError, "differ in the number of labels: 1 and 2"),
     "a base model": (bert("Model"), {}, ValueError, "BertModel"),
     "vocabulary": (bert(vocab_size=30), {}, ValueError, "differ in the vocabulary: the teacher reads 30 tokens"),
+    "problem type": (
+        bert(problem_type="multi_label_classification"),
+        {"model": bert(problem_type="single_label_classification")},
+        ValueError,
+        "in the problem type: multi_label_classification and single_label_classification",
+    ),
+    "positions": (
+        bert(max_position_embeddings=16),
+        {"model": bert(max_position_embeddings=24)},
+        ValueError,
+        "in the length of texts: the teacher reads 16 positions, the model 24",
+    ),
+    "token types": (
+        bert(type_vocab_size=1),
+        {"model": bert(type_vocab_size=2)},
+        ValueError,
+        "in the types of tokens: the teacher reads 1 types, the model 2",
+    ),
+    "image size": (
+        ZOO["vit"].model(torch.float32, image_size=16),
+        {"model": ZOO["vit"].model(torch.float32, image_size=32)},
+        ValueError,
+        "in the image size: 16 and 32",
+    ),
+    "meta": (bert().to("meta"), {}, ValueError, "BertForSequenceClassification. are not in memory.*from_pretrained"),
     "hidden size": (
         bert(hidden_size=32),
         {"hap_config": HIDDEN},
@@ -186,6 +211,8 @@ FITTING = {
     "names unlike in case": (bert(**renamed("Yes", "No")), bert(**renamed("yes", "no"))),
     "numbers for names": (bert(**renamed("yes", "no")), bert()),
     "a larger vocabulary": (bert(vocab_size=50), bert()),
+    "more positions": (bert(max_position_embeddings=24), bert(max_position_embeddings=16)),
+    "an unknown problem type": (bert(problem_type="single_label_classification"), bert()),
     "a wider model": (bert(hidden_size=32, num_hidden_layers=1), bert()),
     "another architecture": (ZOO["distilbert"].model(torch.float32), bert()),
 }
