@@ -159,7 +159,7 @@ def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optiona
         optional (`bool`, *optional*, defaults to `False`): Whether to pass over modules that the layer does not have.
 
     Raises:
-        ValueError: If the layer lacks a module.
+        ValueError: If the layer lacks a module, or the weight of one is no tensor.
     """
     modules = dict(root.get_submodule(path[:-1]).named_modules())
     missing = [name for name in names if name not in modules]
@@ -168,6 +168,13 @@ def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optiona
             f"'{path[:-1]}' of {type(root).__name__} has no module {missing[0]!r}; its entry in "
             "hap_transformers.ARCHITECTURES does not fit this model."
         )
+    for name in names:
+        if name in modules and not isinstance(getattr(modules[name], "weight", None), torch.Tensor):
+            kind = f"{type(modules[name]).__module__}.{type(modules[name]).__name__}"
+            raise ValueError(
+                f"Cannot score or prune {type(root).__name__}: '{path + name}' is a {kind}, whose weight is no "
+                "tensor. Prune before quantizing."
+            )
     return [
         make_projection(path + name, modules[name], names[:i].count(name), names.count(name))
         for i, name in enumerate(names)

@@ -16,6 +16,10 @@ EXACT_DIRECTIONS = 16
 EXPLICIT_CLASSES = 64
 
 
+class UnsuitableLossError(ValueError):
+    """A loss has no curvature in the logits; the message lacks the loss's name."""
+
+
 @dataclass
 class OutputDirections:
     """Cotangents s_k of the outputs with sum_k s_k s_k^T = H, the loss's Hessian in the outputs.
@@ -74,16 +78,16 @@ def output_directions(
         if g is not None
     ]
     if not used:
-        raise ValueError("The loss does not depend on the model's logits. The Gauss-Newton methods need that.")
+        raise UnsuitableLossError("does not depend on the logits that the model returns.")
     tensors = [outputs[i] for i in used]
     vectors = [_randn(tensor, generator) for tensor in tensors]
     # In fp16 second derivatives underflow without a scale, and overflow with a large one.
     for scale in (2.0**14, 2.0**9, 2.0**4, 1.0) if tensors[0].dtype == torch.float16 else (1.0,):
         gradients = torch.autograd.grad(loss * scale, tensors, create_graph=True)
         if not all(gradient.requires_grad for gradient in gradients):
-            raise ValueError(
-                "The loss is linear in the model's logits, so its Gauss-Newton matrix is zero; or its backward pass "
-                "cannot be differentiated."
+            raise UnsuitableLossError(
+                "is linear in the model's logits, so its Gauss-Newton matrix is zero; or its backward pass cannot be "
+                "differentiated."
             )
         products = _hessian_product(gradients, tensors, vectors, examples / scale)
         if all(product.isfinite().all() for product in products):

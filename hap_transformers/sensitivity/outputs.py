@@ -29,8 +29,10 @@ def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         `dict[str, torch.Tensor]`: Name to tensor. Entries of tuples are named by their position. The dictionary is
             empty if nothing was found.
     """
-    tensors = named_tensors(outputs).items()
-    found = {name: tensor for name, tensor in tensors if tensor is not loss and tensor.requires_grad}
+    tensors, without_graph = named_tensors(outputs).items(), not loss.requires_grad
+    found = {
+        name: tensor for name, tensor in tensors if tensor is not loss and (tensor.requires_grad or without_graph)
+    }
     named = {name: tensor for name, tensor in found.items() if "logits" in name}
     return named or _reached_first(loss, found)
 

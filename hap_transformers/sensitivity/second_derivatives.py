@@ -5,10 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .methods import METHODS
+from .output_curvature import UnsuitableLossError
 from .outputs import graph_nodes
 from .task import ScoringTask
+
+
+logger = logging.get_logger(__name__)
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def named_second_derivatives(
     """Names the loss in the error of a second derivative that torch does not have.
 
     torch raises no error for functions that are marked as once differentiable. It leaves their part out of the second
-    derivative, which then is wrong. Such functions are looked for in the loss's graph.
+    derivative, which then is wrong. Such functions are looked for in the loss's graph. Nor does it raise one for those
+    that compute their gradient in the forward pass, as some fused losses do; all custom functions are warned about.
 
     Args:
         task (`ScoringTask`): The model and its loss.
@@ -28,32 +34,47 @@ def named_second_derivatives(
             to its leaves.
 
     Raises:
-        ValueError: If the graph has such a function, and in place of torch's error.
+        ValueError: If the graph has such a function, in place of torch's error, and if the loss has no curvature.
     """
-    if marked := next((name for node in graph_nodes(loss, inputs) if (name := _once_differentiable(node))), None):
-        raise _missing(task, curvature, f"{marked} is marked as once differentiable")
+    functions = {getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss, inputs)} - {None}
+    for function in functions:
+        if _once_differentiable(function):
+            raise _missing(task, curvature, f"{function.__name__} is marked as once differentiable")
+        logger.warning_once(
+            f"{_capital(task.loss_name)} goes through {function.__name__}, a torch.autograd.Function. If its backward "
+            "pass cannot be differentiated, as where gradients are computed in the forward pass, scores miss its "
+            f"curvature in the {curvature} and are wrong. Then use one of {_others('logits', 'weights')}."
+        )
     try:
         yield
+    except UnsuitableLossError as error:
+        raise ValueError(
+            f"{_capital(task.loss_name)} {error} Use another loss (`loss_fn`), or one of {_others(curvature)}."
+        ) from error
     except RuntimeError as error:  # NotImplementedError is one.
-        if "not implemented" not in str(error):
+        if "not implemented" not in str(error) and "modified by an inplace operation" not in str(error):
             raise
         raise _missing(task, curvature, str(error)) from error
 
 
-def _once_differentiable(node: Any) -> str | None:
-    """Name of a node's `torch.autograd.Function`, if `once_differentiable` decorates its backward pass."""
-    function = getattr(type(node), "_forward_cls", None)
-    if function is None:
-        return None
+def _once_differentiable(function: Any) -> bool:
+    """Whether `once_differentiable` decorates the backward pass of a `torch.autograd.Function`."""
     # The decorator leaves no other mark than its wrapper, whose code is torch's.
     backward = function.backward
-    is_wrapper = hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__
-    return function.__name__ if is_wrapper else None
+    return hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__
 
 
 def _missing(task: ScoringTask, curvature: str, cause: str) -> ValueError:
-    others = [name for name, method in METHODS.items() if method.curvature is None]
     return ValueError(
         f"torch has no second derivative of {task.loss_name}: {cause}. Methods that need the curvature in the "
-        f"{curvature} cannot score it. Use one of {', '.join(others)}."
+        f"{curvature} cannot score it. Use one of {_others('logits', 'weights')}."
     )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _others(*unsuitable: str) -> str:
+    """The methods that need no second derivatives in `unsuitable`."""
+    return ", ".join(name for name, method in METHODS.items() if method.curvature not in unsuitable)

@@ -1,5 +1,6 @@
 """Reproduces how `Trainer` computes losses, including custom ones."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,20 @@ def counting_items(function: Callable[..., torch.Tensor]) -> Callable[..., torch
     refit and distillation need the loss of a single batch. Labels of -100 do not count, as in `Trainer`.
     """
 
+    @functools.wraps(function)
     def counted(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         if num_items_in_batch is None and isinstance(labels, torch.Tensor):
             num_items_in_batch = (labels != -100).sum()
         return function(outputs, labels, num_items_in_batch=num_items_in_batch)
 
     return counted
+
+
+def name_of_loss(trainer: Trainer) -> str:
+    """The function that computes a trainer's loss, as users know it: their own, or the model's."""
+    own = trainer.compute_loss if not trainer.compute_loss.__module__.startswith("hap_transformers.") else None
+    function = own or trainer.compute_loss_func or trainer.accelerator.unwrap_model(trainer.model).forward
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def model_inputs(trainer: Trainer, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from ..refit.reconstruct import reconstruct
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..sensitivity.batches import scored_batches, shifts_labels
+from ..sensitivity.task import LossFunction
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 from ..surgery.undo import undone_on_error
 from ..tokens import with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
-from .custom_loss import model_inputs
+from .custom_loss import model_inputs, name_of_loss
 from .processes import made_once, validate_same_plan
 from .recovery import GRADUALLY, OPTIMIZER_DROPPED, SEARCHED
 
@@ -91,7 +92,7 @@ class PruningTrainer(Trainer):
             max_examples=config.max_examples,
             max_memory=config.max_memory,
             seed=self.args.seed,
-            loss_fn=self._scoring_loss,
+            loss_fn=self._named_loss(),
             progress=not self.args.disable_tqdm,
             accelerator=self.accelerator,
         )
@@ -267,5 +268,14 @@ class PruningTrainer(Trainer):
         shifted = shifts_labels(self._unwrapped_model())
         return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count, shifted)]
 
+    def _named_loss(self) -> LossFunction:
+        """`_scoring_loss` by the name that messages give it."""
+
+        def loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+            return self._scoring_loss(model, inputs)
+
+        loss.__qualname__ = name_of_loss(self)
+        return loss
+
     def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        return cast(torch.Tensor, self.compute_loss(model, inputs))
+        return cast(torch.Tensor, self.compute_loss(model, dict(inputs)))

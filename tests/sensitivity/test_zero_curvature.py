@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import make_batch, make_model
 from torch.nn import functional as F
+from transformers import BertForSequenceClassification
 
 from hap_transformers import METHODS, HapConfig, Method, estimate_sensitivity, register_method
 
@@ -48,6 +49,10 @@ def linear(model, batch):
     return (signs(batch) * logits_of(model, batch)[:, 0]).mean()
 
 
+def offered_by(caught):
+    return str(caught.value).rpartition("or one of ")[2].rstrip(".").split(", ")
+
+
 @pytest.fixture
 def warnings(monkeypatch):
     heard = []
@@ -62,7 +67,7 @@ def test_a_loss_without_curvature_is_refused_by_name(loss, method):
         estimate_sensitivity(make_model(), [BATCH], method, loss_fn=loss, progress=False)
     message = str(caught.value)
     assert f"'{loss.__name__}'" in message and f"'{method}'" in message
-    offered = message.rpartition("or one of ")[2].rstrip(".").split(", ")
+    offered = offered_by(caught)
     assert set(offered) == {name for name, known in METHODS.items() if known.curvature != "logits"}
     for other in set(offered) - {"hessian_trace"}:  # What is offered works.
         estimate_sensitivity(make_model(), [BATCH], other, loss_fn=loss, progress=False)
@@ -70,8 +75,24 @@ def test_a_loss_without_curvature_is_refused_by_name(loss, method):
 
 @pytest.mark.parametrize("method", NEED_CURVATURE)
 def test_a_linear_loss_is_refused(method):
-    with pytest.raises(ValueError, match="The loss is linear in the model's logits"):
+    with pytest.raises(ValueError, match="The loss 'linear' is linear in the model's logits") as caught:
         estimate_sensitivity(make_model(), [BATCH], method, loss_fn=linear, progress=False)
+    assert set(offered_by(caught)) == {name for name, known in METHODS.items() if known.curvature != "logits"}
+
+
+@pytest.mark.parametrize("method", NEED_CURVATURE)
+def test_a_loss_of_other_outputs_is_refused(method):
+    """The model returns logits that the loss was not computed from."""
+
+    class Copying(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+            return {"loss": outputs.loss, "logits": 2 * outputs.logits}
+
+    model = Copying(make_model().config).double().eval()
+    with pytest.raises(ValueError, match="The loss of Copying does not depend on the logits that") as caught:
+        estimate_sensitivity(model, [BATCH], method, progress=False)
+    assert "gradient" in offered_by(caught)
 
 
 def test_the_models_own_loss_is_named():
