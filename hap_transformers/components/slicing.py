@@ -53,16 +53,19 @@ def validate_plain_weights(model: PreTrainedModel, groups: Iterable[Group]) -> N
     """Checks that no weight of some groups is computed from others.
 
     Raises:
-        ValueError: If a module is parametrized (`torch.nn.utils.parametrizations`) or masked (`torch.nn.utils.prune`).
+        ValueError: If a module is parametrized (`torch.nn.utils.parametrizations`, or their forerunners `weight_norm`
+            and `spectral_norm`) or masked (`torch.nn.utils.prune`).
     """
     for projection in (projection for group in groups for projection in group.projections):
         module = projection.module
-        if is_parametrized(module) or is_pruned(module):
+        of_forerunners = {"weight_g", "weight_orig"} & dict(module.named_parameters(recurse=False)).keys()
+        if is_parametrized(module) or is_pruned(module) or of_forerunners:
             names = sorted(dict(module.named_parameters()).keys() - {"weight", "bias"})
             raise ValueError(
                 f"Cannot score or prune {type(model).__name__}: the weights of '{projection.name}' are computed from "
                 f"{', '.join(names)}. Remove the parametrization first "
-                "(torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.prune.remove for masks)."
+                "(torch.nn.utils.parametrize.remove_parametrizations; torch.nn.utils.prune.remove for masks; "
+                "torch.nn.utils.remove_weight_norm or remove_spectral_norm for the older functions)."
             )
 
 

@@ -36,7 +36,7 @@ def named_second_derivatives(
     Raises:
         ValueError: If the graph has such a function, in place of torch's error, and if the loss has no curvature.
     """
-    functions = {getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss, inputs)} - {None}
+    functions: set[Any] = {getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss, inputs)} - {None}
     for function in functions:
         if _once_differentiable(function):
             raise _missing(task, curvature, f"{function.__name__} is marked as once differentiable")

@@ -109,11 +109,15 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
 
 def _validate_inputs(names: str, teacher: PreTrainedModel, model: PreTrainedModel) -> None:
     """Refuses a teacher whose embeddings are too small for what the model reads."""
-    sizes = {
+    sizes: dict[str, tuple[str, int | None, int | None]] = {
         "vocabulary": ("tokens", _embedded(teacher), _embedded(model)),
         "length of texts": ("positions", positions(teacher), positions(model)),
         # A model without types of tokens ignores them.
-        "types of tokens": ("types", *(_size(m, "type_vocab_size") or None for m in (teacher, model))),
+        "types of tokens": (
+            "types",
+            _size(teacher, "type_vocab_size") or None,
+            _size(model, "type_vocab_size") or None,
+        ),
     }
     for fact, (things, known, read) in sizes.items():
         if known is not None and read is not None and known < read:

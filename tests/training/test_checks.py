@@ -33,10 +33,12 @@ def projection_of(model):
         (parametrizations.weight_norm, "parametrizations.weight.original0"),
         (parametrizations.spectral_norm, "parametrizations.weight.original"),
         (parametrizations.orthogonal, "parametrizations.weight"),
+        (nn.utils.weight_norm, "weight_g, weight_v"),
+        (nn.utils.spectral_norm, "weight_orig"),
         (lambda module: prune.l1_unstructured(module, "weight", 0.5), "weight_orig"),
         (lambda module: prune.random_unstructured(module, "bias", 0.5), "bias_orig"),
     ],
-    ids=["weight norm", "spectral norm", "orthogonal", "mask", "mask of the bias"],
+    ids=["weight norm", "spectral norm", "orthogonal", "old weight norm", "old spectral norm", "mask", "bias mask"],
 )
 def test_computed_weights_are_refused(tmp_path, change, parts):
     model = bert()
@@ -57,8 +59,22 @@ def test_they_are_taken_once_made_permanent(tmp_path):
     parametrizations.weight_norm(projection_of(model))
     prune.l1_unstructured(model.bert.encoder.layer[1].intermediate.dense, "weight", 0.5)
     nn.utils.parametrize.remove_parametrizations(projection_of(model), "weight")
+    nn.utils.remove_weight_norm(nn.utils.weight_norm(projection_of(model)))
+    nn.utils.remove_spectral_norm(nn.utils.spectral_norm(projection_of(model)))
     prune.remove(model.bert.encoder.layer[1].intermediate.dense, "weight")
     make_trainer(tmp_path, model=model).prune(PruningPlan.for_model(model, heads={0: [1]}, neurons={1: [0]}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantized_modules_are_named(tmp_path):
+    model = torch.ao.quantization.quantize_dynamic(bert().eval(), {nn.Linear}, dtype=torch.qint8)
+    named = r"self.query' is a torch.ao.nn.quantized.dynamic.*Linear, whose weight is no tensor. Prune before quant"
+    with pytest.raises(ValueError, match=named):
+        make_trainer(tmp_path, model=model)
+    with pytest.raises(ValueError, match=named):
+        estimate_sensitivity(model, [make_batch()], progress=False)
+    with pytest.raises(ValueError, match=named):
+        apply_plan(model, PruningPlan({"heads": {0: [1]}}, "bert"))
 
 
 def test_computed_weights_elsewhere_do_not_matter(tmp_path):
