@@ -88,10 +88,17 @@ def training_batches(
     """Training examples of the task that a model was fine-tuned for.
 
     Raises:
-        ValueError: If no data are named, the model is no classifier, does not fit the task, or has no tokenizer.
+        ValueError: If no data are named, options contradict each other, the model is no classifier, does not fit the
+            task, or has no tokenizer.
     """
     if not (task_name or train_file):
         raise ValueError("No data are named; pass --task with a GLUE task, or --train-file with a custom file.")
+    if task_name and train_file:
+        raise ValueError("Pass either --task or --train-file, not both.")
+    if data_dir and not task_name:
+        raise ValueError("--data-dir needs --task.")
+    if encoding and not train_file:
+        raise ValueError("--encoding is that of --train-file; pass one.")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     if not type(model).__name__.endswith("ForSequenceClassification"):

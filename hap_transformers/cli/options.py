@@ -56,13 +56,16 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def require_writable(file: Path, load: Callable[[Path], Any], inputs: Sequence[str | Path | None] = ()) -> None:
+def require_writable(
+    file: Path, load: Callable[[Path], Any], inputs: Sequence[str | Path | None] = (), option: str = "--output"
+) -> None:
     """Refuses an output file that could not be written, or would replace something else, before any work is done.
 
     Args:
         file (`Path`): The file to write.
         load (`Callable`): Loads such a file. A file that it does not load is not replaced.
         inputs (`Sequence`, *optional*): Files that the command reads.
+        option (`str`, *optional*, defaults to `"--output"`): The option that names the file.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -71,19 +74,17 @@ def require_writable(file: Path, load: Callable[[Path], Any], inputs: Sequence[s
     if not file.parent.is_dir():
         raise FileNotFoundError(f"There is no folder '{file.parent}' for '{file.name}'; make it first.")
     if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"The folder '{file.parent}' cannot be written to; choose another --output.")
+        raise PermissionError(f"The folder '{file.parent}' cannot be written to; choose another {option}.")
     if file.is_dir():
-        raise ValueError(f"'{file}' is a folder; name a file with --output.")
+        raise ValueError(f"'{file}' is a folder; name a file with {option}.")
     for source in inputs:
         if source is not None and file.exists() and Path(source).exists() and file.samefile(source):
-            raise ValueError(f"--output '{file}' is a file that this command reads; choose another.")
+            raise ValueError(f"{option} '{file}' is a file that this command reads; choose another.")
     if file.is_file() and file.stat().st_size:  # A device such as /dev/null is none.
         try:
             load(file)
         except Exception as error:
-            raise ValueError(
-                f"--output '{file}' exists and is no file of this kind; choose another, or delete it."
-            ) from error
+            raise ValueError(f"{option} '{file}' exists and is no file of this kind; name another file.") from error
 
 
 def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
@@ -102,10 +103,12 @@ def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
             f"--output '{folder}' is the folder of the model, which the pruned one would replace. Choose another."
         )
     names = ("config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin")
-    if not overwrite and any(next(folder.glob(name), None) for name in names):
-        raise ValueError(
-            f"--output '{folder}' holds a model. Choose another folder, or pass --overwrite to replace it."
-        )
+    beside = ("pruning_plan.json", "tokenizer*.json", "vocab.*", "*.model")
+    for what, patterns in (("a model", names), ("a plan or tokenizer", beside)):
+        if not overwrite and any(next(folder.glob(name), None) for name in patterns):
+            raise ValueError(
+                f"--output '{folder}' holds {what}. Choose another folder, or pass --overwrite to replace it."
+            )
 
 
 def table_by_layer(columns: Mapping[str, Mapping[int, str]]) -> list[list[str]]:

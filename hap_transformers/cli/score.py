@@ -9,6 +9,7 @@ import typer
 
 from ..components.groups import by_kind, find_groups
 from ..sensitivity import METHODS, Sensitivity, estimate_sensitivity
+from ..sensitivity.state_file import validate_state_file
 from ..training.config import HapConfig
 from .loading import load_model, training_batches
 from .options import (
@@ -54,6 +55,8 @@ def score(
     require_writable(output, Sensitivity.load, [train_file, state_file])
     if state_file is not None and state_file.absolute() == output.absolute():
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
+    if state_file is not None:
+        require_writable(state_file, validate_state_file, [train_file], "--state-file")
     loaded = load_model(model, device)
     batches: Iterable[Any] = ()
     if method not in METHODS or METHODS[method].sample is not None:

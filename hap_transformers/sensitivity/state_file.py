@@ -37,6 +37,16 @@ class Progress:
     converged: bool | None = None
 
 
+def validate_state_file(path: str | Path) -> None:
+    """Checks that a file is a state file, of whatever run.
+
+    Raises:
+        Exception: If it is not.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        json.loads(file.metadata()["scoring"])
+
+
 @dataclass
 class StateFile:
     """A safetensors file with the moments so far and a description of the run.
@@ -120,7 +130,7 @@ class StateFile:
                 moments = SampleMoments(**{name: file.get_tensor(name).to(device) for name in file.keys()})
             run, counts = plain["run"], (plain["num_probes"], plain["batches_done"])
         except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
-            return ValueError(f"'{self.path}' is not a state file of estimate_sensitivity: {error!r}. Delete it.")
+            return ValueError(f"'{self.path}' is not a state file of estimate_sensitivity: {error!r}. Name another.")
         different = sorted(name for name in self.run if run.get(name) != self.run[name])
         if different:
             return ValueError(

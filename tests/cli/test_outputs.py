@@ -70,6 +70,17 @@ def contents(folder):
         (["score", "m", "--method", "magnitude", "--output", "no/s"], "There is no folder 'no'"),
         (["score", "m", "--train-file", "train.csv", "--output", "train.csv"], "is a file that this command reads"),
         (["score", "m", "--train-file", "train.csv", "--output", "s", "--state-file", "./s"], "are both 's'"),
+        (
+            ["score", "m", "--train-file", "train.csv", "--state-file", "m/model.safetensors"],
+            "--state-file 'm/model.safetensors' exists and is no file of this kind; name another file",
+        ),
+        (["score", "m", "--train-file", "train.csv", "--state-file", "plan.json"], "--state-file .*name another file"),
+        (["score", "m", "--train-file", "train.csv", "--state-file", "train.csv"], "--state-file .* command reads"),
+        (["score", "m", "--train-file", "train.csv", "--task", "sst2"], "either --task or --train-file, not both"),
+        (["score", "m", "--train-file", "train.csv", "--data-dir", "m"], "--data-dir needs --task"),
+        (["score", "m", "--task", "sst2", "--encoding", "latin-1"], "--encoding is that of --train-file"),
+        (["prune", "m", "--plan", "plan.json", "--output", "run"], "'run' holds a plan or tokenizer. .* --overwrite"),
+        (["prune", "m", "--plan", "plan.json", "--output", "words"], "'words' holds a plan or tokenizer"),
         (["plan", "scores", "--ratio", "0.3", "--output", "scores"], "is a file that this command reads"),
         (["plan", "scores", "--ratio", "0.3", "--output", "m/config.json"], "is no file of this kind"),
         (["plan", "scores", "--ratio", "0.3", "--output", "train.csv"], "is no file of this kind"),
@@ -78,7 +89,10 @@ def contents(folder):
 )
 def test_refused_before_any_work(here, arguments, message):
     (here / "link").symlink_to("m")
-    (here / "adapter").mkdir()
+    for name in ("adapter", "run", "words"):
+        (here / name).mkdir()
+    shutil.copy("plan.json", "run/pruning_plan.json")
+    shutil.copy("m/tokenizer.json", "words")
     (here / "adapter" / "adapter_config.json").write_text("{}")
     before = contents(here)
     result = CliRunner().invoke(app, arguments)

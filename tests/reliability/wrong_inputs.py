@@ -225,7 +225,7 @@ TABLE = [
     Wrong(
         "loss of two calls", lambda h: estimate(h, loss_fn=lambda m, b: m(**b).loss + m(**b).loss), "more than once"
     ),
-    Wrong("state file of text", lambda h: estimate(h, state_file=written(h, "x")), "is not a state file .*Delete it"),
+    Wrong("state file of text", lambda h: estimate(h, state_file=written(h, "x")), "not a state file .*Name another"),
     Wrong(
         "state file elsewhere",
         lambda h: estimate(h, state_file=h.folder / "no" / "file"),
