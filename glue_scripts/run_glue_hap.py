@@ -239,7 +239,7 @@ def make_trainer(
     model = load_model(stages.dense if stages.fine_tuned else model_path, config, script)
     model.config.name_or_path = model_path  # Not the folder of an earlier run.
     set_padding(tokenizer, model)
-    length, note = cut_note(model, tokenizer, script.max_seq_length)
+    length, note = cut_note(model, tokenizer, script.max_seq_length, pair=len(task.texts) == 2)
     if note and args.process_index == 0:
         print(note)
     with args.main_process_first(local=False, desc="loading the metric"):

@@ -112,7 +112,7 @@ def training_batches(
     task = load_task(task_name, data_dir, train_file, train_file, encoding).aligned_with(model.config)
     tokenizer = load_tokenizer(name)
     set_padding(tokenizer, model)
-    kept, note = cut_note(model, tokenizer, length or LENGTH)
+    kept, note = cut_note(model, tokenizer, length or LENGTH, pair=len(task.texts) == 2)
     if note:
         typer.echo(f"hap: {note}", err=True)
     rows = task.tokenize(tokenizer, kept)

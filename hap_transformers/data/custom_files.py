@@ -71,7 +71,10 @@ def _text_columns(file: str, rows: Sequence[Row]) -> tuple[str, ...]:
         for name in columns
         if name != "label" and any(isinstance(value, str) for value in _column(file, rows, name))
     )
-    if "label" not in columns or not texts:
+    if "label" in columns and len(columns) > 1 and not texts:
+        others = ", ".join(name for name in columns if name != "label")
+        raise ValueError(f"'{file}' has no texts: its columns {others} hold numbers, lists or objects. Write texts.")
+    if not texts or "label" not in columns:
         raise ValueError(f"'{file}' has columns {columns}; it needs 'label' and one or two text columns.")
     if len(texts) > 2:
         raise ValueError(f"'{file}' has the text columns {texts}; keep the one or two to classify.")

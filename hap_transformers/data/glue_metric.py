@@ -22,7 +22,9 @@ def _f1(references: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _pearson(references: np.ndarray, predictions: np.ndarray) -> float:
-    """The correlation, or 0 where it is undefined."""
+    """The correlation, 0 where it is undefined, NaN for values that are not finite."""
+    if not (np.isfinite(references).all() and np.isfinite(predictions).all()):
+        return float("nan")
     if np.ptp(references) == 0 or np.ptp(predictions) == 0:
         return 0.0
     x, y = references - references.mean(), predictions - predictions.mean()
@@ -30,6 +32,8 @@ def _pearson(references: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _spearman(references: np.ndarray, predictions: np.ndarray) -> float:
+    if not (np.isfinite(references).all() and np.isfinite(predictions).all()):
+        return float("nan")
     return _pearson(rankdata(references), rankdata(predictions))
 
 

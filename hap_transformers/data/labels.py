@@ -1,6 +1,6 @@
 """Compares the classes of a task with those that a checkpoint's config names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PretrainedConfig
 from transformers.utils import logging
@@ -8,6 +8,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# As it is, without spaces around it, without case.
+SPELLINGS: tuple[Callable[[str], str], ...] = (str, str.strip, lambda name: name.strip().casefold())
 REMEDY = (
     "Give a checkpoint that was fine-tuned for these classes, or pass --ignore_mismatched_sizes to "
     "run_glue_hap.py, which makes a new classification head."
@@ -34,8 +36,9 @@ def order_of_classes(
         ValueError: If the checkpoint is a classifier with another number of outputs.
     """
     names = _named_classes(config)
-    if labels and names and sorted(map(str.casefold, names)) == sorted(map(str.casefold, labels)):
-        return names if list(map(str.casefold, names)) != list(map(str.casefold, labels)) else None
+    spelling = common_spelling(names, labels) if labels and names else None
+    if labels and names and spelling is not None:
+        return names if list(map(spelling, names)) != list(map(spelling, labels)) else None
     known = names is not None and names != _default_names(len(names))
     architectures = config.architectures or (["ForSequenceClassification"] if known else [])
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
@@ -52,6 +55,15 @@ def order_of_classes(
             f"{model} names the classes {', '.join(names)}, task '{task}' names {', '.join(labels)}. They are matched "
             "in these orders."
         )
+    return None
+
+
+def common_spelling(names: Sequence[str], others: Sequence[str]) -> Callable[[str], str] | None:
+    """The strictest spelling by which two lists hold the same names, each once; `None` if there is none."""
+    for spelling in SPELLINGS:
+        first, second = ({spelling(name) for name in both} for both in (names, others))
+        if first == second and len(names) == len(others) == len(first):
+            return spelling
     return None
 
 

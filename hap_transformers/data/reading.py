@@ -1,5 +1,6 @@
 """Reads CSV and JSON files. Errors name the file and the row."""
 
+import codecs
 import csv
 import io
 import json
@@ -52,6 +53,10 @@ def _decoded(file: str, encoding: str | None) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if encoding is None:
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise ValueError(
+                    f"'{file}' is not UTF-8: it begins with the byte order mark of UTF-16. Pass --encoding utf-16."
+                ) from None
             line = content[: error.start].count(b"\n") + 1
             raise ValueError(
                 f"'{file}' is not UTF-8: byte 0x{content[error.start]:02x} in line {line}. Pass its encoding, such as "
@@ -89,6 +94,8 @@ def _csv_rows(file: str, text: str) -> list[Row]:
                 f"'{file}' has {len(fields)} fields in row {number} (line {line}) and {len(header)} in its header. "
                 "Put texts that contain commas or quotes in quotes."
             )
+        if [name.strip() for name in fields] == header:
+            raise ValueError(f"'{file}' repeats its header in row {number} (line {line}); remove that row.")
     return [dict(zip(header, (word or None for word in fields), strict=True)) for _, fields in lines]
 
 

@@ -85,16 +85,27 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
     return min([sys.maxsize, *(int(limit) for limit in limits if limit is not None)])
 
 
-def cut_note(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[int, str | None]:
+def cut_note(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, pair: bool = False
+) -> tuple[int, str | None]:
     """Returns the length to cut texts to, and a sentence if that is less than was asked for.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        length (`int`): The length that was asked for.
+        pair (`bool`, *optional*, defaults to `False`): Whether texts are pairs, of which each needs a word.
 
     Raises:
         ValueError: If texts of this length have no room for a word.
     """
-    limit, special = longest_text(model, tokenizer), tokenizer.num_special_tokens_to_add(pair=False)
+    limit, special = longest_text(model, tokenizer), tokenizer.num_special_tokens_to_add(pair=pair)
     kept = min(length, limit)
-    if kept <= special:
-        raise ValueError(f"Texts of {kept} tokens have no room for words beside {special} special tokens; allow more.")
+    if kept < special + 1 + pair:
+        raise ValueError(
+            f"{'Pairs' if pair else 'Texts'} of {kept} tokens have no room for words beside {special} special tokens; "
+            "allow more."
+        )
     if kept == length:
         return length, None
     return (

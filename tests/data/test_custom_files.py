@@ -37,7 +37,7 @@ def test_other_encodings_need_a_flag(tmp_path, encoding, ending):
         file.write_text("\n".join(rows), encoding=encoding)
     else:
         file.write_text((tmp_path / "utf8.csv").read_text(), encoding=encoding)
-    with pytest.raises(ValueError, match=rf"rows.{ending}' is not UTF-8: .* in line \d+. Pass its encoding"):
+    with pytest.raises(ValueError, match=rf"rows.{ending}' is not UTF-8: .*( in line \d+|of UTF-16). Pass"):
         load(file)
     task = load(file, text, encoding=encoding)  # A file that is UTF-8 is read as such.
     assert list(task.data["train"]["sentence"]) == list(task.data["validation"]["sentence"]) == [t for t, _ in FRENCH]
@@ -191,3 +191,25 @@ def test_other_endings(tmp_path):
     with pytest.raises(ValueError, match="rows.txt' is neither CSV nor JSON"):
         load(write_csv(tmp_path / "rows.csv", ROWS), file)
     assert load(write_csv(tmp_path / "ROWS.CSV", ROWS)).labels == ["no", "yes"]
+
+
+def test_the_byte_order_mark_is_named(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\ncafé,a\nb,b\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="byte order mark of UTF-16. Pass --encoding utf-16"):
+        load_task(train_file=str(file), validation_file=str(file))
+
+
+def test_a_repeated_header_is_no_class(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\na,x\nb,y\ntext, label\nc,x\n")
+    with pytest.raises(ValueError, match=r"repeats its header in row 3 \(line 4\)"):
+        load_task(train_file=str(file), validation_file=str(file))
+
+
+@pytest.mark.parametrize("value", ['["a", "word"]', "3"])
+def test_columns_without_texts_are_named(tmp_path, value):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"sentence": {value}, "label": {i}}}\n' for i in range(2)))
+    with pytest.raises(ValueError, match="has no texts: its columns sentence hold numbers, lists or objects"):
+        load_task(train_file=str(file), validation_file=str(file))

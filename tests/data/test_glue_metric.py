@@ -62,6 +62,12 @@ def test_wrong_names_and_no_examples():
         GlueMetric("sst2").compute(predictions=[1, 0], references=[1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_correlations_of_what_is_not_finite_are_no_number(value):
+    found = GlueMetric("stsb").compute(predictions=[1.0, value, 2.0], references=[1.0, 2.0, 3.0])
+    assert all(np.isnan(figure) for figure in found.values()) and len(found) == 2
+
+
 def test_combine_and_save(tmp_path):
     both = evaluate.combine([GlueMetric("mrpc"), GlueMetric("cola")])
     found = both.compute(predictions=[1, 0, 1, 1], references=[1, 1, 1, 0])

@@ -36,6 +36,18 @@ def test_another_order(names):
     assert given.data["train"]["label"][:2] == [0, 1]  # The task itself stays as it was.
 
 
+@pytest.mark.parametrize("names", [("a", "A"), ("pos ", "pos")])
+def test_names_that_differ_in_little_are_compared_exactly_first(names):
+    given = task(*reversed(names))
+    aligned = given.aligned_with(config(*names))
+    assert aligned.labels == list(names) and aligned.data["train"]["label"][:2] == [1, 0]
+
+
+def test_spaces_around_names():
+    aligned = task(" neg", "pos ").aligned_with(config("Pos", "Neg"))
+    assert aligned.labels == ["Pos", "Neg"] and aligned.data["train"]["label"][:2] == [1, 0]
+
+
 def test_three_classes_and_names_of_outputs_alone():
     given, default = task("contradiction", "entailment", "neutral"), {i: f"LABEL_{i}" for i in range(3)}
     for model in (

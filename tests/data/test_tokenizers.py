@@ -102,3 +102,6 @@ def test_texts_are_cut(model_dir):
     assert cut_note(model, given, 128)[0] == 7
     with pytest.raises(ValueError, match="Texts of 2 tokens have no room for words beside 2 special tokens"):
         cut_note(model, given, 2)
+    assert cut_note(model, given, 3)[0] == 3 and cut_note(model, given, 5, pair=True)[0] == 5
+    with pytest.raises(ValueError, match="Pairs of 4 tokens have no room for words beside 3 special tokens"):
+        cut_note(model, given, 4, pair=True)
