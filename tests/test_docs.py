@@ -62,6 +62,8 @@ def surroundings(tmp_path, monkeypatch, model_dir):
     else:  # A checkpoint of Transformers 4 has smaller weights, and records only the heads that are gone.
         hap_transformers.prune_heads(old, {0: [1, 2]})
         del old.config.quantization_config
+        for module in old.modules():
+            vars(module).pop("was_cut", None)
     old.save_pretrained("pruned_by_transformers_4")
     return {
         "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
