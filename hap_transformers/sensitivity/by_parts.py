@@ -16,7 +16,7 @@ from ..components.groups import Group
 from ..components.sharded import is_sharded
 from ..memory import memory_limit, named_out_of_memory
 from .accumulate import accumulate
-from .batches import scored_batches
+from .batches import scored_batches, shifts_labels
 from .methods import Finished, Method
 from .precision import plain_forward
 from .state_file import Progress, StateFile
@@ -61,7 +61,7 @@ def score_on_batches(
         torch.OutOfMemoryError: If the memory is short; the message says of what.
     """
     parts = parts_within(task, scoring, max_memory)
-    kept = batches if len(parts) == 1 else _kept(batches, max_examples)
+    kept = batches if len(parts) == 1 else _kept(batches, max_examples, shifts_labels(task.model))
     finished: list[Finished] = []
     done: list[Progress] = []
     states: list[StateFile] = []
@@ -111,7 +111,9 @@ def parts_within(task: ScoringTask, scoring: Method, max_memory: int | str | Non
     return [sorted(part, key=lambda group: places[id(group)]) for part in parts]  # Kind by kind, as in the task.
 
 
-def _kept(batches: Iterable[Mapping[str, Any]], max_examples: int | None) -> list[Mapping[str, Any]]:
+def _kept(
+    batches: Iterable[Mapping[str, Any]], max_examples: int | None, shifted: bool
+) -> list[Mapping[str, Any]]:
     """The batches that are scored, to be gone through several times: a loader may shuffle, an iterator ends."""
     seen: list[Mapping[str, Any]] = []
 
@@ -120,7 +122,7 @@ def _kept(batches: Iterable[Mapping[str, Any]], max_examples: int | None) -> lis
             seen.append(batch)
             yield batch
 
-    for _ in scored_batches(noted(), max_examples):
+    for _ in scored_batches(noted(), max_examples, shifted):
         pass
     return seen
 
