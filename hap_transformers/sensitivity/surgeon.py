@@ -6,12 +6,15 @@ import torch
 # Removed inputs per update of the full matrices. Many make the update an efficient product of large matrices. Few keep
 # the corrections short that each removal needs because of the pending removals.
 DELAYED = 128
+# The cheapest 1 / ONE_IN of the groups that are left go at once, at least one; so narrow maps are done one by one. A step
+# costs about the same for any number. `benchmarks/elimination.py` measures what this changes: time, not the KL after.
+ONE_IN = 128
 
 
 def removal_costs(
     moment: torch.Tensor, curvature: torch.Tensor, size: int = 1, ridge: float = 0.01
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Removes groups of inputs of a linear map one by one, the cheapest group first.
+    r"""Removes groups of inputs of a linear map, the cheapest groups first.
 
     Let the map be W (outputs x inputs). Let the curvature of the loss in W be C (x) A, where A is the second moment of
     the inputs and C that of the output cotangents. Removing the inputs S and refitting the other columns optimally
@@ -25,9 +28,11 @@ def removal_costs(
 
         P <- P - R^T P_S:,    M <- M - R^T Q - Q^T R,    Q = M_S: - 1/2 M_SS R.
 
-    Each removal updates only the diagonal blocks, and computes the current rows of the removed group. The full
-    matrices are updated after `DELAYED` removed inputs, so nearly all work is in products of large matrices. All of it
-    runs on the tensors' device; nothing waits for the host between removals.
+    Each step removes the cheapest 1 / `ONE_IN` of the groups, at least one. It computes the current rows of the
+    removed groups, and updates only the diagonal blocks. The full matrices are updated after `DELAYED` removed inputs,
+    so nearly all work is in products of large matrices. All of it runs on the tensors' device; nothing waits for the
+    host between steps. The costs are exact for the order that is returned: with P_SS = L L^T, those of the groups of a
+    step are half the traces of the diagonal blocks of L^-1 M_SS L^-T.
 
     Args:
         moment (`torch.Tensor`): A, float64, shape `(inputs, inputs)`, or `(maps, inputs, inputs)` for several maps,
@@ -71,11 +76,12 @@ def _eliminate(inverse: torch.Tensor, curvature: torch.Tensor, size: int) -> tup
     while left:
         removals = _Removals(inverse, curvature, size)
         count = min(max(DELAYED // size, 1), left)
-        for _ in range(count):
-            removals.remove_cheapest()
-        removed = torch.stack(removals.groups, 1)
+        at_once = max(left // ONE_IN, 1)
+        for done in range(0, count, at_once):
+            removals.remove_cheapest(min(at_once, count - done))
+        removed = torch.cat(removals.groups, 1)
         orders.append(numbers.gather(1, removed))
-        costs.append(torch.stack(removals.costs, 1))
+        costs.append(torch.cat(removals.costs, 1))
         left -= count
         # The last groups that stay move to the places of removed ones, so that what stays comes first.
         holes, last = removed.sort(1).values, torch.arange(left, left + count, device=inverse.device)
@@ -110,27 +116,28 @@ class _Removals:
         self.groups: list[torch.Tensor] = []
         self.costs: list[torch.Tensor] = []
 
-    def remove_cheapest(self) -> None:
-        """Removes the cheapest group of every map."""
-        solved = _solve(self.inverse_blocks, self.curvature_blocks).diagonal(dim1=2, dim2=3)
-        cost, group = (solved.sum(2) / 2).masked_fill_(self.gone, torch.inf).min(1)
-        self.groups.append(group)
-        self.costs.append(cost)
-        removed = self._inputs_of(group[:, None])
+    def remove_cheapest(self, count: int) -> None:
+        """Removes the cheapest groups of every map, so many at once."""
+        costs = _solve(self.inverse_blocks, self.curvature_blocks).diagonal(dim1=2, dim2=3).sum(2)
+        groups = costs.masked_fill_(self.gone, torch.inf).topk(count, largest=False).indices
+        removed = self._inputs_of(groups)
         R, P, Q = (stack[:, : self.rows] for stack in (self.R, self.P, self.Q))
         r_removed, q_removed = (_columns(rows, removed).mT for rows in (R, Q))
         p = _rows(self.inverse, removed).baddbmm_(r_removed, P, alpha=-1)
         m = _rows(self.curvature, removed).baddbmm_(r_removed, Q, alpha=-1).baddbmm_(q_removed, R, alpha=-1)
-        r = _solve(_columns(p, removed), p)
-        q = torch.baddbmm(m, _columns(m, removed), r, alpha=-0.5)
-        new = slice(self.rows, self.rows + self.size)
+        p_removed, m_removed = _columns(p, removed), _columns(m, removed)
+        r = _solve(p_removed, p)
+        q = torch.baddbmm(m, m_removed, r, alpha=-0.5)
+        self.groups.append(groups)
+        self.costs.append(_costs_in_order(p_removed, m_removed, self.size))
+        new = slice(self.rows, self.rows + removed.shape[1])
         self.R[:, new], self.P[:, new], self.Q[:, new] = r, p, q
-        self.rows += self.size
+        self.rows = new.stop
         self.inverse_blocks -= self._blocks(r, p)
         change = self._blocks(r, q)
         self.curvature_blocks -= change + change.mT
-        self.gone[self.map, group] = True
-        self.inverse_blocks[self.map, group] = self.identity
+        self.gone[self.map[:, None], groups] = True
+        self.inverse_blocks[self.map[:, None], groups] = self.identity
 
     def matrices(self, holes: torch.Tensor, moved: torch.Tensor, left: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates inverse and curvature, and returns the parts of the remaining inputs.
@@ -161,7 +168,7 @@ class _Removals:
     def _blocks(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Products first_g^T second_g of the columns of every group, shape `(maps, groups, size, size)`."""
         if self.size == 1:
-            return (first * second).mT[..., None]
+            return (first * second).sum(1)[..., None, None]
         first, second = (rows.unflatten(2, (-1, self.size)).transpose(1, 2) for rows in (first, second))
         return first.mT @ second
 
@@ -190,6 +197,16 @@ def _solve(blocks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if blocks.shape[-1] == 1:
         return right / blocks
     return torch.cholesky_solve(right, torch.linalg.cholesky_ex(blocks).L)
+
+
+def _costs_in_order(inverse: torch.Tensor, curvature: torch.Tensor, size: int) -> torch.Tensor:
+    """Costs of removing groups one after the other, shape `(maps, groups)`, from P_SS and M_SS of all of them."""
+    if inverse.shape[1] == 1:
+        return (curvature / inverse / 2).flatten(1)
+    factor = torch.linalg.cholesky_ex(inverse).L
+    half = torch.linalg.solve_triangular(factor, curvature, upper=False)
+    whole = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return whole.diagonal(dim1=1, dim2=2).unflatten(1, (-1, size)).sum(2) / 2
 
 
 def _inverse(matrices: torch.Tensor) -> torch.Tensor:

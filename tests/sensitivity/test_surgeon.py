@@ -47,6 +47,35 @@ def test_equals_the_explicit_matrix(size, delayed, monkeypatch):
         removed += list(range(group * size, (group + 1) * size))
 
 
+@pytest.mark.parametrize("delayed", [5, 128])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("one_in", [2, 4])
+def test_steps_of_several_groups(size, one_in, delayed, monkeypatch):
+    """Costs are exact for the order; each step takes the groups that were cheapest before it."""
+    monkeypatch.setattr(surgeon, "DELAYED", delayed)
+    monkeypatch.setattr(surgeon, "ONE_IN", one_in)
+    moment, cotangents, weight = random_problem()
+    ridged = moment + 0.01 * moment.diagonal().mean() * torch.eye(INPUTS, dtype=torch.float64)
+    order, costs = removal_costs(moment, weight.T @ cotangents @ weight, size)
+    order, groups = order.tolist(), INPUTS // size
+
+    def total(chosen):
+        inputs = [group * size + i for group in chosen for i in range(size)]
+        return explicit_cost(ridged, cotangents, weight, inputs) if inputs else 0.0
+
+    for place, cost in enumerate(costs.tolist()):
+        assert cost == pytest.approx(total(order[: place + 1]) - total(order[:place]), rel=1e-8)
+    done = 0
+    while done < groups:  # A step ends where the stored updates are full.
+        in_round = min(max(delayed // size, 1), groups - done)
+        at_once, end = max((groups - done) // one_in, 1), done + in_round
+        while done < end:
+            step = order[done : done + min(at_once, end - done)]
+            now = {g: total([*order[:done], g]) for g in range(groups) if g not in order[:done]}
+            assert set(step) == set(sorted(now, key=now.get)[: len(step)])
+            done += len(step)
+
+
 @pytest.mark.parametrize("delayed", [2, 128])
 @pytest.mark.parametrize("size", [1, 3])
 def test_several_maps_are_worked_on_as_each_alone(size, delayed, monkeypatch):
