@@ -14,6 +14,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,23 +161,39 @@ def measure_promises(args: Arguments) -> list[dict]:
     """
     rows = []
     dense = BertModel(BertConfig(num_attention_heads=12, vocab_size=1000, **MODELS["MiniLM"])).eval()
-    scores = uneven_scores(dense)
     for batch_size, length in PROMISED_BATCHES:
         inputs = make_inputs(batch_size, length)
-        table = LatencyTable.measure(dense, inputs, progress=False)
-        groups = find_groups(dense)
-        whole = table.outside + sum(table.cost(group.kind.name, group.num_components) for group in groups)
-        for share in PROMISED_SHARES:
-            plan = plan_pruning(scores, dense, budget="latency", ratio=share, latency_table=table)
-            smaller = copy.deepcopy(dense)
-            apply_plan(smaller, plan)
-            repeats = max(15, round(args.seconds / (2 * whole)))
-            seconds = compare_latency({"dense": dense, "pruned": smaller}, inputs, repeats)
-            promised, measured = plan.promise["latency"] / whole, seconds["pruned"] / seconds["dense"]
-            row = {"model": "MiniLM", "batch_size": batch_size, "length": length, "share": share}
-            rows.append({**row, "promised": promised, "measured": measured, "error": promised / measured - 1})
+        rows += [{"model": "MiniLM", **row} for row in promises(dense, inputs, PROMISED_SHARES, args.seconds)]
         print(f"promises, {batch_size} x {length}", file=sys.stderr)
     return rows
+
+
+def promises(
+    dense: BertModel, inputs: dict[str, torch.Tensor], shares: Sequence[float], seconds: float, mode: str = "eager"
+) -> Iterator[dict]:
+    """Measures a latency table for a batch, and what of its promises the models pruned by its plans keep.
+
+    Args:
+        dense (`BertModel`): The dense model.
+        inputs (`dict[str, torch.Tensor]`): The batch.
+        shares (`Sequence[float]`): The shares of the encoder's seconds to remove.
+        seconds (`float`): Of measuring for each share, in at least fifteen rounds.
+        mode (`str`, *optional*, defaults to `"eager"`): How the models run.
+    """
+    scores = uneven_scores(dense)
+    table = LatencyTable.measure(dense, inputs, mode=mode, progress=False)
+    groups = find_groups(dense)
+    whole = table.outside + sum(table.cost(group.kind.name, group.num_components) for group in groups)
+    batch_size, length = inputs["input_ids"].shape
+    for share in shares:
+        plan = plan_pruning(scores, dense, budget="latency", ratio=share, latency_table=table, latency_mode=mode)
+        smaller = copy.deepcopy(dense)
+        apply_plan(smaller, plan)
+        repeats = max(15, round(seconds / (2 * whole)))
+        found = compare_latency({"dense": dense, "pruned": smaller}, inputs, repeats, mode=mode)
+        promised, measured = plan.promise["latency"] / whole, found["pruned"] / found["dense"]
+        row = {"batch_size": batch_size, "length": length, "share": share}
+        yield {**row, "promised": promised, "measured": measured, "error": promised / measured - 1}
 
 
 def main() -> None:

@@ -71,3 +71,17 @@ def phases_table(rows: list[dict]) -> str:
         cells.append(f"{statistics.median(totals):.0f}{spread}")
         lines.append(f"| {row['model']} | " + " | ".join(cells) + f" | {row['target']:.0f} |")
     return "\n".join(lines)
+
+
+def memory_table(rows: list[dict]) -> str:
+    """Formats the peak memory that a formula gives and that was measured, a line a model and job."""
+    lines = [
+        "| parameters | job | model, GB | formula, GB | measured, GB | should be at most, GB |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for row in rows:
+        cells = [f"{row['billions']} billion", row["job"]]
+        for value in (row["model"], row["formula"], row.get("peak"), row["target"]):
+            cells.append("" if value is None else f"{value / 1e9:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -73,10 +73,10 @@ def measure_times(args: Arguments) -> list[dict]:
         "gn 3 classes": lambda: workloads.gauss_newton(model_3, three),
         "gn 24 heads": lambda: workloads.gauss_newton(model_24, two),
         "gn 8x": lambda: workloads.gauss_newton(model, two * 8),
-        "fb bf16": lambda: workloads.forward_backward(model, two, bf16=True),
-        "gn bf16": lambda: workloads.gauss_newton(model, two, bf16=True),
+        "fb bf16": lambda: workloads.forward_backward(model, two, "bf16"),
+        "gn bf16": lambda: workloads.gauss_newton(model, two, "bf16"),
         "hutchinson": lambda: workloads.hutchinson(model, two[:1]),
-        "hutchinson bf16": lambda: workloads.hutchinson(model, two[:1], bf16=True),
+        "hutchinson bf16": lambda: workloads.hutchinson(model, two[:1], "bf16"),
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     for repeat in range(args.repeats + 1):
@@ -141,7 +141,9 @@ def measure_reliability(args: Arguments) -> dict:
         optimizer.zero_grad()
     model.eval()
     scored = batches[:16]
-    exact = {name: workloads.gauss_newton(model, scored, bf16) for name, bf16 in (("fp32", False), ("bf16", True))}
+    exact = {
+        name: workloads.gauss_newton(model, scored, None if name == "fp32" else name) for name in ("fp32", "bf16")
+    }
     visits = args.max_probes // (len(scored) * workloads.PROBES)
     settings = {"num_probes": workloads.PROBES, "precision": "bf16", "components": ["heads"], "progress": False}
     noisy = estimate_sensitivity(model, scored * visits, "hessian_trace", tolerance=0.9, **settings)

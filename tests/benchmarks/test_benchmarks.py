@@ -19,13 +19,13 @@ def test_peak_memory_counts_what_is_there_at_once():
     assert workloads.peak_memory(contender) == pytest.approx(6, rel=0.01)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_contenders(bf16):
+@pytest.mark.parametrize("precision", [None, "bf16", "fp16"])
+def test_contenders(precision):
     model, batches = make_model(dtype=torch.float32), [make_batch()]
-    workloads.forward_backward(model, batches, bf16)
+    workloads.forward_backward(model, batches, precision)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert workloads.gauss_newton(model, batches, bf16).num_probes == 0
-    assert workloads.hutchinson(model, batches, bf16).num_probes == workloads.PROBES
+    assert workloads.gauss_newton(model, batches, precision).num_probes == 0
+    assert workloads.hutchinson(model, batches, precision).num_probes == workloads.PROBES
 
 
 @needs_glue
@@ -74,7 +74,9 @@ def test_promises_are_compared_with_what_was_measured(monkeypatch):
     monkeypatch.setattr(latency, "PROMISED_BATCHES", ((2, 8),))
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
     monkeypatch.setattr(latency, "MODELS", {"MiniLM": sizes})
-    monkeypatch.setattr(latency, "compare_latency", lambda models, inputs, repeats: {"dense": 2.0, "pruned": 1.0})
+    monkeypatch.setattr(
+        latency, "compare_latency", lambda models, inputs, repeats, mode: {"dense": 2.0, "pruned": 1.0}
+    )
     with torch.inference_mode():
         rows = latency.measure_promises(latency.Arguments(seconds=0.1))
     assert [row["share"] for row in rows] == [0.4, 0.6, 0.8]
