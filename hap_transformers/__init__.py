@@ -15,7 +15,7 @@ from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
 from .refit.reconstruct import reconstruct
-from .sensitivity import METHODS, Method, Sensitivity, estimate_sensitivity, register_method
+from .sensitivity import METHODS, Method, SelfLoss, Sensitivity, estimate_sensitivity, register_method
 from .surgery.apply_plan import apply_plan, prune_heads
 from .surgery.plan import PruningPlan
 from .training.callbacks import HapCallback
@@ -42,6 +42,7 @@ __all__ = [
     "NeuronNames",
     "PlanningSettings",
     "PruningPlan",
+    "SelfLoss",
     "Sensitivity",
     "__version__",
     "apply_plan",

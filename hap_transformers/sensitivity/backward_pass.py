@@ -13,7 +13,7 @@ from torch import nn
 from ..components.projections import Projection
 from .batches import ScoredBatch
 from .output_curvature import OutputDirections, output_directions
-from .outputs import logits_of
+from .outputs import logits_of, noted_outputs
 from .second_derivatives import named_second_derivatives
 from .task import ScoringTask
 
@@ -156,7 +156,7 @@ def captured_logits(task: ScoringTask, captured: list[Any], loss: torch.Tensor) 
     Raises:
         ValueError: If there are none.
     """
-    logits = list(logits_of(captured[0], loss).values()) if captured else []
+    logits = noted_outputs(loss) or (list(logits_of(captured[0], loss).values()) if captured else [])
     if not logits:
         raise ValueError(
             f"No output of {type(task.model).__name__} leads to {task.loss_name}. The methods 'kronecker', "

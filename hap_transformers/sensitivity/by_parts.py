@@ -111,9 +111,7 @@ def parts_within(task: ScoringTask, scoring: Method, max_memory: int | str | Non
     return [sorted(part, key=lambda group: places[id(group)]) for part in parts]  # Kind by kind, as in the task.
 
 
-def _kept(
-    batches: Iterable[Mapping[str, Any]], max_examples: int | None, shifted: bool
-) -> list[Mapping[str, Any]]:
+def _kept(batches: Iterable[Mapping[str, Any]], max_examples: int | None, shifted: bool) -> list[Mapping[str, Any]]:
     """The batches that are scored, to be gone through several times: a loader may shuffle, an iterator ends."""
     seen: list[Mapping[str, Any]] = []
 

@@ -5,6 +5,7 @@ import torch
 from .batches import ScoredBatch
 from .masks import masked_components
 from .methods import Method, register_method
+from .outputs import noted_outputs
 from .task import Samples, ScoringTask
 
 
@@ -16,9 +17,17 @@ def gradient(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
     Returns:
         `Samples`: One sample per example.
+
+    Raises:
+        ValueError: If the batch has no labels.
     """
     with masked_components(task, batch) as masks:
         loss = task.loss(batch)
+    if noted_outputs(loss) is not None:
+        raise ValueError(
+            f"Batch {batch.number} has no labels (its entries: {sorted(batch.inputs)}). 'gradient' needs them: the "
+            "loss of a model against itself has no gradient. Give batches with labels, or use method='kronecker'."
+        )
     scale = task.precision.scale
     gradients = torch.cat(torch.autograd.grad(loss * scale, masks), 1)
     # The loss is a mean over the batch: the gradient of one example's loss is the batch size times its contribution.

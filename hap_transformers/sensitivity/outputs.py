@@ -14,6 +14,17 @@ def loss_of(outputs: Any) -> torch.Tensor | None:
     return first if isinstance(first, torch.Tensor) and first.numel() == 1 else None
 
 
+def note_outputs(loss: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor:
+    """Notes in a loss the tensors that it was computed from, for losses of other tensors than the model's outputs."""
+    loss.computed_from = outputs  # type: ignore[attr-defined]
+    return loss
+
+
+def noted_outputs(loss: torch.Tensor) -> list[torch.Tensor] | None:
+    """What [`note_outputs`] noted, or `None`."""
+    return vars(loss).get("computed_from")
+
+
 def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits in a model's outputs, by name.
 

@@ -62,7 +62,8 @@ class AttentionInFloat32(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is not F.scaled_dot_product_attention:
             return function(*args, **(kwargs or {}))
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else args[0].dtype
+        query = args[0] if args else kwargs["query"]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         if dtype != torch.bfloat16:
             return function(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):

@@ -6,8 +6,8 @@ import torch
 # Removed inputs per update of the full matrices. Many make the update an efficient product of large matrices. Few keep
 # the corrections short that each removal needs because of the pending removals.
 DELAYED = 128
-# The cheapest 1 / ONE_IN of the groups that are left go at once, at least one; so narrow maps are done one by one. A step
-# costs about the same for any number. `benchmarks/elimination.py` measures what this changes: time, not the KL after.
+# The cheapest 1 / ONE_IN of the groups that are left go at once, at least one; so narrow maps are done one by one. A
+# step costs about the same for any number. `benchmarks/elimination.py` measures what this changes.
 ONE_IN = 128
 
 

@@ -15,24 +15,23 @@ from ..tokens import device_of_sums
 from .batches import ScoredBatch
 from .outputs import loss_of
 from .precision import Precision
+from .self_loss import SelfLoss
 
 
 LossFunction = Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor]
 
 
 def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-    """Runs a model on a batch with labels, and returns the loss that the model itself computes.
+    """Runs a model on a batch, and returns the loss that the model itself computes.
+
+    Without labels it computes none. Then it is the loss against its own outputs ([`SelfLoss`]).
 
     Raises:
-        ValueError: If the model returns no loss.
+        ValueError: If the model returns no loss, and nothing is known of its outputs.
     """
-    loss = loss_of(model(**inputs))
-    if loss is None:
-        raise ValueError(
-            f"{type(model).__name__} returned no loss: the batch has {sorted(inputs)} but no labels. Give batches "
-            "with an entry 'labels', or pass loss_fn."
-        )
-    return loss
+    outputs = model(**inputs)
+    loss = loss_of(outputs)
+    return SelfLoss().of_outputs(model, outputs, inputs) if loss is None else loss
 
 
 @dataclass

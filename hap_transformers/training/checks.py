@@ -4,7 +4,6 @@ import inspect
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
 from ..planning.latency_table import LatencyTable
+from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length
 from .config import HapConfig
 
@@ -139,9 +139,8 @@ def _validate_hidden_states(who: str, model: PreTrainedModel) -> None:
 
 def _task(model: PreTrainedModel) -> str | None:
     """End of the name of the model's class in Transformers, such as `ForSequenceClassification`."""
-    names = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.models.")]
-    names = [name for name in names if hasattr(transformers, name) and "For" in name]
-    return "For" + names[0].rpartition("For")[2] if names else None
+    head = head_of(model)
+    return None if head == "Model" else head
 
 
 def _is_headless(model: PreTrainedModel) -> bool:

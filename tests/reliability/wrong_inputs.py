@@ -184,7 +184,11 @@ TABLE = [
     Wrong("no batches", lambda h: estimate(h, batches=iter(())), "No examples to score: `batches` is empty"),
     Wrong("a tensor for a batch", lambda h: estimate(h, [torch.ones(2, 3)]), "Batch 0 is a Tensor; give dictionaries"),
     Wrong("no tensors", lambda h: estimate(h, [{"labels": None}]), "Batch 0 has no tensors"),
-    Wrong("no labels", lambda h: estimate(h, [{"input_ids": h.batch["input_ids"]}]), "no labels. Give batches"),
+    Wrong(
+        "no labels",
+        lambda h: estimate(h, [{"input_ids": h.batch["input_ids"]}], method="gradient"),
+        "Batch 0 has no labels .*'gradient' needs them",
+    ),
     Wrong("label too high", lambda h: estimate(h, changed(h, labels=torch.tensor([0, 1, 7]))), "batch 0.*Target 7"),
     Wrong("label negative", lambda h: estimate(h, changed(h, labels=torch.tensor([0, 1, -3]))), "batch 0.*Target -3"),
     Wrong("labels too few", lambda h: estimate(h, changed(h, labels=torch.tensor([0, 1]))), "Batch 0"),

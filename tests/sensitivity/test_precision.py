@@ -98,7 +98,7 @@ def test_fused_attention_of_bfloat16_is_computed_in_float32(autocast):
 def test_other_attention_is_left_alone():
     q = torch.randn(1, 1, 3, 2, dtype=torch.float64)
     with AttentionInFloat32():
-        found = F.scaled_dot_product_attention(q, q, q)
+        found = F.scaled_dot_product_attention(query=q, key=q, value=q)
     assert torch.equal(found, F.scaled_dot_product_attention(q, q, q)) and found.dtype == torch.float64
 
 
