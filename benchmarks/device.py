@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
+from hap_transformers.files import write_text
 from hap_transformers.forward_modes import device_name
 
 from . import device_sections as sections
@@ -133,7 +134,7 @@ def main() -> None:
 
         def write(found: dict, name: str = name) -> None:
             results["sections"][name] = found
-            output_file(args).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            write_text(output_file(args), json.dumps(results, indent=2) + "\n")
 
         run(section, device, sections.SMALL if args.small else sections.FULL, deadline - time.perf_counter(), write)
         print(section_text(name, results["sections"][name]), flush=True)

@@ -78,15 +78,15 @@ class Shape:
         """Bytes of the weights."""
         return 4 * (2 * self.vocabulary * self.width + self.width + self.layers * self.layer_parameters())
 
-    def score_bytes(self) -> int:
-        """Bytes of scoring by `kronecker` with `max_memory` as large as the model: the model, and a part's sums.
+    def score_bytes(self, max_memory: int) -> int:
+        """Bytes of scoring by `kronecker`: the model, and the sums of the layers that are scored in one part.
 
         The sums are both factors of every output projection, n inputs by n and d outputs by d. The elimination of one
         projection takes six matrices of n by n.
         """
         layer = 8 * (self.neurons**2 + 3 * self.width**2)
         elimination = elimination_bytes(max(self.neurons, self.width))
-        at_once = min(max((self.model_bytes() - elimination) // layer, 1), self.layers)
+        at_once = min(max((max_memory - elimination) // layer, 1), self.layers)
         return self.model_bytes() + at_once * layer + elimination
 
     def refit_bytes(self) -> int:
@@ -192,8 +192,8 @@ def rows_of(name: str, measured: dict[str, dict[str, float]]) -> list[dict]:
         measured (`dict`): What [`measure`] returned, by job; none for a shape that is only computed.
     """
     shape = SHAPES[name]
-    sizes = {"billions": name, "shape": asdict(shape), "model": shape.model_bytes()}
-    formulas = {"score": shape.score_bytes(), "refit": shape.refit_bytes()}
+    sizes = {"billions": name, "shape": asdict(shape), "model": shape.model_bytes(), "least": shape.score_bytes(1)}
+    formulas = {"score": shape.score_bytes(shape.model_bytes()), "refit": shape.refit_bytes()}
     # Twice the model, and the activations of a pass.
     target = shape.model_bytes() + measured["pass"]["peak"] if "pass" in measured else None
     jobs = measured or formulas

@@ -3,14 +3,16 @@
     python -m docs.render_results
 
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
-The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,imports}.json`.
+The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,memory,imports}.json`, and, on a machine with a
+GPU, `benchmarks/device.json`.
 """
 
 import json
 import textwrap
 from pathlib import Path
 
-from benchmarks.markdown_table import latency_table, multiples_table, phases_table
+from benchmarks.device_tables import section_text
+from benchmarks.markdown_table import latency_table, memory_table, multiples_table, phases_table
 from benchmarks.markdown_table import table as table_of_ratios
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -115,6 +117,45 @@ def describe_imports(imports: dict) -> str:
     )
 
 
+def describe_memory(memory: dict) -> str:
+    """Says how to read the table of peak memory."""
+    settings, machine = memory["settings"], memory["machine"]
+    ends = ", ".join(f"{name} billion" for name in settings["ends_only"])
+    least = {row["billions"]: row["least"] / 1e9 for row in memory["rows"]}
+    above = [row for row in memory["rows"] if row["target"] and row["peak"] > row["target"]]
+    missed = " and ".join(f"`{row['job']}` at {row['billions']} billion" for row in above)
+    threads = f"{machine['threads']} CPU thread{'' if machine['threads'] == 1 else 's'}"
+    text = (
+        "Models are Llama shapes in float32 with random weights. Each job ran in a process of its own, on "
+        f"{threads}, with {settings['batches']} texts of {settings['tokens']} tokens. Measured is the largest "
+        "resident set of the process, less that from before the model was made. `pass` is forward+backward of one "
+        "text. `score` is `kronecker` with `max_memory` as large as the model. Its formula is the model, 8 (n² + d²) "
+        "bytes for every output projection that is scored in one part (n inputs, d outputs), and 48 n² for the "
+        "elimination of one projection. With a smaller `max_memory`, layers are scored one by one; by the formula, "
+        f"that takes {least['8']:.0f} GB at 8 billion and {least['70']:.0f} GB at 70 billion parameters. `refit` is "
+        f"surgery and refit after a plan that removes {settings['ratio']:.0%} of the encoder. Its formula is the "
+        "dense model, the pruned one, 8 (n² + n d) bytes, and four copies of the residual stream, 16 d bytes a token. The "
+        "formulas leave out the activations of a pass and what the allocator keeps. The target is twice the model "
+        f"with the activations of a pass.{f' It is missed by {missed}.' if missed else ''} At {ends} parameters, "
+        "costs of removal were computed for the first and the last layer only; those of the others take as much memory."
+    )
+    return textwrap.fill(text, 119)
+
+
+def describe_device(file: Path) -> str:
+    """Formats what `benchmarks.device` found on a GPU.
+
+    Raises:
+        ValueError: If the file is of small models on a processor.
+    """
+    if not file.exists():
+        return "These figures are open: `make benchmark-device` makes them on a machine with a GPU, in nine minutes."
+    results = read(file)
+    if results["settings"]["small"]:
+        raise ValueError(f"'{file}' is of `--small`, whose figures say nothing; remove it.")
+    return "\n".join(section_text(name, found) for name, found in results["sections"].items()).rstrip()
+
+
 def read(file: Path) -> dict:
     """Reads a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
@@ -140,6 +181,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     found[speed, "latency"] = "\n\n".join(parts)
     found[speed, "pruning"] = phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning)
+    memory = read(BENCHMARKS / "memory.json")
+    found[speed, "memory"] = memory_table(memory["rows"]) + "\n\n" + describe_memory(memory)
+    found[speed, "device"] = describe_device(BENCHMARKS / "device.json")
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found

@@ -25,15 +25,17 @@ def test_bytes_of_the_model(shape_and_model):
     assert shape.model_bytes() == 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_bytes_of_the_largest_part(shape_and_model):
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_bytes_of_the_largest_part(shape_and_model, share):
     shape, model = shape_and_model
+    max_memory = round(share * shape.model_bytes())
     task = ScoringTask(model, find_groups(model), model_loss, 1, Precision(None, "cpu"), 0)
     scoring = METHODS["kronecker"]
     needs = []
-    for groups in parts_within(task, scoring, shape.model_bytes()):
+    for groups in parts_within(task, scoring, max_memory):
         sums = 8 * scoring.num_sums(ScoringTask(model, groups, model_loss, 1, Precision(None, "cpu"), 0))
         needs.append(sums + max(elimination_bytes(group.reader.in_features) for group in groups))
-    assert shape.score_bytes() - shape.model_bytes() == pytest.approx(max(needs), rel=0.01)
+    assert shape.score_bytes(max_memory) - shape.model_bytes() == pytest.approx(max(needs), rel=0.01)
 
 
 def test_jobs_run():
