@@ -134,10 +134,11 @@ def describe_memory(memory: dict) -> str:
         "elimination of one projection. With a smaller `max_memory`, layers are scored one by one; by the formula, "
         f"that takes {least['8']:.0f} GB at 8 billion and {least['70']:.0f} GB at 70 billion parameters. `refit` is "
         f"surgery and refit after a plan that removes {settings['ratio']:.0%} of the encoder. Its formula is the "
-        "dense model, the pruned one, 8 (n² + n d) bytes, and four copies of the residual stream, 16 d bytes a token. The "
-        "formulas leave out the activations of a pass and what the allocator keeps. The target is twice the model "
+        "dense model, the pruned one, 8 (n² + n d) bytes, and four copies of the residual stream, 16 d bytes a token. "
+        "The formulas leave out the activations of a pass and what the allocator keeps. The target is twice the model "
         f"with the activations of a pass.{f' It is missed by {missed}.' if missed else ''} At {ends} parameters, "
-        "costs of removal were computed for the first and the last layer only; those of the others take as much memory."
+        "costs of removal were computed for the first and the last layer only; those of the others take as much "
+        "memory."
     )
     return textwrap.fill(text, 119)
 

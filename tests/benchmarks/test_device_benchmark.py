@@ -10,6 +10,7 @@ import torch
 from tiny import ROOT
 
 from benchmarks import device, device_sections, device_tables
+from benchmarks.markdown_table import table
 from docs import render_results
 
 
@@ -90,6 +91,14 @@ def test_tables():
     text = device_tables.faster_table([{**row, "faster": {"60%": 1.5}, "ideal": {"60%": 2.48}}])
     assert text.splitlines()[0] == "| numbers | batch | passes | dense, ms | 60% removed (ideal 2.48) |"
     assert text.splitlines()[-1] == "| bfloat16 | 8 x 128 | eager | 1.23 | 1.50 |"
+
+
+def test_ratios():
+    over, under = {"seconds": [1.0, 3.0], "MiB": [300.0, 300.0]}, {"seconds": [2.0, 2.0], "MiB": [100.0, 100.0]}
+    row = device_sections.ratio_row("a / b", 1.1, over, under)
+    assert (row["ratio"], row["smallest"], row["largest"], row["values"]) == (1.0, 0.5, 1.5, [2.0, 2.0])
+    row = device_sections.ratio_row("peak memory, a / b", None, over, under, "MiB")
+    assert table([row]).splitlines()[-1] == "| peak memory, a / b | 3.00 (3.00 to 3.00) |  | 300 / 100 MiB |"
 
 
 def test_the_page_has_no_figures_of_small_models(tmp_path):
