@@ -51,9 +51,9 @@ def accumulate(
         ValueError: If the batches are not those that `progress` was made from, or a sample is not finite.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    empty = SampleMoments.zeros(len(progress.moments.mean), len(progress.moments.sums), task.sums_device)
     # The first process continues from the previous moments. The result equals that of an uninterrupted run bit by bit.
-    moments = progress.moments if rank == 0 else empty
+    sizes = len(progress.moments.mean), len(progress.moments.sums)
+    moments = progress.moments if rank == 0 else SampleMoments.zeros(*sizes, task.sums_device)
 
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
     converged = False
