@@ -116,7 +116,7 @@ def pooled_by_hand(states, mask, pooling):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last_token", "token"])
-def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize):
+def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize, monkeypatch):
     """The squared distance has twice the identity for its Hessian: traces are twice the Jacobian's squared norms."""
     tiny = ZOO["bert"]
     model = tiny.model()
@@ -135,13 +135,11 @@ def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize):
                 if gradient is not None:
                     squares[names[short]] += 2 * gradient**2 / count
     heads, neurons = sum_by_component(model, squares)
-    settings = {"loss_fn": SelfLoss(pooling, normalize), "progress": False}
-    if pooling == "token":
-        settings["num_probes"] = 4000  # Seven tokens of 16 features are sampled.
-    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", **settings)
-    tolerance = 0.1 if pooling == "token" else 1e-8
-    torch.testing.assert_close(torch.stack(found.traces["heads"]), heads, rtol=tolerance, atol=1e-12)
-    torch.testing.assert_close(torch.stack(found.traces["neurons"]), neurons, rtol=tolerance, atol=1e-12)
+    monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXACT_DIRECTIONS", 7 * 16)
+    loss = SelfLoss(pooling, normalize)
+    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", loss_fn=loss, progress=False)
+    torch.testing.assert_close(torch.stack(found.traces["heads"]), heads, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(torch.stack(found.traces["neurons"]), neurons, rtol=1e-8, atol=1e-12)
 
 
 def test_by_default_texts_are_averaged_and_images_read_at_their_first_token():
@@ -171,10 +169,10 @@ def test_many_dimensions_are_sampled_without_bias(monkeypatch):
         "hap_transformers.sensitivity.output_curvature._explicit_factor", lambda *_: pytest.fail("formed")
     )
     encoder, batch = make_model().bert, {name: value for name, value in make_batch().items() if name != "labels"}
-    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", num_probes=2000, progress=False)
+    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", num_probes=500, progress=False)
     monkeypatch.undo()
     exact = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", progress=False)
-    torch.testing.assert_close(found.heads, exact.heads, rtol=0.15, atol=0)
+    torch.testing.assert_close(found.heads, exact.heads, rtol=0.25, atol=0)
 
 
 def test_what_has_no_loss_of_its_own_is_named():
