@@ -38,7 +38,7 @@ class Arguments:
 
     data_dir: str = "../shared/glue"
     output: str = str(HERE / "elimination.json")
-    train_examples: int = 6400
+    train_examples: int = 3200
     examples: int = 512
     seeds: int = 3
     one_in: str = "256,128,64"

@@ -210,7 +210,8 @@ def _costs_in_order(inverse: torch.Tensor, curvature: torch.Tensor, size: int) -
 
 
 def _inverse(matrices: torch.Tensor) -> torch.Tensor:
-    factors, failed = torch.linalg.cholesky_ex(matrices)
+    """Inverts symmetric matrices. The results' rows are contiguous, which makes it cheap to select some."""
+    factors, failed = torch.linalg.cholesky_ex(matrices, upper=True)
     if failed.any():  # Without a ridge inputs may depend on each other; single matrices can be inverted otherwise.
         return torch.stack([torch.linalg.inv(matrix) for matrix in matrices])
-    return torch.cholesky_inverse(factors)
+    return torch.cholesky_inverse(factors, upper=True).mT
