@@ -59,6 +59,7 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m benchmarks.sensitivity
 	$(VENV)/bin/python -m benchmarks.latency
 	$(VENV)/bin/python -m benchmarks.prune
+	$(VENV)/bin/python -m benchmarks.elimination
 	$(VENV)/bin/python -m benchmarks.memory
 	$(VENV)/bin/python -m benchmarks.imports
 

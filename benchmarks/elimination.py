@@ -7,7 +7,6 @@ prints a table and writes JSON. It takes about 20 minutes on two cores.
 """
 
 import json
-import statistics
 import sys
 import time
 from copy import deepcopy
@@ -25,6 +24,7 @@ from hap_transformers.data.tasks import load_task
 from hap_transformers.sensitivity import kronecker, surgeon
 
 from . import workloads
+from .markdown_table import elimination_table
 
 
 HERE = Path(__file__).parent
@@ -132,24 +132,6 @@ def measure(
     return [{name: row[name] for name in row if name not in ("order", "removed")} for row in rows]
 
 
-def summary(runs: list[list[dict]]) -> str:
-    """A table: medians over the samples, and ranges of the changes of KL."""
-    lines = [
-        "| removed at once | seconds | rank correlation | same neurons, 60 / 80 % | KL over one by one, 60 / 80 % |"
-    ]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for rows in zip(*runs, strict=True):
-        name = "one neuron" if rows[0]["one_in"] is None else f"1 / {rows[0]['one_in']} of those left"
-        seconds, rank = (statistics.median(row[key] for row in rows) for key in ("seconds", "rank_correlation"))
-        same = " / ".join(f"{statistics.median(row['same'][i] for row in rows):.1%}" for i in range(len(RATIOS)))
-        ratios = [
-            [row["kl"][i] / run[0]["kl"][i] for row, run in zip(rows, runs, strict=True)] for i in range(len(RATIOS))
-        ]
-        kl = " / ".join(f"{statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f})" for r in ratios)
-        lines.append(f"| {name} | {seconds:.1f} | {rank:.3f} | {same} | {kl} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measures everything, prints the table, writes JSON."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
@@ -164,7 +146,7 @@ def main() -> None:
         runs.append(measure(model, sample, test, [int(size) for size in args.one_in.split(",")]))
         result = {"runs": runs, "settings": {**vars(args), "output": None}, "threads": torch.get_num_threads()}
         Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(summary(runs))
+    print(elimination_table(runs))
 
 
 if __name__ == "__main__":

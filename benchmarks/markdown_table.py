@@ -85,3 +85,19 @@ def memory_table(rows: list[dict]) -> str:
             cells.append("" if value is None else f"{value / 1e9:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def elimination_table(runs: list[list[dict]]) -> str:
+    """Formats what steps of several neurons change: medians over samples, and ranges of the change of KL."""
+    lines = [
+        "| removed at once | seconds | rank correlation | same neurons, 60 / 80 % | KL over one by one, 60 / 80 % |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for rows in zip(*runs, strict=True):
+        name = "one neuron" if rows[0]["one_in"] is None else f"1 / {rows[0]['one_in']} of those left"
+        seconds, rank = (statistics.median(row[key] for row in rows) for key in ("seconds", "rank_correlation"))
+        same = " / ".join(f"{statistics.median(row['same'][i] for row in rows):.1%}" for i in range(2))
+        ratios = [[row["kl"][i] / run[0]["kl"][i] for row, run in zip(rows, runs, strict=True)] for i in range(2)]
+        kl = " / ".join(f"{statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f})" for r in ratios)
+        lines.append(f"| {name} | {seconds:.1f} | {rank:.3f} | {same} | {kl} |")
+    return "\n".join(lines)

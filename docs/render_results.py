@@ -3,8 +3,8 @@
     python -m docs.render_results
 
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
-The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,memory,imports}.json`, and, on a machine with a
-GPU, `benchmarks/device.json`.
+The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,imports}.json`, and, on a
+machine with a GPU, `benchmarks/device.json`.
 """
 
 import json
@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 from benchmarks.device_tables import section_text
-from benchmarks.markdown_table import latency_table, memory_table, multiples_table, phases_table
+from benchmarks.markdown_table import elimination_table, latency_table, memory_table, multiples_table, phases_table
 from benchmarks.markdown_table import table as table_of_ratios
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -117,6 +117,19 @@ def describe_imports(imports: dict) -> str:
     )
 
 
+def describe_elimination(elimination: dict) -> str:
+    """Says how to read the table of eliminations."""
+    settings = elimination["settings"]
+    return textwrap.fill(
+        f"MiniLM was fine-tuned on {settings['train_examples']:,} sentences of SST-2, then scored and refitted on "
+        f"{settings['seeds']} samples of {settings['examples']} others. Seconds are the processor's, in all "
+        "eliminations of a scoring run. The rank correlation is that of the neurons' order of removal with the one of "
+        "single removals. KL is the divergence of the refitted model's predictions from the dense model's on the "
+        "validation set. The table has medians, and the range of the ratio of KL. The library removes 1 / 128.",
+        119,
+    )
+
+
 def describe_memory(memory: dict) -> str:
     """Says how to read the table of peak memory."""
     settings, machine = memory["settings"], memory["machine"]
@@ -182,6 +195,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     found[speed, "latency"] = "\n\n".join(parts)
     found[speed, "pruning"] = phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning)
+    elimination = read(BENCHMARKS / "elimination.json")
+    found[speed, "elimination"] = elimination_table(elimination["runs"]) + "\n\n" + describe_elimination(elimination)
     memory = read(BENCHMARKS / "memory.json")
     found[speed, "memory"] = memory_table(memory["rows"]) + "\n\n" + describe_memory(memory)
     found[speed, "device"] = describe_device(BENCHMARKS / "device.json")

@@ -1,6 +1,7 @@
 """What the commands load: models, tokenizers and training examples."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import datasets
 import torch
 import transformers
 import typer
+from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.calibration import calibration_batches
 from ..data.tasks import load_task
+from ..data.texts import read_texts
 from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding, validate_tokens
 
 
@@ -73,6 +76,57 @@ def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBas
     return None
 
 
+def validate_one_source(
+    task_name: str | None, train_file: str | None, texts: Sequence[str] | None, column: str | None
+) -> None:
+    """Checks that at most one source of examples is named.
+
+    Raises:
+        ValueError: If there are several, or a column without texts.
+    """
+    named = {"--task": task_name, "--train-file": train_file, "--texts": texts}
+    given = [flag for flag, value in named.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"Pass either {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}.")
+    if column and not texts:
+        raise ValueError("--column is that of --texts; pass a file.")
+
+
+def text_batches(
+    name: str,
+    model: PreTrainedModel,
+    texts: Sequence[str],
+    column: str | None,
+    max_examples: int,
+    batch: int,
+    length: int | None,
+    seed: int,
+    encoding: str | None = None,
+) -> DataLoader:
+    """Texts without labels, for models that read texts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file cannot be read or holds too few texts, or the model has no tokenizer or reads no texts.
+    """
+    if model.main_input_name != "input_ids":
+        raise ValueError(f"'{name}' reads '{model.main_input_name}', not texts; --texts is for models of texts.")
+    rows = Dataset.from_dict({"text": read_texts(texts, column, encoding)})
+    tokenizer = load_tokenizer(name)
+    set_padding(tokenizer, model)
+    kept, note = cut_note(model, tokenizer, length or LENGTH)
+    if note:
+        typer.echo(f"hap: {note}", err=True)
+    tokenized = rows.map(
+        lambda part: tokenizer(part["text"], truncation=True, max_length=kept),
+        batched=True,
+        remove_columns=["text"],
+        desc="Tokenizing texts",
+    )
+    validate_tokens(DatasetDict(texts=tokenized), tokenizer, model)
+    return calibration_batches(tokenized, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
+
+
 def training_batches(
     name: str,
     model: PreTrainedModel,
@@ -92,9 +146,9 @@ def training_batches(
             task, or has no tokenizer.
     """
     if not (task_name or train_file):
-        raise ValueError("No data are named; pass --task with a GLUE task, or --train-file with a custom file.")
-    if task_name and train_file:
-        raise ValueError("Pass either --task or --train-file, not both.")
+        raise ValueError(
+            "No data are named; pass --task with a GLUE task, --train-file with a custom file, or --texts."
+        )
     if data_dir and not task_name:
         raise ValueError("--data-dir needs --task.")
     if encoding and not train_file:

@@ -23,11 +23,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Task = Annotated[str | None, typer.Option(help="A GLUE task.", show_default=False)]
 DataDir = Annotated[str | None, typer.Option(help="Folder with TASK/{train,validation}.parquet, instead of the Hub.")]
 TrainFile = Annotated[str | None, typer.Option(help="Custom CSV or JSON file with a 'label' column.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="File of texts without labels, one a line or a table, or - for standard input; may be repeated."
+    ),
+]
+Column = Annotated[str | None, typer.Option(help="Column of the texts in tables; by default the only one of words.")]
 Batch = Annotated[int, typer.Option(help="Texts or images per batch.", min=1)]
 Length = Annotated[
     int | None, typer.Option(help="Tokens per text; by default 128, or all that the model takes.", min=1)
 ]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of the custom file, such as latin-1; by default UTF-8.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of custom files, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
 Precision = Annotated[str | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]

@@ -11,9 +11,10 @@ from ..refit.reconstruct import reconstruct
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 from ..training.config import HapConfig
-from .loading import load_model, saved_tokenizer, training_batches
+from .loading import load_model, saved_tokenizer, text_batches, training_batches, validate_one_source
 from .options import (
     Batch,
+    Column,
     DataDir,
     Device,
     Encoding,
@@ -23,6 +24,7 @@ from .options import (
     Model,
     Seed,
     Task,
+    Texts,
     TrainFile,
     print_result,
     require_own_folder,
@@ -36,6 +38,8 @@ def prune(
     task: Task = None,
     data_dir: DataDir = None,
     train_file: TrainFile = None,
+    texts: Texts = None,
+    column: Column = None,
     encoding: Encoding = None,
     max_examples: MaxExamples = HapConfig.max_examples,
     batch: Batch = 16,
@@ -45,7 +49,8 @@ def prune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
     json_: Json = False,
 ) -> None:
-    """Physically remove what a plan names. With a task or file, refit the rest on its examples."""
+    """Physically remove what a plan names. With a task, file or texts, refit the rest on them."""
+    validate_one_source(task, train_file, texts, column)
     if data_dir and not task:
         raise ValueError("--data-dir needs --task.")
     require_own_folder(output, model, overwrite)
@@ -53,11 +58,15 @@ def prune(
     tokenizer = saved_tokenizer(model, loaded)
     chosen.validate(loaded)
     empty = not any(chosen.count(kind) for kind in chosen.removed)
-    refits = not empty and (task is not None or train_file is not None)
+    refits = not empty and (task is not None or train_file is not None or bool(texts))
     batches = None
     if refits:
-        batches = training_batches(
-            model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+        batches = (
+            text_batches(model, loaded, texts, column, max_examples, batch, length, seed, encoding)
+            if texts
+            else training_batches(
+                model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+            )
         )
     dense = sharing_copy(loaded)
     apply_plan(loaded, chosen)
@@ -68,7 +77,7 @@ def prune(
         tokenizer.save_pretrained(output)
     chosen.save(output / "pruning_plan.json")
     parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
-    refitted = "refitted" if refits else "not refitted (no --task or --train-file)"
+    refitted = "refitted" if refits else "not refitted (no --task, --train-file or --texts)"
     title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {refitted}: {output}"
     if empty:
         title = f"The plan removes nothing; the model was copied unchanged: {output}"

@@ -11,10 +11,11 @@ from ..components.groups import by_kind, find_groups
 from ..sensitivity import METHODS, Sensitivity, estimate_sensitivity
 from ..sensitivity.state_file import validate_state_file
 from ..training.config import HapConfig
-from .loading import load_model, training_batches
+from .loading import load_model, text_batches, training_batches, validate_one_source
 from .options import (
     HELP,
     Batch,
+    Column,
     DataDir,
     Device,
     Encoding,
@@ -24,6 +25,7 @@ from .options import (
     Model,
     Seed,
     Task,
+    Texts,
     TrainFile,
     print_result,
     require_writable,
@@ -36,6 +38,8 @@ def score(
     task: Task = None,
     data_dir: DataDir = None,
     train_file: TrainFile = None,
+    texts: Texts = None,
+    column: Column = None,
     encoding: Encoding = None,
     method: Annotated[str, typer.Option(help=HELP["method"])] = HapConfig.method,
     max_examples: MaxExamples = HapConfig.max_examples,
@@ -51,8 +55,9 @@ def score(
     state_file: Annotated[Path | None, typer.Option(help="File to resume from after an interruption.")] = None,
     json_: Json = False,
 ) -> None:
-    """Score every component of a fine-tuned model."""
-    require_writable(output, Sensitivity.load, [train_file, state_file])
+    """Score every component of a model, on a task's examples or on texts without labels."""
+    validate_one_source(task, train_file, texts, column)
+    require_writable(output, Sensitivity.load, [train_file, state_file, *(texts or ())])
     if state_file is not None and state_file.absolute() == output.absolute():
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
     if state_file is not None:
@@ -60,8 +65,12 @@ def score(
     loaded = load_model(model, device)
     batches: Iterable[Any] = ()
     if method not in METHODS or METHODS[method].sample is not None:
-        batches = training_batches(
-            model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+        batches = (
+            text_batches(model, loaded, texts, column, max_examples, batch, length, seed, encoding)
+            if texts
+            else training_batches(
+                model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
+            )
         )
     found = estimate_sensitivity(
         loaded,

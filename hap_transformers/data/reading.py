@@ -36,15 +36,18 @@ def read_rows(file: str, encoding: str | None = None) -> list[Row]:
     reader = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_rows}.get(Path(file).suffix.lower())
     if reader is None:
         raise ValueError(f"'{file}' is neither CSV nor JSON; expected .csv, .json or .jsonl.")
-    rows = reader(file, _decoded(file, encoding))
+    rows = reader(file, decoded(file, Path(file).read_bytes(), encoding))
     if not rows:
         raise ValueError(f"'{file}' has no rows.")
     return rows
 
 
-def _decoded(file: str, encoding: str | None) -> str:
-    """A file's text. A file that proves to be UTF-8 is read as such, whatever the flag for all files says."""
-    content = Path(file).read_bytes()
+def decoded(file: str, content: bytes, encoding: str | None) -> str:
+    """A file's text. A file that proves to be UTF-8 is read as such, whatever the flag for all files says.
+
+    Raises:
+        ValueError: If the content is of another encoding, or the encoding is unknown.
+    """
     try:
         "".encode(encoding or "utf-8")
     except LookupError:

@@ -1,0 +1,62 @@
+"""Models are scored, planned, pruned and refitted on the command line from texts without labels."""
+
+import json
+
+import pytest
+import torch
+from script_inputs import ROWS, save_model
+from tiny import make_model
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from typer.testing import CliRunner
+from zoo import ZOO
+
+from hap_transformers import Sensitivity, estimate_sensitivity
+from hap_transformers.cli import app
+
+
+def hap(*arguments):
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(save_model(tmp_path))
+    classifier = make_model(vocab_size=40, dtype=torch.float32)
+    for name, model in (("classifier", classifier), ("encoder", classifier.bert)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    texts = list(dict.fromkeys(text for text, _ in ROWS))
+    texts = [f"{text} {i}" for i in range(-(-12 // len(texts))) for text in texts][:12]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, auto", [("classifier", AutoModelForSequenceClassification), ("encoder", AutoModel)])
+def test_from_texts_to_a_smaller_model(here, name, auto):
+    scored = json.loads(hap("score", name, "--texts", "texts.txt", "--batch", 12, "--json"))
+    assert scored["examples"] == 12
+    hap("plan", "sensitivity.safetensors", "--ratio", 0.5)
+    arguments = ("--plan", "plan.json", "--texts", "texts.txt", "--output", "small", "--json")
+    pruned = json.loads(hap("prune", name, *arguments))
+    assert pruned["refitted"] and pruned["parameters"]["pruned"] < pruned["parameters"]["dense"]
+    small = auto.from_pretrained("small")
+    assert sum(p.numel() for p in small.parameters()) == pruned["parameters"]["pruned"]
+    # The scores are those of the function, on all texts at once.
+    tokenizer, model = AutoTokenizer.from_pretrained(name), auto.from_pretrained(name)
+    batch = dict(tokenizer((here / "texts.txt").read_text().splitlines(), padding=True, return_tensors="pt"))
+    expected, found = estimate_sensitivity(model, [batch], progress=False), Sensitivity.load("sensitivity.safetensors")
+    torch.testing.assert_close(found.heads, expected.heads, rtol=1e-3, atol=1e-9)
+
+
+def test_a_model_of_images_is_refused(here):
+
+    ZOO["vit"].model(torch.float32).save_pretrained("vit")
+    result = CliRunner().invoke(app, ["score", "vit", "--texts", "texts.txt"])
+    assert "reads 'pixel_values', not texts" in str(result.exception)
+
+
+def test_an_encoder_saved_by_itself_is_one(here):
+    assert isinstance(AutoModel.from_pretrained("encoder"), BertModel)
