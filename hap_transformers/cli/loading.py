@@ -35,6 +35,7 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
     """
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except OSError as error:
@@ -77,17 +78,23 @@ def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBas
 
 
 def validate_one_source(
-    task_name: str | None, train_file: str | None, texts: Sequence[str] | None, column: str | None
+    task_name: str | None,
+    data_dir: str | None,
+    train_file: str | None,
+    texts: Sequence[str] | None,
+    column: str | None,
 ) -> None:
     """Checks that at most one source of examples is named.
 
     Raises:
-        ValueError: If there are several, or a column without texts.
+        ValueError: If there are several, or a folder without a task or a column without texts.
     """
     named = {"--task": task_name, "--train-file": train_file, "--texts": texts}
     given = [flag for flag, value in named.items() if value]
     if len(given) > 1:
         raise ValueError(f"Pass either {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}.")
+    if data_dir and not task_name:
+        raise ValueError("--data-dir needs --task.")
     if column and not texts:
         raise ValueError("--column is that of --texts; pass a file.")
 
@@ -112,11 +119,7 @@ def text_batches(
     if model.main_input_name != "input_ids":
         raise ValueError(f"'{name}' reads '{model.main_input_name}', not texts; --texts is for models of texts.")
     rows = Dataset.from_dict({"text": read_texts(texts, column, encoding)})
-    tokenizer = load_tokenizer(name)
-    set_padding(tokenizer, model)
-    kept, note = cut_note(model, tokenizer, length or LENGTH)
-    if note:
-        typer.echo(f"hap: {note}", err=True)
+    tokenizer, kept = _fitted_tokenizer(name, model, length)
     tokenized = rows.map(
         lambda part: tokenizer(part["text"], truncation=True, max_length=kept),
         batched=True,
@@ -125,6 +128,18 @@ def text_batches(
     )
     validate_tokens(DatasetDict(texts=tokenized), tokenizer, model)
     return calibration_batches(tokenized, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
+
+
+def _fitted_tokenizer(
+    name: str, model: PreTrainedModel, length: int | None, pair: bool = False
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """A model's tokenizer, and how many tokens a text may have, which is reported if it is fewer than asked for."""
+    tokenizer = load_tokenizer(name)
+    set_padding(tokenizer, model)
+    kept, note = cut_note(model, tokenizer, length or LENGTH, pair=pair)
+    if note:
+        typer.echo(f"hap: {note}", err=True)
+    return tokenizer, kept
 
 
 def training_batches(
@@ -149,12 +164,8 @@ def training_batches(
         raise ValueError(
             "No data are named; pass --task with a GLUE task, --train-file with a custom file, or --texts."
         )
-    if data_dir and not task_name:
-        raise ValueError("--data-dir needs --task.")
     if encoding and not train_file:
         raise ValueError("--encoding is that of --train-file; pass one.")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(
             f"'{name}' is a {type(model).__name__}, not a model that was fine-tuned to classify texts: it has no loss "
@@ -164,11 +175,7 @@ def training_batches(
     if problem == "multi_label_classification":
         raise ValueError(f"'{name}' is for {problem}: a text may have several labels, which tasks here do not have.")
     task = load_task(task_name, data_dir, train_file, train_file, encoding).aligned_with(model.config)
-    tokenizer = load_tokenizer(name)
-    set_padding(tokenizer, model)
-    kept, note = cut_note(model, tokenizer, length or LENGTH, pair=len(task.texts) == 2)
-    if note:
-        typer.echo(f"hap: {note}", err=True)
+    tokenizer, kept = _fitted_tokenizer(name, model, length, pair=len(task.texts) == 2)
     rows = task.tokenize(tokenizer, kept)
     validate_tokens(rows, tokenizer, model)
     return calibration_batches(rows["train"], max_examples, seed, batch, DataCollatorWithPadding(tokenizer))

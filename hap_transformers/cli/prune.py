@@ -50,9 +50,7 @@ def prune(
     json_: Json = False,
 ) -> None:
     """Physically remove what a plan names. With a task, file or texts, refit the rest on them."""
-    validate_one_source(task, train_file, texts, column)
-    if data_dir and not task:
-        raise ValueError("--data-dir needs --task.")
+    validate_one_source(task, data_dir, train_file, texts, column)
     require_own_folder(output, model, overwrite)
     loaded, chosen = load_model(model, device), PruningPlan.load(plan)
     tokenizer = saved_tokenizer(model, loaded)

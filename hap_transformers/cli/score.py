@@ -56,7 +56,7 @@ def score(
     json_: Json = False,
 ) -> None:
     """Score every component of a model, on a task's examples or on texts without labels."""
-    validate_one_source(task, train_file, texts, column)
+    validate_one_source(task, data_dir, train_file, texts, column)
     require_writable(output, Sensitivity.load, [train_file, state_file, *(texts or ())])
     if state_file is not None and state_file.absolute() == output.absolute():
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -46,9 +45,6 @@ def _replace_shared(module: nn.Module, shared: set[int], made: dict[int, nn.Para
     made = {} if made is None else made
     for name, parameter in list(module.named_parameters(recurse=False)):
         if id(parameter) in shared:
-            own = made.setdefault(id(parameter), _copied(parameter))
-            module.register_parameter(name, own)
-
-
-def _copied(parameter: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            if id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            module.register_parameter(name, made[id(parameter)])

@@ -56,8 +56,9 @@ def accumulate(
     moments = progress.moments if rank == 0 else SampleMoments.zeros(*sizes, task.sums_device)
 
     num_probes, done, before = progress.num_probes, progress.batches_done, progress.moments.num_examples
-    converged = False
-    for batch in scored_batches(batches, max_examples, shifts_labels(task.model)):
+    # A run that was interrupted after it had converged needs no more batches.
+    converged = bool(reliable and done and reliable(_combined_means(moments, accelerator)))
+    for batch in () if converged else scored_batches(batches, max_examples, shifts_labels(task.model)):
         if batch.number < progress.batches_done:
             continue
         if batch.number == progress.batches_done and batch.first != before:
@@ -76,7 +77,7 @@ def accumulate(
         done = batch.number + 1
         if done % world:
             continue
-        if reliable and reliable(_combined(Progress(replace(moments, sums=moments.sums[:0])), accelerator).moments):
+        if reliable and reliable(_combined_means(moments, accelerator)):
             converged = True
             break
         if state is not None and state.is_due():
@@ -87,6 +88,11 @@ def accumulate(
     if state is not None:
         state.save(final)
     return final
+
+
+def _combined_means(moments: SampleMoments, accelerator: Accelerator | None) -> SampleMoments:
+    """Adds up all that a reliability needs: the moments of all processes without the sums, which are large."""
+    return _combined(Progress(replace(moments, sums=moments.sums[:0])), accelerator).moments
 
 
 def _combined(mine: Progress, accelerator: Accelerator | None) -> Progress:

@@ -80,6 +80,7 @@ def contents(folder):
         (["score", "m", "--train-file", "train.csv", "--data-dir", "m"], "--data-dir needs --task"),
         (["score", "m", "--texts", "train.csv", "--output", "train.csv"], "is a file that this command reads"),
         (["score", "m", "--texts", "train.csv", "--task", "sst2"], "either --task or --texts, not both"),
+        (["score", "m", "--texts", "train.csv", "--data-dir", "m"], "--data-dir needs --task"),
         (["score", "m", "--train-file", "train.csv", "--column", "a"], "--column is that of --texts"),
         (["score", "m", "--texts", "m/model.safetensors"], "is not UTF-8|is no text"),
         (["prune", "m", "--plan", "plan.json", "--output", "new", "--texts", "no.txt"], "There is no file 'no.txt'"),

@@ -113,6 +113,24 @@ def test_goes_on_in_the_part_where_it_was_interrupted(after, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("max_memory", [None, 1])
+def test_a_run_that_had_converged_scores_no_more_batches(max_memory, tmp_path, monkeypatch):
+    """It was interrupted while costs were computed."""
+    settings = {"tolerance": 0.01, "max_memory": max_memory, "progress": False}
+    whole = estimate_sensitivity(make_model(), BATCHES, **settings)
+
+    def interruption(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setitem(METHODS, "kronecker", dataclasses.replace(METHODS["kronecker"], settle=interruption))
+        with pytest.raises(KeyboardInterrupt):
+            estimate_sensitivity(make_model(), BATCHES, state_file=tmp_path / "state", **settings)
+    resumed = estimate_sensitivity(make_model(), BATCHES, state_file=tmp_path / "state", **settings)
+    assert_same(resumed, whole)
+    assert resumed.converged
+
+
 @pytest.mark.parametrize(
     "error",
     [
