@@ -10,7 +10,9 @@ from tiny import ROOT, make_batch, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 import hap_transformers
+from hap_transformers import ARCHITECTURES, METHODS
 from hap_transformers.cli import app
+from hap_transformers.components.groups import KINDS
 from hap_transformers.components.releases import TRANSFORMERS_4
 
 
@@ -47,9 +49,12 @@ def test_links_lead_to_files(page):
 
 
 @pytest.fixture
-def surroundings(tmp_path, monkeypatch, model_dir):
+def surroundings(tmp_path, monkeypatch, model_dir, request):
     """What readers have: a fine-tuned model in the working folder, data, training arguments."""
     monkeypatch.chdir(tmp_path)
+    for registry in (ARCHITECTURES, KINDS, METHODS):  # Pages register entries of their own.
+        entries = dict(registry)
+        request.addfinalizer(lambda registry=registry, entries=entries: (registry.clear(), registry.update(entries)))
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=2)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     rows = {"sentence": ["good film", "bad plot and film", "good plot", "bad film"] * 4, "label": [1, 0, 1, 0] * 4}
