@@ -101,3 +101,46 @@ def elimination_table(runs: list[list[dict]]) -> str:
         kl = " / ".join(f"{statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f})" for r in ratios)
         lines.append(f"| {name} | {seconds:.1f} | {rank:.3f} | {same} | {kl} |")
     return "\n".join(lines)
+
+
+def refit_examples_table(rows: list[dict]) -> str:
+    """Formats the divergence after refits on ever more examples over that after 1,024, a line a task and ratio.
+
+    Cells are medians over seeds, with the processor's seconds of the refit; that of 1,024 is the divergence itself.
+    """
+    counts = sorted({row["examples"] for row in rows})
+    lines = ["| task | removed | " + " | ".join(f"{count:,}" for count in counts) + " |"]
+    lines.append("| --- |" + " --- |" * (len(counts) + 1))
+    for task, ratio in sorted({(row["task"], row["ratio"]) for row in rows}):
+        cells = []
+        for count in counts:
+            runs = [row for row in rows if (row["task"], row["ratio"], row["examples"]) == (task, ratio, count)]
+            first = {
+                row["seed"]: row["kl"]
+                for row in rows
+                if (row["task"], row["ratio"]) == (task, ratio)
+                if row["examples"] == 1024
+            }
+            if not runs:
+                cells.append("")
+                continue
+            seconds = statistics.median(row["seconds"] for row in runs)
+            ratios = [row["kl"] / first[row["seed"]] for row in runs]
+            text = (
+                f"{statistics.median(ratios):.2f}" if count != 1024 else f"KL {statistics.median(first.values()):.4f}"
+            )
+            cells.append(f"{text}, {seconds:.0f} s")
+        lines.append(f"| {task} | {ratio:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def refit_costs_table(rows: list[dict]) -> str:
+    """Formats memory and seconds of a refit on many examples over those on few."""
+    lines = ["| | few | many | ratio (range) | should be at most |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        unit, scale = ("GB", 1e9) if row["measure"] == "peak" else ("s", 1.0)
+        values = [f"{row[name] / scale:.2f} {unit}" for name in ("few", "many")]
+        spread = f"{row['ratio']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f})"
+        name = "peak memory of the process" if row["measure"] == "peak" else "seconds an example"
+        lines.append(f"| {name} | {values[0]} | {values[1]} | {spread} | {row['target']:.2f} |")
+    return "\n".join(lines)

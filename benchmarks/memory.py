@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM
 
 from hap_transformers import METHODS, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
 from hap_transformers.refit.dense_copy import sharing_copy
+from hap_transformers.refit.kept_values import LIMIT
 from hap_transformers.sensitivity.methods import Finished
 from hap_transformers.sensitivity.statistics import SampleMoments
 from hap_transformers.sensitivity.surgeon import elimination_bytes
@@ -94,10 +95,11 @@ class Shape:
 
         The sums are products of a projection's inputs with each other and with its outputs. Of every token, the
         residual stream is kept four times: at a layer of each model, and as the target of each of its two blocks.
+        What does not fit into `LIMIT` is kept in files.
         """
         pruned = self.model_bytes() - 4 * RATIO * self.layers * self.layer_parameters()
         sums = 8 * (self.neurons**2 + self.neurons * self.width)
-        return round(self.model_bytes() + pruned + sums + 4 * 4 * BATCHES * TOKENS * self.width)
+        return round(self.model_bytes() + pruned + sums + min(4 * 4 * BATCHES * TOKENS * self.width, LIMIT))
 
 
 SHAPES = {

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..components.architectures import get_architecture
 from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..efficiency import evaluating
+from .kept_values import KeptValues
 
 
 ForwardFunction = Callable[[PreTrainedModel, dict[str, Any]], Any]
@@ -41,17 +42,18 @@ class _Stop(Exception):
 class LayerRuns:
     """Looks at the groups of a model in forward order, on batches known by their position.
 
-    For every batch the output of one layer is kept. A pass then starts after that layer: layers up to it do nothing
-    but return that output, whatever form it has, so nothing needs to be known of how the model calls its layers. Where
-    layers share weights, each pass runs the whole model.
+    For every batch the output of one layer is kept ([`KeptValues`]). A pass then starts after that layer: layers up to
+    it do nothing but return that output, whatever form it has, so nothing needs to be known of how the model calls its
+    layers. Where layers share weights, each pass runs the whole model.
 
     Args:
         model (`PreTrainedModel`): The model; its weights may change from group to group in forward order.
+        kept (`KeptValues`): Where to keep outputs; several `LayerRuns` may share it.
         forward (`Callable`, *optional*): Takes the model and a batch and runs it. By default `model(**batch)`.
     """
 
-    def __init__(self, model: PreTrainedModel, forward: ForwardFunction | None = None):
-        self.model = model
+    def __init__(self, model: PreTrainedModel, kept: KeptValues, forward: ForwardFunction | None = None):
+        self.model, self.kept = model, kept
         self.forward = forward or (lambda model, inputs: model(**inputs))
         self.groups = in_forward_order(find_groups(model))
         self.layers = layers(model)
@@ -59,8 +61,6 @@ class LayerRuns:
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
         calls = model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
         self.repeats = len(self.layers) < calls
-        # Position of a batch to the number of a layer and what it gave.
-        self.kept: dict[int, tuple[int, Any]] = {}
 
     def of_layer(self, layer: int) -> list[Group]:
         """The groups of a layer in forward order."""
@@ -84,7 +84,7 @@ class LayerRuns:
         handles = self._watch(groups, calls)
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.kept[position] = (finished, output)
+            self.kept[id(self), position] = (finished, output)
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Stop
@@ -152,7 +152,8 @@ class LayerRuns:
     @contextmanager
     def _skipping(self, position: int) -> Iterator[None]:
         """Lets layers whose output is known return that of the last of them."""
-        last, output = self.kept.get(position, (-1, None))
+        # The number of a layer and what it gave.
+        last, output = self.kept[id(self), position] if (id(self), position) in self.kept else (-1, None)
         skipped = self.layers[: last + 1]
         forwards = [vars(layer).get("forward") for layer in skipped]
         for layer in skipped:

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 
 from ..components.groups import Group, eager_model, validate_forwards
 from ..components.slicing import validate_sliceable
+from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from .dense_copy import own_refitted
+from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
@@ -30,6 +32,7 @@ def reconstruct(
     forward: ForwardFunction | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
+    max_memory: int | str | None = None,
 ) -> None:
     r"""Refits the output projections of a pruned model so that its residual stream follows the dense model's.
 
@@ -42,7 +45,8 @@ def reconstruct(
     X and Y are centred and the bias takes the means. So each block also makes up for what earlier ones lost. Blocks
     before the first pruned one stay as they are. The sums are kept in float64. For every batch the residual stream at
     one layer is kept for either model, so all passes together take about two of the dense model and three of the
-    pruned one. Layers that share weights are fitted on all their calls at once, on the inputs from before the fit.
+    pruned one. Beyond `max_memory` it is kept in temporary files. Layers that share weights are fitted on all their
+    calls at once, on the inputs from before the fit.
 
     Args:
         model (`PreTrainedModel`): The pruned model; changed in place.
@@ -58,8 +62,12 @@ def reconstruct(
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         accelerator (`Accelerator`, *optional*): Shares the batches out between its processes, which must all call
             this with the same batches.
+        max_memory (`int` or `str`, *optional*): Bytes, such as `"4GB"`, of batches and hidden states to hold in memory
+            between passes. The others are written to the folder for temporary files. By default 512 MB on a processor,
+            on a GPU a quarter of what is free there.
 
     Raises:
+        OSError: If the temporary files need more room than there is; the model is then as it was.
         ValueError: If the models are of different architectures or depths, a forward was replaced, `ridge` is
             negative, there is nothing to fit on, or a sum is not finite; the model is then as it was.
     """
@@ -68,40 +76,49 @@ def reconstruct(
     model, dense = eager_model(model), eager_model(dense)
     validate_forwards(model)
     validate_forwards(dense)
-    pruned, original = LayerRuns(model, forward), LayerRuns(dense, forward)
-    sites = _sites_to_refit(pruned, original)
-    validate_sliceable(model, sites)
-    own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
-    # A list, as every pass must meet the same batches in the same places; they are smaller than what is kept of them.
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    share = [dict(batch) for position, batch in enumerate(batches) if position % world == rank]
+    limit = memory_limit(max_memory) or default_limit(model.device)
+    with KeptValues(limit) as kept:
+        pruned, original = LayerRuns(model, kept, forward), LayerRuns(dense, kept, forward)
+        sites = _sites_to_refit(pruned, original)
+        validate_sliceable(model, sites)
+        own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
+        count = _keep_share(batches, kept, accelerator)
 
-    def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
-        for position, batch in enumerate(share):
-            yield position, send_to_device(batch, model.device)
+        def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
+            for position in range(count):
+                yield position, send_to_device(kept["batch", position], model.device)
 
-    bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
-    with plain_forward(model), plain_forward(dense), _put_back_on_error(sites), bar:
-        for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
-            targets = {
-                position: [[call.stream + call.outputs for call in calls] for calls in seen]
-                for position, inputs in numbered()
-                for seen in [original.calls_of_layer(position, inputs, layer)]
-            }
-            for place, group in enumerate(pruned.of_layer(layer)):
-                if not any(group is site for site in sites):
-                    continue
-                new_rank = group.implant_rank if layer in init_implants else 0
-                sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
+        bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
+        with plain_forward(model), plain_forward(dense), _put_back_on_error(sites), bar:
+            for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
                 for position, inputs in numbered():
-                    calls = pruned.calls(position, inputs, group)
-                    for call, target in zip(calls, targets[position][place], strict=True):
-                        x = _inputs_of(call, group, new_rank)
-                        sums.add(x, target - call.stream, inputs.get("attention_mask"))
-                if accelerator is not None:
-                    sums.reduce(accelerator)
-                _refit(group, sums, new_rank, ridge)
-                bar.update()
+                    seen = original.calls_of_layer(position, inputs, layer)
+                    kept["targets", position] = [[call.stream + call.outputs for call in calls] for calls in seen]
+                for place, group in enumerate(pruned.of_layer(layer)):
+                    if not any(group is site for site in sites):
+                        continue
+                    new_rank = group.implant_rank if layer in init_implants else 0
+                    sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
+                    for position, inputs in numbered():
+                        calls = pruned.calls(position, inputs, group)
+                        for call, target in zip(calls, kept["targets", position][place], strict=True):
+                            x = _inputs_of(call, group, new_rank)
+                            sums.add(x, target - call.stream, inputs.get("attention_mask"))
+                    if accelerator is not None:
+                        sums.reduce(accelerator)
+                    _refit(group, sums, new_rank, ridge)
+                    bar.update()
+
+
+def _keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerator: Accelerator | None) -> int:
+    """Keeps the batches of this process under their positions, where every pass finds them; returns their number."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    count = 0
+    for number, batch in enumerate(batches):
+        if number % world == rank:
+            kept["batch", count] = dict(batch)
+            count += 1
+    return count
 
 
 def _sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:

@@ -53,6 +53,11 @@ def named_tensors(outputs: Any) -> dict[str, torch.Tensor]:
     return {".".join(path): tensor for path, tensor in _walk(outputs) if tensor.is_floating_point()}
 
 
+def tensors_in(outputs: Any) -> list[torch.Tensor]:
+    """All tensors in a model's or a layer's outputs."""
+    return [tensor for _, tensor in _walk(outputs)]
+
+
 def _walk(outputs: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
     if isinstance(outputs, torch.Tensor):
         yield path, outputs
