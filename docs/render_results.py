@@ -3,8 +3,8 @@
     python -m docs.render_results
 
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
-The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,imports}.json`, and, on a
-machine with a GPU, `benchmarks/device.json`.
+The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,refit,imports}.json`, and,
+on a machine with a GPU, `benchmarks/device.json`, and `benchmarks/embeddings.jsonl`.
 """
 
 import json
@@ -12,7 +12,18 @@ import textwrap
 from pathlib import Path
 
 from benchmarks.device_tables import section_text
-from benchmarks.markdown_table import elimination_table, latency_table, memory_table, multiples_table, phases_table
+from benchmarks.embeddings_cells import read_cells
+from benchmarks.embeddings_tables import sections as sections_on_embeddings
+from benchmarks.markdown_table import (
+    elimination_table,
+    latency_table,
+    memory_table,
+    multiples_table,
+    phases_table,
+    promises_table,
+    refit_costs_table,
+    refit_examples_table,
+)
 from benchmarks.markdown_table import table as table_of_ratios
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -156,6 +167,22 @@ def describe_memory(memory: dict) -> str:
     return textwrap.fill(text, 119)
 
 
+def describe_refit(refit: dict) -> str:
+    """Says how to read the tables of refits."""
+    settings, machine = refit["settings"], refit["machine"]
+    few, many = settings["costs_of"]
+    threads = f"{machine['threads']} CPU thread{'' if machine['threads'] == 1 else 's'}"
+    return textwrap.fill(
+        "MiniLM was fine-tuned on a part of each task's training split, scored on 1,024 of its examples and refitted "
+        "without any training. KL is the divergence of its predictions from the dense model's on the part that was "
+        "held out; other columns have the KL over that after 1,024 examples, and the processor's seconds of the "
+        f"refit. Figures are medians of {settings['seeds']} seeds. The second table compares {many:,} with {few:,} "
+        f"texts of {settings['tokens']} tokens, each in a process of its own on {threads}; it has medians of "
+        f"{settings['repeats']} rounds.",
+        119,
+    )
+
+
 def describe_device(file: Path) -> str:
     """Formats what `benchmarks.device` found on a GPU.
 
@@ -194,13 +221,19 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     found[speed, "latency"] = "\n\n".join(parts)
+    found[speed, "promises"] = promises_table(latency["promises"])
     found[speed, "pruning"] = phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning)
     elimination = read(BENCHMARKS / "elimination.json")
     found[speed, "elimination"] = elimination_table(elimination["runs"]) + "\n\n" + describe_elimination(elimination)
     memory = read(BENCHMARKS / "memory.json")
     found[speed, "memory"] = memory_table(memory["rows"]) + "\n\n" + describe_memory(memory)
+    refit = read(BENCHMARKS / "refit.json")
+    tables = refit_examples_table(refit["rows"]), refit_costs_table(refit["costs"]), describe_refit(refit)
+    found[speed, "refit"] = "\n\n".join(tables)
     found[speed, "device"] = describe_device(BENCHMARKS / "device.json")
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
+    for name, text in sections_on_embeddings(read_cells(BENCHMARKS / "embeddings.jsonl")).items():
+        found[HERE / "embeddings.md", name] = text
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found
 
