@@ -11,7 +11,7 @@ PIP_FLAGS = --quiet --disable-pip-version-check --no-compile
 # Tests start many processes; without byte code each compiles all packages again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark benchmark-device help
+.PHONY: demo test test-compat test-reliability notebooks quality docs dist benchmark benchmark-device benchmark-embeddings help
 
 help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
@@ -24,6 +24,7 @@ help:
 	@echo "make dist         build wheel and sdist, and check them"
 	@echo "make benchmark    measure what scoring costs and pruning saves (an hour, on GLUE's MRPC)"
 	@echo "make benchmark-device  measure scoring, pruning and latency on a GPU (9 minutes)"
+	@echo "make benchmark-embeddings  prune sentence encoders without labels (a day; a cell that is there is kept)"
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python glue_scripts/run_glue_hap.py
@@ -61,11 +62,15 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m benchmarks.prune
 	$(VENV)/bin/python -m benchmarks.elimination
 	$(VENV)/bin/python -m benchmarks.memory
+	$(VENV)/bin/python -m benchmarks.refit
 	$(VENV)/bin/python -m benchmarks.imports
 
 benchmark-device: $(VENV)/ready
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints/common.txt --no-deps pyhessian
 	$(VENV)/bin/python -m benchmarks.device
+
+benchmark-embeddings: $(VENV)/ready
+	$(VENV)/bin/python -m benchmarks.embeddings
 
 $(VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-5.txt
 $(COMPAT_VENV)/ready: CONSTRAINTS = -c constraints/common.txt -c constraints/transformers-4.txt

@@ -27,13 +27,15 @@ class HapConfig(PlanningSettings):
     Parameters that control scoring ([`estimate_sensitivity`]):
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`.
         num_probes (`int`, *optional*, defaults to 4): Random probes per batch, for methods that draw any.
-        max_examples (`int`, *optional*, defaults to 1024): Training examples to score on, and to refit on.
+        max_examples (`int`, *optional*, defaults to 1024): Training examples to score on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
-        max_memory (`str`, *optional*): Bytes, such as `"4GB"`, that scoring's sums may take beside the model. Layers
-            are scored in parts that fit.
+        max_memory (`str`, *optional*): Bytes, such as `"4GB"`, that scoring's sums and the refit's hidden states may
+            take beside the model. Layers are scored in parts that fit; hidden states beyond it are temporary files.
 
     Parameters that control what comes in place of what was removed:
         refit (`bool`, *optional*, defaults to `True`): Whether to refit what is left ([`reconstruct`]).
+        refit_examples (`int`, *optional*, defaults to 4096): Training examples to refit on. More than
+            `max_examples` are read only up to 131,072 tokens in all.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
             the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
@@ -57,14 +59,17 @@ class HapConfig(PlanningSettings):
     )
     method: str = field(default="kronecker", metadata={"help": f"How to score: {', '.join(METHODS)}."})
     num_probes: int = field(default=4, metadata={"help": "Random probes per batch, for methods that draw any."})
-    max_examples: int = field(default=1024, metadata={"help": "Training examples to score and refit on."})
+    max_examples: int = field(default=1024, metadata={"help": "Training examples to score on."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
     )
     max_memory: str | None = field(
-        default=None, metadata={"help": "Memory for scoring's sums, such as 4GB; layers are scored in parts that fit."}
+        default=None, metadata={"help": "Memory for scoring's sums and the refit's hidden states, such as 4GB."}
     )
     refit: bool = field(default=True, metadata={"help": "Refit what is left in closed form."})
+    refit_examples: int = field(
+        default=4096, metadata={"help": "Examples to refit on; fewer if they have more than 131,072 tokens."}
+    )
     ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
     recovery_epochs: float | None = field(
@@ -82,6 +87,8 @@ class HapConfig(PlanningSettings):
     def __post_init__(self):
         super().__post_init__()
         validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples, self.max_memory)
+        if self.refit_examples < 1:
+            raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
         for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

@@ -26,8 +26,8 @@ RESULTS = ("metrics", "intervals")
 OUTLOOK_STEPS = 12
 # A step of recovery runs the dense model, too, without a backward pass: a third more.
 TEACHER_STEPS = 4 / 3
-# What scoring and refitting a batch takes, in training steps: some backward passes, and five forward passes.
-PRUNING_STEPS = 5
+# What a batch takes in training steps: to score it some backward passes, to refit on it five forward passes.
+SCORING_STEPS, REFIT_STEPS = 3, 2
 
 
 class Stages:
@@ -194,7 +194,8 @@ class Outlook(TrainerCallback):
             assert config is not None  # A trainer without one cannot prune.
             epochs = args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
             recovery = TEACHER_STEPS * state.max_steps * epochs / args.num_train_epochs
-            pruning = PRUNING_STEPS * config.max_examples / self.trainer._train_batch_size
+            refit = REFIT_STEPS * min(config.refit_examples, len(cast(Sized, self.trainer.train_dataset)))
+            pruning = (SCORING_STEPS * config.max_examples + refit) / self.trainer._train_batch_size
             minutes = step * (state.max_steps + recovery + pruning) / 60
             print(f"All stages take about {max(minutes, 0.5):.1f} minutes on this machine.", flush=True)
 
