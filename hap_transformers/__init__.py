@@ -20,7 +20,7 @@ from .surgery.apply_plan import apply_plan, prune_heads
 from .surgery.plan import PruningPlan
 from .training.callbacks import HapCallback
 from .training.config import HapConfig
-from .training.trainer import HapTrainer
+from .training.trainer import HapTrainer, HapTrainerMixin
 from .version import __version__
 
 
@@ -36,6 +36,7 @@ __all__ = [
     "HapCallback",
     "HapConfig",
     "HapTrainer",
+    "HapTrainerMixin",
     "HeadNames",
     "LatencyTable",
     "Method",

@@ -69,8 +69,7 @@ class SelfLoss:
                 f"{type(model).__name__} cannot be scored without labels: nothing is known of the outputs of a model "
                 f"{head}. Give batches with labels, or pass loss_fn."
             )
-        logits = {name: tensor for name, tensor in named_tensors(outputs).items() if "logits" in name}
-        loss, used = _LOSSES[head](model, logits, inputs)
+        loss, used = _LOSSES[head](model, named_logits(model, outputs), inputs)
         return note_outputs(loss, used)
 
     def embedding(self, model: PreTrainedModel, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -87,6 +86,20 @@ class SelfLoss:
         texts = model.main_input_name == "input_ids"
         pooled = _POOLED[self.pooling or ("mean" if texts else "cls")](tokens, mask)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def named_logits(model: PreTrainedModel, outputs: Any) -> dict[str, torch.Tensor]:
+    """The logits among a model's outputs, by name.
+
+    Raises:
+        ValueError: If the outputs have no names.
+    """
+    if not isinstance(outputs, Mapping):
+        raise ValueError(
+            f"{type(model).__name__} returns a {type(outputs).__name__}, in which logits have no name. Without labels "
+            "return a dictionary (config.return_dict=True)."
+        )
+    return {name: tensor for name, tensor in named_tensors(outputs).items() if "logits" in name}
 
 
 def head_of(model: PreTrainedModel) -> str | None:

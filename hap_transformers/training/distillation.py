@@ -16,6 +16,7 @@ def distillation_loss(
     *,
     problem_type: str | None = None,
     labels: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     shifted: bool = False,
 ) -> torch.Tensor:
     r"""Distance of a model's logits from the dense model's: T^2 KL(softmax(teacher / T) || softmax(student / T)).
@@ -31,6 +32,8 @@ def distillation_loss(
             as a regression.
         labels (`torch.Tensor`, *optional*): If their shape is that of the logits without classes, positions labelled
             -100 do not count.
+        mask (`torch.Tensor`, *optional*): If there are no labels and its shape is that of the logits without classes,
+            positions where it is zero (padding) do not count.
         shifted (`bool`, *optional*, defaults to `False`): Whether the logits at a position predict the label of the
             next position, as in causal language models.
 
@@ -43,6 +46,7 @@ def distillation_loss(
     if not student:
         raise ValueError("Nothing to distil: the model's outputs have no logits. Set distillation=0.")
     losses = []
+    given = labels != -100 if labels is not None else None if mask is None else mask.bool()
     for name in student:
         logits, target = student[name].float(), teacher[name].float()
         kind = problem_type
@@ -50,10 +54,10 @@ def distillation_loss(
         if integers and problem_type is None and logits.shape[-1] > 1:
             # Each token has one yes-or-no label, as in ELECTRA's pretraining.
             logits, target, kind = logits[..., None], target[..., None], "multi_label_classification"
-        if labels is not None and labels.shape == logits.shape[:-1]:
-            counted = labels != -100
+        if given is not None and given.shape == logits.shape[:-1]:
+            counted = given
             if shifted:
-                logits, target, counted = logits[:, :-1], target[:, :-1], counted[:, 1:]
+                logits, target, counted = logits[:, :-1], target[:, :-1], given[:, 1:]
             logits, target = logits[counted], target[counted]
         logits, target = logits.flatten(0, -2), target.flatten(0, -2)
         losses.append(_distance(logits, target, temperature, kind) if len(logits) else logits.sum())
@@ -72,6 +76,16 @@ def _distance(
         return F.mse_loss(student, teacher) / 2
     student_logs, teacher_logs = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(student_logs, teacher_logs, log_target=True, reduction="batchmean")
+
+
+def embedding_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Half the squared distance between normalized embeddings, which is one minus their cosine, averaged over rows.
+
+    Args:
+        student (`torch.Tensor`): The pruned model's embeddings, shape `(examples, features)`, of any length.
+        teacher (`torch.Tensor`): The dense model's embeddings, of the same shape.
+    """
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
 
 
 def hidden_loss(

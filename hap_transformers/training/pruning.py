@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
@@ -19,11 +21,11 @@ from ..efficiency import measure_costs
 from ..memory import named_out_of_memory
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
-from ..refit.dense_copy import own_all, sharing_copy
+from ..refit.examples import refit_batches
 from ..refit.reconstruct import reconstruct
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
-from ..sensitivity.batches import scored_batches, shifts_labels
+from ..sensitivity.batches import shifts_labels
 from ..sensitivity.task import LossFunction
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
@@ -31,7 +33,8 @@ from ..surgery.undo import undone_on_error
 from ..tokens import with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
-from .custom_loss import model_inputs, name_of_loss
+from .custom_loss import name_of_loss
+from .hooks import TrainerHooks
 from .processes import made_once, validate_same_plan
 from .recovery import GRADUALLY, OPTIMIZER_DROPPED, SEARCHED
 
@@ -40,7 +43,7 @@ logger = logging.get_logger(__name__)
 
 # Examples in the batch whose FLOPs and latency the card reports: enough to fill small matrix products, quickly timed.
 COST_EXAMPLES = 8
-SMALLER_REFIT = "Set a smaller per_device_train_batch_size, or fewer max_examples."
+SMALLER_REFIT = "Set a smaller per_device_train_batch_size, a smaller max_memory, or fewer refit_examples."
 
 
 @dataclass
@@ -49,21 +52,28 @@ class PreparedBatches:
 
     Args:
         loader (`Iterable[Any]`): The loader.
-        prepare (`Callable`): Takes a batch in any form, returns the model's inputs on its device.
+        prepare (`Callable`): Takes a batch in any form, returns batches of the model's inputs on its device.
     """
 
     loader: Iterable[Any]
-    prepare: Callable[[Any], dict[str, Any]]
+    prepare: Callable[[Any], Iterable[dict[str, Any]]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.prepare, self.loader)
+        return chain.from_iterable(map(self.prepare, self.loader))
 
 
-class PruningTrainer(Trainer):
-    """A `Trainer` with the steps from scores to a pruned model; [`HapTrainer`] adds recovery, saving and sharing."""
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object  # The trainer that is extended comes after the mixin.
 
+
+class PruningMixin(_Trainer):
+    """The steps from scores to a pruned model; [`HapTrainerMixin`] adds recovery, saving and sharing."""
+
+    hooks: TrainerHooks
     hap_config: HapConfig | None
-    teacher: PreTrainedModel | None
+    teacher: Any
     latency_table: LatencyTable | None
     sensitivity: Sensitivity | None
     pruning_plan: PruningPlan | None
@@ -115,7 +125,7 @@ class PruningTrainer(Trainer):
             inputs = with_length(next(iter(self._scoring_batches(1))), config.sequence_length)
         elif config.budget in ("flops", "latency"):
             inputs = next(iter(self._scoring_batches(COST_EXAMPLES)))
-        inputs = None if inputs is None else model_inputs(self, inputs)
+        inputs = None if inputs is None else self.hooks.forward_inputs(inputs)
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
             precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision)
             timed = partial(LatencyTable.measure, mode=config.latency_mode, precision=precision)
@@ -148,13 +158,13 @@ class PruningTrainer(Trainer):
             plan = self.plan(self.estimate_sensitivity())
             validate_same_plan(plan, self.accelerator)
         plan.validate(model)
-        batches = self._refit_batches() if config.refit else None
+        batches = self._refit_batches(config.refit_examples) if config.refit else None
         if config.refit:
             validate_sliceable(model, find_groups(model))  # A refit also reaches blocks that lose nothing.
         if not self._is_pruned():
             self._note_costs(model, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
-        dense = sharing_copy(model) if config.refit or config.distils else None
+        dense = self.hooks.dense_copy(model) if config.refit or config.distils else None
         with undone_on_error(model):
             apply_plan(model, plan)
             self._note_costs(model, "pruned")  # Before the refit, which undoes its own changes if it fails.
@@ -166,13 +176,13 @@ class PruningTrainer(Trainer):
                         batches,
                         ridge=config.ridge,
                         init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                        forward=self._scoring_loss,
+                        forward=self.hooks.run,
                         progress=not self.args.disable_tqdm,
                         accelerator=self.accelerator,
+                        max_memory=config.max_memory,
                     )
         if self.teacher is None and dense is not None and config.distils:
-            own_all(dense, model)  # Training changes the parameters that pruning has left.
-            self.teacher = dense
+            self.teacher = self.hooks.teacher(dense)
         self._take_pruned(model, plan)
         counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}
         costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
@@ -181,12 +191,13 @@ class PruningTrainer(Trainer):
         return plan
 
     def calibration_batches(self) -> list[dict[str, Any]]:
-        """The batches that the model is scored and refitted on: training examples, on the model's device.
+        """The batches that the model is scored on: training examples, on the model's device.
 
         Raises:
             ValueError: If there is no `hap_config` or no training data.
         """
-        return self._refit_batches()
+        count = self._require_config().max_examples
+        return list(self._refit_batches(count))
 
     def _is_pruned(self) -> bool:
         return self._structure() is not None
@@ -199,11 +210,12 @@ class PruningTrainer(Trainer):
     def _take_pruned(self, model: PreTrainedModel, plan: PruningPlan) -> None:
         """Puts the pruned model in the place of the dense one, and drops what refers to removed tensors."""
         model.add_model_tags(list(TAGS))
+        trained = self._trained_model()
         # Otherwise Accelerate, which prepares a model once, would not compile it again.
-        vars(model).pop("_is_accelerate_prepared", None)
-        if "_original_forward" in vars(model):  # It also wraps the model's forward for low precision.
-            model.forward = vars(model).pop("_original_forward")
-        self.model = self.model_wrapped = model
+        vars(trained).pop("_is_accelerate_prepared", None)
+        if "_original_forward" in vars(trained):  # It also wraps the model's forward for low precision.
+            trained.forward = vars(trained).pop("_original_forward")
+        self.model = self.model_wrapped = trained
         if self._has_own_optimizer:
             logger.warning(OPTIMIZER_DROPPED)
             self._has_own_optimizer = False
@@ -220,7 +232,7 @@ class PruningTrainer(Trainer):
         """Notes the costs of a few training examples; without data, only the numbers of parameters."""
         forward = None
         if self.train_dataset is not None:
-            forward = partial(self._scoring_loss, model, next(iter(self._scoring_batches(COST_EXAMPLES))))
+            forward = partial(self.hooks.run, model, next(iter(self._scoring_batches(COST_EXAMPLES))))
         for name, value in measure_costs(model, forward).items():
             self.results.setdefault(name, {})[size] = value
 
@@ -229,8 +241,12 @@ class PruningTrainer(Trainer):
             raise ValueError("This HapTrainer has no hap_config; pass hap_config=HapConfig(...) to score and prune.")
         return self.hap_config
 
-    def _unwrapped_model(self) -> PreTrainedModel:
+    def _trained_model(self) -> nn.Module:
+        """What the trainer trains, which has the model to prune inside or is that model."""
         return self.accelerator.unwrap_model(self.model)
+
+    def _unwrapped_model(self) -> PreTrainedModel:
+        return self.hooks.model(self._trained_model())
 
     def _placed_model(self) -> PreTrainedModel:
         """The model on the device of its inputs. Trainer moves some models only when it wraps or evaluates them."""
@@ -239,11 +255,14 @@ class PruningTrainer(Trainer):
             self.model = self.model_wrapped = self.call_model_init()
         model = self._unwrapped_model()
         if self.model_wrapped is self.model and not self.is_model_parallel and model.device != self.args.device:
-            self._move_model_to_device(model, self.args.device)
+            self._move_model_to_device(self._trained_model(), self.args.device)
         return model
 
     def _scoring_batches(self, max_examples: int) -> "PreparedBatches":
-        return PreparedBatches(self._scoring_loader(max_examples), self._prepare_inputs)
+        def prepare(batch: Any) -> Iterable[dict[str, Any]]:
+            return self.hooks.inputs(self._prepare_inputs(batch))
+
+        return PreparedBatches(self._scoring_loader(max_examples), prepare)
 
     def _scoring_loader(self, max_examples: int) -> DataLoader:
         own = ("get_train_dataloader", "_get_dataloader")
@@ -262,20 +281,16 @@ class PruningTrainer(Trainer):
         collate_fn = self._get_collator_with_removed_columns(self.data_collator, description="scoring")
         return calibration_batches(dataset, max_examples, self.args.seed, self._train_batch_size, collate_fn)
 
-    def _refit_batches(self) -> list[dict[str, Any]]:
-        """The batches that are scored on, also for a data set of unknown length."""
-        count = self._require_config().max_examples
+    def _refit_batches(self, count: int) -> Iterator[dict[str, Any]]:
+        """As many training examples as asked for, also of a data set of unknown length."""
         shifted = shifts_labels(self._unwrapped_model())
-        return [batch.inputs for batch in scored_batches(self._scoring_batches(count), count, shifted)]
+        return refit_batches(self._scoring_batches(count), count, self._require_config().max_examples, shifted)
 
     def _named_loss(self) -> LossFunction:
-        """`_scoring_loss` by the name that messages give it."""
+        """The loss to score by under the name that messages give it."""
 
         def loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-            return self._scoring_loss(model, inputs)
+            return self.hooks.scoring_loss(model, inputs)
 
         loss.__qualname__ = name_of_loss(self)
         return loss
-
-    def _scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        return cast(torch.Tensor, self.compute_loss(model, dict(inputs)))

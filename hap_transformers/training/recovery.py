@@ -1,7 +1,7 @@
 """Training of a pruned model: its arguments and its loss."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from ..sensitivity.batches import shifts_labels
 from ..sensitivity.outputs import logits_of, named_tensors
+from ..sensitivity.self_loss import SelfLoss, named_logits
 from .config import HapConfig
-from .distillation import distillation_loss, hidden_loss, hidden_states
+from .distillation import distillation_loss, embedding_loss, hidden_loss, hidden_states
 from .resuming import RECOVERY
 
 
@@ -40,6 +41,15 @@ OPTIMIZER_DROPPED = (
     "The optimizer passed to HapTrainer holds removed weights and is dropped. The next train() makes a new optimizer "
     "from the training arguments. Pass optimizer_cls_and_kwargs to keep your choice."
 )
+
+
+def no_labels(model: PreTrainedModel, config: HapConfig) -> str:
+    """Says what to do where there are no labels, and their loss has a weight."""
+    return (
+        f"The training examples of this {type(model).__name__} have no labels, of whose loss recovery takes the share "
+        f"1 - distillation = {1 - config.distillation:g}. Set distillation=1.0 to train on the dense model's outputs "
+        "alone, or give labels."
+    )
 
 
 def warn_of_dora(model: nn.Module) -> None:
@@ -83,11 +93,11 @@ def recovery_arguments(args: TrainingArguments, config: HapConfig) -> Iterator[N
 
 
 def with_distillation(
-    loss: torch.Tensor,
+    loss: torch.Tensor | None,
     outputs: Any,
     targets: Any,
     labels: torch.Tensor | None,
-    mask: torch.Tensor | None,
+    inputs: Mapping[str, Any],
     model: PreTrainedModel,
     config: HapConfig,
     counted: bool = True,
@@ -95,11 +105,11 @@ def with_distillation(
     """Combines the loss of the labels with the distillation losses, by `config`'s weights.
 
     Args:
-        loss (`torch.Tensor`): The mean loss of the labels.
+        loss (`torch.Tensor`, *optional*): The mean loss of the labels. Without it distillation has the whole weight.
         outputs (`Any`): Outputs of the pruned model, in any form that `Trainer` accepts.
         targets (`Any`): Outputs of the dense model, in the same form.
         labels (`torch.Tensor`, *optional*): The batch's labels.
-        mask (`torch.Tensor`, *optional*): The batch's attention mask.
+        inputs (`Mapping[str, Any]`): The batch, whose attention masks tell padding.
         model (`PreTrainedModel`): The pruned model, unwrapped.
         config (`HapConfig`): The weights of the losses.
         counted (`bool`, *optional*, defaults to `True`): Whether any label of the batch counts. If none does, the loss
@@ -111,28 +121,53 @@ def with_distillation(
     Raises:
         ValueError: If the outputs have no logits, or the dense model has no outputs of the same names.
     """
-    student, teacher = logits_of(outputs, loss), named_tensors(targets)
+    if loss is None:
+        total = _distance_without_labels(outputs, targets, inputs, model, config)
+    else:
+        distilled = _distance(logits_of(outputs, loss), targets, labels, inputs, model, config)
+        own = loss if counted else torch.zeros_like(loss)
+        total = (1 - config.distillation) * own + config.distillation * distilled
+    if config.distillation_hidden:
+        states = (hidden_states(outputs), hidden_states(targets))
+        total = total + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
+    return total
+
+
+def _distance(
+    student: Mapping[str, torch.Tensor],
+    targets: Any,
+    labels: torch.Tensor | None,
+    inputs: Mapping[str, Any],
+    model: PreTrainedModel,
+    config: HapConfig,
+) -> torch.Tensor:
+    """Distance of a model's logits from those among the dense model's outputs."""
+    teacher = named_tensors(targets)
     if missing := student.keys() - teacher.keys():
         raise ValueError(
             f"The teacher has no outputs {sorted(missing)}, which the model has; it returns {sorted(teacher)}. Give a "
             "teacher whose outputs have the same form, or set distillation=0."
         )
-    if not counted:
-        loss = torch.zeros_like(loss)
     problem_type = model.config.problem_type
     if problem_type is None and labels is not None and labels.is_floating_point() and labels.ndim > 1:
         # The model's built-in loss would infer the same; a custom loss leaves problem_type unset.
         problem_type = "multi_label_classification" if labels.shape[-1] > 1 else "regression"
-    distilled = distillation_loss(
+    return distillation_loss(
         student,
         teacher,
         config.distillation_temperature,
         problem_type=problem_type,
         labels=labels,
+        mask=inputs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"),
         shifted=shifts_labels(model),
     )
-    loss = (1 - config.distillation) * loss + config.distillation * distilled
-    if config.distillation_hidden:
-        states = (hidden_states(outputs), hidden_states(targets))
-        loss = loss + config.distillation_hidden * hidden_loss(*states, mask)
-    return loss
+
+
+def _distance_without_labels(
+    outputs: Any, targets: Any, inputs: Mapping[str, Any], model: PreTrainedModel, config: HapConfig
+) -> torch.Tensor:
+    """Distance of a model's logits, or else of its embeddings, from the dense model's."""
+    if logits := named_logits(model, outputs):
+        return _distance(logits, targets, None, inputs, model, config)
+    pooled = SelfLoss(normalize=False)
+    return embedding_loss(*(pooled.embedding(model, found, inputs) for found in (outputs, targets)))

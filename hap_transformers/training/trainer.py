@@ -1,4 +1,4 @@
-"""`HapTrainer`: `transformers.Trainer` that can also score, prune and recover."""
+"""`HapTrainer`: `transformers.Trainer` that can also score, prune and recover. `HapTrainerMixin`: any such trainer."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import CommitInfo
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -18,58 +18,59 @@ from ..planning.latency_table import LatencyTable
 from ..reporting.card import base_model_of
 from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity
-from ..sensitivity.batches import counts, shifts_labels
 from ..surgery.plan import PruningPlan
-from .checks import validate_latency, validate_prunable, validate_teacher
+from .checks import validate_latency, validate_prunable
 from .config import HapConfig
-from .custom_loss import averages_over_batches, counting_items, model_inputs
-from .pruning import PruningTrainer
-from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora, with_distillation
+from .custom_loss import averages_over_batches, counting_items
+from .hooks import hooks_of
+from .pruning import PruningMixin
+from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
 from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
 
 
 logger = logging.get_logger(__name__)
 
 
-class HapTrainer(PruningTrainer):
-    """A `Trainer` with a pruning step. Without `hap_config` it is `Trainer` in every respect.
+class HapTrainerMixin(PruningMixin):
+    """Adds a pruning step to `Trainer` or a class that extends it. Without `hap_config` it changes nothing.
+
+    The mixin comes first: `class MyTrainer(HapTrainerMixin, SFTTrainer): pass`. It works with `Trainer` and with
+    classes that train a model of Transformers on batches of its inputs. For the trainers of Sentence Transformers and
+    TRL, [`TrainerHooks`][hap_transformers.training.hooks.TrainerHooks] are registered that say what differs.
 
     Args:
         hap_config (`HapConfig`, *optional*): What to remove and how to choose it.
-        teacher (`PreTrainedModel`, *optional*): The model to distil from while a pruned one trains. By default the
-            dense model that the first `prune()` finds; it is not saved.
+        teacher (`PreTrainedModel`, *optional*): The model to distil from while a pruned one trains, in the form that
+            this trainer trains. By default the dense model that the first `prune()` finds; it is not saved.
         latency_table (`LatencyTable`, *optional*): Seconds on the device that the model shall run on, for
             `budget="latency"`. By default `prune()` measures one on the device it runs on.
-        args, kwargs: Those of `Trainer`.
+        args, kwargs: Those of the trainer.
 
-    Example:
-
-    ```python
-    trainer = HapTrainer(model, args, train_dataset=train, hap_config=HapConfig(ratio=0.6))
-    trainer.train()  # fine-tune
-    trainer.prune()  # score heads and neurons, physically remove the cheapest, refit the others
-    trainer.train()  # recover
-    trainer.save_model()  # after `import hap_transformers`, from_pretrained loads it
-    ```
+    Raises:
+        ValueError: If the model cannot be pruned as `hap_config` asks, or recovery takes a share of the loss of labels
+            and the training examples have none.
     """
 
     def __init__(
         self,
         *args,
         hap_config: HapConfig | None = None,
-        teacher: PreTrainedModel | None = None,
+        teacher: Any = None,
         latency_table: LatencyTable | None = None,
         **kwargs,
     ):
         self._structure_in_training: dict[str, Any] | None = None
+        self.hooks = hooks_of(self)
         super().__init__(*args, **kwargs)
         if hap_config is not None:
+            self.hooks.validate(hap_config)
             validate_prunable(self._unwrapped_model(), hap_config)
             validate_latency(hap_config, latency_table, self.args.device)
-            if self.compute_loss_func is not None:
+            self.hooks.validate_labels(super().compute_loss, hap_config)
+            if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:
-            validate_teacher(teacher, self._unwrapped_model(), hap_config)
+            self.hooks.validate_teacher(teacher, hap_config)
         self.hap_config, self.teacher, self.latency_table = hap_config, teacher, latency_table
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None
@@ -97,7 +98,8 @@ class HapTrainer(PruningTrainer):
         self._structure_in_training = self._structure()
         if self.teacher is not None and self._distils():
             if self.model is not None:  # Either may have changed.
-                validate_teacher(self.teacher, self._unwrapped_model(), self.hap_config)
+                self.hooks.validate_teacher(self.teacher, self.hap_config)
+            self.hooks.validate_labels(super().compute_loss, self._require_config())
             self.teacher.eval().to(self.args.device)
         elif self._phase == "recovered" and self.hap_config is not None and self.hap_config.distils:
             logger.warning(NO_TEACHER)
@@ -117,12 +119,13 @@ class HapTrainer(PruningTrainer):
         eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
+        **kwargs,
     ) -> dict[str, float]:
         """Evaluates as `Trainer.evaluate` does, and keeps the metrics for the model card.
 
         The card names metrics of another `metric_key_prefix` than `"eval"` with their prefix.
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         if self.hap_config is not None:
             kept = quality_metrics(metrics, metric_key_prefix)
             self.results["metrics"].setdefault(self._phase, {}).update(kept)
@@ -150,19 +153,12 @@ class HapTrainer(PruningTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Computes the loss as `Trainer.compute_loss` does, and adds distillation while a pruned model trains."""
+        if self.hooks.scores:
+            return self.hooks.loss_to_score(super().compute_loss, model, inputs)
         if self.teacher is None or not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._has_distilled = True
-        # The loss may take them out of the inputs.
-        labels = inputs.get(self.label_names[0]) if len(self.label_names) == 1 else None
-        mask, counted = inputs.get("attention_mask"), counts(inputs, shifts_labels(self._unwrapped_model()))
-        if self._require_config().distillation_hidden:
-            inputs = {**inputs, "output_hidden_states": True}
-        with torch.no_grad():
-            targets = self.teacher(**model_inputs(self, inputs))
-        loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-        model = self._unwrapped_model()
-        loss = with_distillation(loss, outputs, targets, labels, mask, model, self._require_config(), counted)
+        loss, outputs = self.hooks.recovery_loss(super().compute_loss, model, inputs)
         if not averages_over_batches(self, num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -209,11 +205,23 @@ class HapTrainer(PruningTrainer):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        **kwargs,
     ) -> None:
-        """Writes the card of a pruned model into the output folder; of a dense one, that of `Trainer`."""
+        """Writes the card of a pruned model into the output folder; of a dense one, that of the trainer."""
         if not self._is_pruned():
-            given = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
-            return super().create_model_card(*given)
+            given = dict(
+                language=language,
+                license=license,
+                tags=tags,
+                model_name=model_name,
+                finetuned_from=finetuned_from,
+                tasks=tasks,
+                dataset_tags=dataset_tags,
+                dataset=dataset,
+                dataset_args=dataset_args,
+                **kwargs,
+            )  # Trainers may take fewer.
+            return super().create_model_card(**{name: value for name, value in given.items() if value is not None})
         if not self.is_world_process_zero():
             return None
         model, folder = self._unwrapped_model(), Path(str(self.args.output_dir))
@@ -224,7 +232,7 @@ class HapTrainer(PruningTrainer):
             results=self.results,
             plan=self.pruning_plan,
             base_model=finetuned_from or base_model_of(model),
-            dataset=dataset,
+            dataset=dataset or kwargs.get("dataset_name"),
             dataset_tags=dataset_tags,
             dataset_args=dataset_args,
             model_name=model_name or folder.resolve().name,
@@ -247,9 +255,9 @@ class HapTrainer(PruningTrainer):
         sampler = super()._get_train_sampler(*args)
         return sampler if self.hap_config is None else seeded_by_epoch(sampler, self.args.seed)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args) -> None:
         validate_same_structure(resume_from_checkpoint, self._unwrapped_model())
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(resume_from_checkpoint, *args)
 
     def _load_best_model(self) -> None:
         validate_same_structure(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
@@ -260,3 +268,39 @@ class HapTrainer(PruningTrainer):
     def _distils(self) -> bool:
         wanted = self.hap_config is not None and self.hap_config.distils
         return wanted and self._phase == "recovered" and self.teacher is not None
+
+
+class HapTrainer(HapTrainerMixin, Trainer):
+    """A `Trainer` with a pruning step. Without `hap_config` it is `Trainer` in every respect.
+
+    Args:
+        hap_config (`HapConfig`, *optional*): What to remove and how to choose it.
+        teacher (`PreTrainedModel`, *optional*): The model to distil from while a pruned one trains. By default the
+            dense model that the first `prune()` finds; it is not saved.
+        latency_table (`LatencyTable`, *optional*): Seconds on the device that the model shall run on, for
+            `budget="latency"`. By default `prune()` measures one on the device it runs on.
+        args, kwargs: Those of `Trainer`.
+
+    Raises:
+        ValueError: If the model cannot be pruned as `hap_config` asks, or recovery takes a share of the loss of labels
+            and the training examples have none.
+
+    Example:
+
+    ```python
+    trainer = HapTrainer(model, args, train_dataset=train, hap_config=HapConfig(ratio=0.6))
+    trainer.train()  # fine-tune
+    trainer.prune()  # score heads and neurons, physically remove the cheapest, refit the others
+    trainer.train()  # recover
+    trainer.save_model()  # after `import hap_transformers`, from_pretrained loads it
+    ```
+
+    Without labels there is nothing to fine-tune on. Then recovery follows the dense model's outputs alone:
+
+    ```python
+    unlabelled = train.remove_columns("label")
+    trainer = HapTrainer(model, args, train_dataset=unlabelled, hap_config=HapConfig(ratio=0.6, distillation=1.0))
+    trainer.prune()
+    trainer.train()
+    ```
+    """

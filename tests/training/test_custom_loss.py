@@ -123,7 +123,7 @@ def test_several_labels_at_once_are_distilled_by_sigmoids(tmp_path, shift):
     logits = torch.tensor([[0.5, -1.0, 2.0]])
     outputs, targets = {"logits": logits + shift}, {"logits": logits}
     labels = torch.tensor([[1.0, 0.0, 1.0]])
-    loss = with_distillation(torch.tensor(0.0), outputs, targets, labels, None, model, HapConfig(distillation=1.0))
+    loss = with_distillation(torch.tensor(0.0), outputs, targets, labels, {}, model, HapConfig(distillation=1.0))
     p, q = (torch.sigmoid(x / 2) for x in (logits, logits + shift))
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     torch.testing.assert_close(loss, 4 * divergence.mean())

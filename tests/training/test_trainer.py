@@ -129,11 +129,10 @@ def test_a_wrong_plan_changes_nothing(tmp_path, plan, message):
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
-@pytest.mark.parametrize("rows, message", [(Rows(0), "No examples"), (Rows(labels=False), "did not return a loss")])
-def test_data_that_cannot_be_scored(tmp_path, rows, message):
+def test_data_that_cannot_be_scored(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.train_dataset = rows
-    with pytest.raises(ValueError, match=message):
+    trainer.train_dataset = Rows(0)
+    with pytest.raises(ValueError, match="No examples"):
         trainer.prune()
     assert not getattr(trainer.model.config, "pruned_heads", None)
     trainer.train_dataset = None
