@@ -12,6 +12,7 @@ from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS
 from ..components.structure import recorded_structure
 from ..files import write_text
+from ..sentence_encoders import transformer_folder
 
 
 # The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
@@ -83,7 +84,8 @@ def export_remote_code(folder: str | Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     ```
 
-    loads the pruned model on machines that have only torch and transformers.
+    loads the pruned model on machines that have only torch and transformers. In a folder of the Sentence Transformers
+    library, `SentenceTransformer(folder, trust_remote_code=True)` does.
 
     Args:
         folder (`str` or `Path`): The folder in which `save_pretrained` saved the model.
@@ -93,10 +95,12 @@ def export_remote_code(folder: str | Path) -> None:
         ValueError: If the config records no pruning, Transformers has no class for the model's type, or the model was
             pruned by a custom kind of component.
     """
-    path = Path(folder) / "config.json"
+    folder = Path(folder)
+    # Code is looked for in the repository's root, also for a model in a folder below.
+    path = folder / (transformer_folder(folder) if (folder / "modules.json").is_file() else "") / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"'{folder}' has no config.json; save the model there first.")
-    config = AutoConfig.from_pretrained(folder)
+        raise FileNotFoundError(f"'{path.parent}' has no config.json; save the model there first.")
+    config = AutoConfig.from_pretrained(path.parent)
     structure = recorded_structure(config)
     if structure is None:
         raise ValueError("The config records no pruning; a dense model needs no remote code.")
@@ -121,7 +125,6 @@ def export_remote_code(folder: str | Path) -> None:
     made = {name: auto_class for auto_class, name in reversed(classes.items())}
     for name, auto_class in sorted(made.items()):
         source += MODEL_CLASS.format(name=name, auto_class=auto_class)
-    folder = path.parent
     write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
     for module in MODULES:
         text = (COMPONENTS / f"{module}.py").read_text(encoding="utf-8")
