@@ -163,7 +163,7 @@ def eager_model(model: Any) -> Any:
 
 
 def eager_copy(model: PreTrainedModel, shared: dict[int, Any] | None = None) -> PreTrainedModel:
-    """A copy of a model without compiled forwards and those of accelerate, which would still run the original.
+    """A copy of a model without compiled forwards and those of accelerate and TRL, which would still run the original.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -181,13 +181,17 @@ def eager_copy(model: PreTrainedModel, shared: dict[int, Any] | None = None) -> 
 
 
 def take_off_forward(module: nn.Module) -> Any:
-    """Takes a compiled forward off a module, or the one that accelerate puts on a model for low precision.
+    """Takes a compiled forward off a module, or one that accelerate or TRL put there and that calls the module's own.
+
+    Accelerate does so for low precision, TRL for losses of tokens without logits.
 
     Returns:
         The forward, to be put back, or `None` if there is none.
     """
-    compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-    if eager_model(module) is module and (compiled or "_original_forward" in vars(module)):
+    forward = vars(module).get("forward")
+    compiled = hasattr(forward, "_torchdynamo_orig_callable")
+    of_trl = getattr(getattr(forward, "__func__", None), "__globals__", {}).get("__name__", "").startswith("trl.")
+    if eager_model(module) is module and (compiled or of_trl or "_original_forward" in vars(module)):
         return vars(module).pop("forward", None)
     return None
 

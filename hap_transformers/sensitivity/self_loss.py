@@ -171,8 +171,15 @@ def _next_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inp
 
 
 def _decoded_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:
-    z, mask = logits["logits"], inputs.get("decoder_attention_mask")
-    return _own_classes(z, mask if isinstance(mask, torch.Tensor) else z.new_ones(z.shape[:2])), [z]
+    z, mask = logits["logits"], inputs.get(name_of_decoded_mask(inputs))
+    masked = isinstance(mask, torch.Tensor) and mask.shape == z.shape[:2]
+    return _own_classes(z, mask if masked else z.new_ones(z.shape[:2])), [z]
+
+
+def name_of_decoded_mask(inputs: Mapping[str, Any]) -> str:
+    """The entry that masks the tokens that an encoder-decoder decodes: those it reads, if it gets no others."""
+    own = "decoder_input_ids" in inputs or "decoder_attention_mask" in inputs
+    return "decoder_attention_mask" if own else "attention_mask"
 
 
 def _spans(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:

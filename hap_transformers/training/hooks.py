@@ -15,6 +15,7 @@ from transformers import (
     default_data_collator,
 )
 
+from ..data.calibration import calibration_batches
 from ..refit.dense_copy import own_all, sharing_copy
 from ..sensitivity.batches import counts, shifts_labels
 from ..sensitivity.outputs import loss_of
@@ -47,7 +48,11 @@ class TrainerHooks:
 
     Attributes:
         scores (`bool`): Whether `compute_loss` is called to score or refit, not to train.
+        package (`str`): The package of the trainer. A method of its class that makes loaders of training batches is
+            not taken for one of the user's own, whose batches are scored as they come.
     """
+
+    package = "transformers"
 
     def __init__(self, trainer: HapTrainerMixin):
         self.trainer, self.scores = trainer, False
@@ -93,6 +98,16 @@ class TrainerHooks:
         """Makes a teacher of the dense copy, which then shares no parameters with the pruned model."""
         own_all(dense, self.student)  # Training changes the parameters that pruning has left.
         return dense
+
+    def card(self) -> dict[str, Any]:
+        """What the card of what the trainer saves needs to know beside the model, as arguments of its template."""
+        return {}
+
+    def loader(self, dataset: Any, max_examples: int) -> Iterable[Any]:
+        """Makes training batches of randomly drawn examples for scoring and refit."""
+        trainer = self.trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="scoring")
+        return calibration_batches(dataset, max_examples, trainer.args.seed, trainer._train_batch_size, collate)
 
     def inputs(self, batch: dict[str, Any]) -> Iterable[dict[str, Any]]:
         """Makes batches for scoring and refit of one training batch. Their first dimension is the examples."""

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from ..components.groups import KINDS, find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
-from ..data.calibration import calibration_batches
 from ..efficiency import measure_costs
 from ..memory import named_out_of_memory
 from ..planning.latency_table import LatencyTable
@@ -264,9 +262,10 @@ class PruningMixin(_Trainer):
 
         return PreparedBatches(self._scoring_loader(max_examples), prepare)
 
-    def _scoring_loader(self, max_examples: int) -> DataLoader:
-        own = ("get_train_dataloader", "_get_dataloader")
-        if any(getattr(getattr(self, name), "__func__", None) is not getattr(Trainer, name) for name in own):
+    def _scoring_loader(self, max_examples: int) -> Iterable[Any]:
+        known = {"transformers", self.hooks.package}
+        makers = (self.get_train_dataloader, self._get_dataloader)
+        if any(getattr(maker, "__module__", "").partition(".")[0] not in known for maker in makers):
             loader = self.get_train_dataloader()  # It may collate, draw or cut examples in its own way.
             if self.accelerator.num_processes > 1 and isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
                 raise ValueError(
@@ -275,11 +274,9 @@ class PruningMixin(_Trainer):
                     "while trainer.is_in_train is False."
                 )
             return loader
-        dataset = self.train_dataset
-        if dataset is None:
+        if self.train_dataset is None:
             raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
-        collate_fn = self._get_collator_with_removed_columns(self.data_collator, description="scoring")
-        return calibration_batches(dataset, max_examples, self.args.seed, self._train_batch_size, collate_fn)
+        return self.hooks.loader(self.train_dataset, max_examples)
 
     def _refit_batches(self, count: int) -> Iterator[dict[str, Any]]:
         """As many training examples as asked for, also of a data set of unknown length."""

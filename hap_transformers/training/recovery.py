@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..sensitivity.batches import shifts_labels
 from ..sensitivity.outputs import logits_of, named_tensors
-from ..sensitivity.self_loss import SelfLoss, named_logits
+from ..sensitivity.self_loss import SelfLoss, name_of_decoded_mask, named_logits
 from .config import HapConfig
 from .distillation import distillation_loss, embedding_loss, hidden_loss, hidden_states
 from .resuming import RECOVERY
@@ -158,7 +158,7 @@ def _distance(
         config.distillation_temperature,
         problem_type=problem_type,
         labels=labels,
-        mask=inputs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"),
+        mask=inputs.get(name_of_decoded_mask(inputs) if model.config.is_encoder_decoder else "attention_mask"),
         shifted=shifts_labels(model),
     )
 

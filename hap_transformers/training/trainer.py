@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, ModelCard
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -19,6 +19,8 @@ from ..reporting.card import base_model_of
 from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
+from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
+from . import sentence_trainers as sentence_trainers
 from .checks import validate_latency, validate_prunable
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
@@ -224,18 +226,15 @@ class HapTrainerMixin(PruningMixin):
             return super().create_model_card(**{name: value for name, value in given.items() if value is not None})
         if not self.is_world_process_zero():
             return None
-        model, folder = self._unwrapped_model(), Path(str(self.args.output_dir))
+        folder = Path(str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        write_card(
-            model,
+        self._write_card(
             folder,
-            results=self.results,
-            plan=self.pruning_plan,
-            base_model=finetuned_from or base_model_of(model),
+            base_model=finetuned_from,
             dataset=dataset or kwargs.get("dataset_name"),
             dataset_tags=dataset_tags,
             dataset_args=dataset_args,
-            model_name=model_name or folder.resolve().name,
+            model_name=model_name,
             language=language,
             license=license,
             tags=[tags] if isinstance(tags, str) else tags or (),
@@ -250,6 +249,21 @@ class HapTrainerMixin(PruningMixin):
             super()._save(str(unfinished), state_dict)
             if self.hap_config is not None:
                 self.hap_config.save(unfinished / "hap_config.json")
+            card = unfinished / "README.md"
+            if (
+                card.exists() and self._is_pruned()
+            ):  # Some trainers write one, which does not say how to load the model.
+                known = ModelCard.load(card).data
+                card.unlink()
+                about = {name: getattr(known, name) for name in ("base_model", "language", "license")}
+                self._write_card(unfinished, dataset_tags=known.datasets, tags=known.tags or (), **about)
+
+    def _write_card(self, folder: Path, **about: Any) -> None:
+        """Writes the card of a pruned model into a folder, if there is none that somebody wrote."""
+        model = self._unwrapped_model()
+        about["base_model"] = about["base_model"] or base_model_of(model)
+        about["model_name"] = about.get("model_name") or Path(str(self.args.output_dir)).resolve().name
+        write_card(model, folder, results=self.results, plan=self.pruning_plan, **self.hooks.card(), **about)
 
     def _get_train_sampler(self, *args) -> Sampler | None:
         sampler = super()._get_train_sampler(*args)

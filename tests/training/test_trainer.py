@@ -198,7 +198,7 @@ def test_costs_are_measured_by_the_trainers_own_loss(tmp_path):
 
 def test_half_the_encoder_goes_and_what_is_left_is_refitted(tmp_path):
     """The defaults equal the same steps by hand."""
-    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.5, max_examples=12), seed=3)
+    trainer = make_trainer(tmp_path, hap_config=HapConfig(ratio=0.5, max_examples=12, refit_examples=12), seed=3)
     model = copy.deepcopy(trainer.model)
     plan = trainer.prune()
     assert plan.neurons and plan.promise["parameters"] == sum(p.numel() for p in trainer.model.parameters())

@@ -1,0 +1,74 @@
+"""What is special about `SFTTrainer` of TRL: its forward of the model makes no logits, and its batches have labels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from ..sensitivity.batches import IGNORED, counts, shifts_labels
+from .distillation import distillation_loss, hidden_loss, hidden_states
+from .hooks import ComputeLoss, TrainerHooks, register_hooks
+
+
+class SFTHooks(TrainerHooks):
+    """Hooks of `SFTTrainer`.
+
+    While it trains, its own `compute_loss` computes the loss and logs its metrics; distillation computes the logits of
+    the counted tokens from the hidden states of that call. Components are scored by the logits of the whole model:
+    by `compute_loss_func`, label smoothing, or the cross-entropy of the next tokens, also for `loss_type="dft"`.
+    """
+
+    package = "trl"
+
+    def loss_to_score(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Returns the loss that `Trainer` would compute, without the metrics that `SFTTrainer` logs."""
+        return Trainer.compute_loss(self.trainer, model, {**inputs, "use_cache": False})  # type: ignore[return-value]
+
+    def recovery_loss(
+        self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        """Adds the distance of the next tokens' logits to the loss of `SFTTrainer`."""
+        config, student, teacher = self.config, self.student, self.trainer.teacher
+        given = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+        if config.distillation_hidden:
+            inputs, given = ({**entries, "output_hidden_states": True} for entries in (inputs, given))
+        counted = inputs["labels"][:, 1:] != IGNORED
+        labelled = counts(inputs, shifts_labels(student))
+        with _called(student.base_model) as calls:
+            loss = compute_loss(model, dict(inputs))
+        # Other calls are for metrics only.
+        outputs = next(call for call in calls if call.last_hidden_state.requires_grad)
+        with self.trainer.accelerator.autocast():
+            with torch.no_grad():
+                targets = teacher.base_model(**given)
+                wanted = _logits(teacher, targets, counted)
+            found = _logits(student, outputs, counted)
+        distilled = distillation_loss(found, wanted, config.distillation_temperature)
+        total = (1 - config.distillation) * (loss if labelled else torch.zeros_like(loss))
+        total = total + config.distillation * distilled
+        if config.distillation_hidden:
+            states = (hidden_states(outputs), hidden_states(targets))
+            total = total + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
+        return total, outputs
+
+
+@contextmanager
+def _called(module: nn.Module) -> Iterator[list[Any]]:
+    """Collects what a module returns."""
+    calls: list[Any] = []
+    handle = module.register_forward_hook(lambda module, args, outputs: calls.append(outputs))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _logits(model: PreTrainedModel, outputs: Any, counted: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits of the next tokens that count, shape `(counted tokens, vocabulary)`."""
+    return {"logits": model.get_output_embeddings()(outputs.last_hidden_state[:, :-1][counted])}
+
+
+register_hooks("trl", "SFTTrainer", SFTHooks)
