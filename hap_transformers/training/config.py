@@ -44,8 +44,9 @@ class HapConfig(PlanningSettings):
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
         recovery_learning_rate (`float`, *optional*): Learning rate of `train()` after `prune()`. By default
             `learning_rate`.
-        distillation (`float`, *optional*, defaults to 0.5): Weight, in [0, 1], of the loss that draws logits to the
-            dense model's, against the loss of the labels. 0 saves the dense model's memory and forward passes.
+        distillation (`float`, *optional*, defaults to 0.5): Weight, in [0, 1], of the loss that draws logits, or
+            embeddings of models without a head, to the dense model's, against the loss of the labels. 1 needs no
+            labels; 0 saves the dense model's memory and forward passes.
         distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
         distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the additional loss that draws every
             layer's hidden states to the dense model's.

@@ -62,7 +62,7 @@ class TrainerHooks:
 
     def validate_teacher(self, teacher: Any, config: HapConfig | None) -> None:
         """Refuses what is no teacher of this trainer's model."""
-        validate_teacher(teacher, self.student, config)
+        validate_teacher(self.model(teacher), self.student, config)
 
     def validate_labels(self, compute_loss: ComputeLoss, config: HapConfig) -> None:
         """Refuses a training set without labels where recovery takes a share of their loss.

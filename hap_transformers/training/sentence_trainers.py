@@ -71,7 +71,7 @@ class PipelineHooks(TrainerHooks):
                 f"The teacher is a {type(teacher).__name__}; {type(self.trainer).__name__} distils from a "
                 f"{wanted.__name__}. Give one, such as {wanted.__name__}('FOLDER')."
             )
-        super().validate_teacher(transformer_of(teacher), config)
+        super().validate_teacher(teacher, config)
 
     def validate_labels(self, compute_loss: ComputeLoss, config: HapConfig) -> None:
         """Leaves it to the loss of the trainer whether it needs labels."""
@@ -127,13 +127,13 @@ class PipelineHooks(TrainerHooks):
             with _called(self.pipeline) as calls:
                 loss = compute_loss(model, dict(inputs))
         # Losses that cache gradients call it without any.
-        seen = [(features, out[self.output]) for features, out in calls if out[self.output].requires_grad]
+        seen = [(given, found[self.output]) for given, found in calls if found[self.output].requires_grad]
         if not seen:
-            seen = [(dict(features), model(features)[self.output]) for features in self.features(dict(inputs))]
+            seen = [((given, {}), model(dict(given))[self.output]) for given in self.features(dict(inputs))]
         distances = []
-        for features, student in seen:
+        for (features, kwargs), student in seen:
             with torch.no_grad():
-                target = teacher(features)[self.output]
+                target = teacher(features, **kwargs)[self.output]
             distances.append(self.distance(student, target))
         return (1 - weight) * loss + weight * torch.stack(distances).mean(), {}
 
@@ -219,11 +219,15 @@ class CrossEncoderHooks(PipelineHooks):
 
 
 @contextmanager
-def _called(pipeline: nn.Module) -> Iterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+def _called(pipeline: nn.Module) -> Iterator[list[Any]]:
     """Collects what a pipeline was given, without what its modules add to it, and what it returned."""
-    given: list[dict[str, Any]] = []
-    calls: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    before = pipeline.register_forward_pre_hook(lambda module, args: given.append(dict(args[0])))
+    given: list[Any] = []
+    calls: list[Any] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.append((dict(args[0]), kwargs))
+
+    before = pipeline.register_forward_pre_hook(note, with_kwargs=True)
     after = pipeline.register_forward_hook(lambda module, args, outputs: calls.append((given.pop(), outputs)))
     try:
         yield calls

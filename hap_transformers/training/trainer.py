@@ -53,6 +53,13 @@ class HapTrainerMixin(PruningMixin):
             and the training examples have none.
     """
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(HapTrainerMixin)]
+        plain = [base.__name__ for base in before if issubclass(base, Trainer) and HapTrainerMixin not in base.__mro__]
+        if plain:
+            raise TypeError(f"Name HapTrainerMixin first: class {cls.__name__}(HapTrainerMixin, {plain[0]}).")
+
     def __init__(
         self,
         *args,

@@ -51,6 +51,11 @@ def test_seq2seq_trainer(tmp_path, labels):
     assert torch.equal(reloaded(**batch).logits, model.eval()(**batch).logits)
 
 
+def test_the_mixin_in_the_wrong_place():
+    with pytest.raises(TypeError, match=r"first: class Wrong\(HapTrainerMixin, Seq2SeqTrainer\)"):
+        type("Wrong", (Seq2SeqTrainer, HapTrainerMixin), {})
+
+
 def test_a_trainer_of_another_package_follows_trainer(tmp_path):
     class Theirs(Trainer):
         pass

@@ -199,6 +199,19 @@ def test_what_encoders_refuse(tmp_path):
     sentence_trainer(tmp_path, encoder, teacher=encoder_of(tmp_path))
 
 
+def test_the_mixin_in_front_changes_nothing(tmp_path):
+    from sentence_transformers import SentenceTransformerTrainer
+
+    trained = []
+    for bases in ((SentenceTransformerTrainer,), (HapTrainerMixin, SentenceTransformerTrainer)):
+        mixed = sentence_trainer(tmp_path, loss=ranking, hap_config=None)
+        trainer = type("Any", bases, {})(mixed.model, mixed.args, mixed.train_dataset, loss=ranking(mixed.model))
+        trainer.train()
+        trainer.save_model()
+        trained.append(trainer.model.state_dict())
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
 def test_the_card_of_an_encoder_says_how_to_load_it(tmp_path):
     trainer = sentence_trainer(tmp_path, hap_config=dataclasses.replace(CONFIG, refit=False))
     trainer.prune()
