@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 COUNTS = (512, 1024, 2048, 4096, 8192)
 RATIOS = (0.6, 0.8)
 # Eight times as many examples: the limits on what they may take, over the first.
-COST_COUNTS = (1024, 8192)
+COST_COUNTS = (512, 4096)
 MOST_MEMORY, LINEAR = 1.1, 1.05
 # Tokens of a text, about as many as a sentence has.
 LENGTH = 32
@@ -51,8 +51,8 @@ class Arguments:
     output: str = str(HERE / "refit.json")
     dense_dir: str = "build/refit"
     tasks: list[str] = field(default_factory=lambda: ["mrpc", "cola", "sst2"])
-    seeds: int = 2
-    repeats: int = 3
+    seeds: int = 1
+    repeats: int = 2
     child: int = field(default=0, metadata={"help": "refit on so many texts in this process, and print what it took"})
 
 

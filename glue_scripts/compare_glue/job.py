@@ -34,6 +34,7 @@ from .settings import (
     MAX_LENGTH,
     RECOVERY_LEARNING_RATE,
     RECOVERY_STEPS,
+    REFIT_EXAMPLES,
     SETTINGS,
     WARMUP_STEPS,
 )
@@ -115,7 +116,8 @@ class Job:
             `dict[str, Any]`: The cell, as it is written to `cells.jsonl`.
         """
         method, dense = METHODS[name], self.dense()
-        changes = {"budget": budget, "ratio": ratio, "recovery_learning_rate": RECOVERY_LEARNING_RATE}
+        changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES}
+        changes["recovery_learning_rate"] = RECOVERY_LEARNING_RATE
         trainer = self._trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))
         cell = {"task": self.name, "method": name, "budget": budget, "ratio": ratio, "seed": self.seed}
         cell |= {"fold": self.fold, "bf16": bf16_is_fast(), "dense": self.dense_metrics}
