@@ -39,9 +39,10 @@ class SFTHooks(TrainerHooks):
         labelled = counts(inputs, shifts_labels(student))
         with _called(student.base_model) as calls:
             loss = compute_loss(model, dict(inputs))
-        # Other calls are for metrics only.
-        outputs = next(call for call in calls if call.last_hidden_state.requires_grad)
+        # Other calls are for metrics only. Compiled code may not tell of any.
+        seen = [call for call in calls if call.last_hidden_state.requires_grad]
         with self.trainer.accelerator.autocast():
+            outputs = seen[0] if seen else student.base_model(**given)
             with torch.no_grad():
                 targets = teacher.base_model(**given)
                 wanted = _logits(teacher, targets, counted)

@@ -257,9 +257,8 @@ class HapTrainerMixin(PruningMixin):
             if self.hap_config is not None:
                 self.hap_config.save(unfinished / "hap_config.json")
             card = unfinished / "README.md"
-            if (
-                card.exists() and self._is_pruned()
-            ):  # Some trainers write one, which does not say how to load the model.
+            # Some trainers write one, which does not say how to load a pruned model.
+            if card.exists() and self._is_pruned():
                 known = ModelCard.load(card).data
                 card.unlink()
                 about = {name: getattr(known, name) for name in ("base_model", "language", "license")}
