@@ -58,7 +58,9 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
         # No token is padding. The last one is the end of the sentence, if the model has such a token.
         ids = torch.full((batch, length), min(5, config.vocab_size - 1), device=model.device)
         end = getattr(config, "eos_token_id", None)
-        ids[:, -1] = (end[0] if isinstance(end, list) else end) or ids[0, 0]
+        end = end[0] if isinstance(end, list) else end
+        if end is not None and 0 < end < config.vocab_size:  # A smaller vocabulary may not have that of the type.
+            ids[:, -1] = end
         inputs = {name: ids, "attention_mask": torch.ones_like(ids)}
     else:
         raise ValueError(

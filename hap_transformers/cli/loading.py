@@ -1,29 +1,72 @@
-"""What the commands load: models, tokenizers and training examples."""
+"""What the commands load: models, alone or within an encoder of the Sentence Transformers library."""
 
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 import transformers
 import typer
-from datasets import Dataset, DatasetDict
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..data.calibration import calibration_batches
-from ..data.tasks import load_task
-from ..data.texts import read_texts
-from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding, validate_tokens
+from ..data.tokenizers import load_tokenizer, longest_text
+from ..reporting.card import loaded_class
+from ..sentence_encoders import (
+    EmbeddingLoss,
+    is_cross_encoder,
+    is_sentence_encoder,
+    load_sentence_encoder,
+    save_sentence_encoder,
+    transformer_of,
+)
 
 
 LENGTH = 128
 
 
-def load_model(name: str, device: str | None = None) -> PreTrainedModel:
-    """Loads a model of the class that its config names.
+@dataclass
+class Loaded:
+    """A model, and the encoder of the Sentence Transformers library that it is part of.
+
+    Args:
+        name (`str`): Hub name or folder.
+        model (`PreTrainedModel`): The model that is scored and pruned.
+        encoder (`SentenceTransformer` or `CrossEncoder`, *optional*): What it is the transformer of.
+        kind (`str`, *optional*): Class of that library that loads the folder; `""` if Transformers does.
+    """
+
+    name: str
+    model: PreTrainedModel
+    encoder: Any = None
+    kind: str = ""
+
+    @cached_property
+    def loss_fn(self) -> EmbeddingLoss | None:
+        """The loss of a sentence encoder; `None` where the model's own loss or its self loss is right."""
+        return EmbeddingLoss(self.encoder) if self.kind == "SentenceTransformer" else None
+
+    @property
+    def loader(self) -> str:
+        """The class that loads the folder, with its package."""
+        return f"sentence_transformers.{self.kind}" if self.kind else f"transformers.{loaded_class(self.model)}"
+
+    def save(self, folder: Path) -> None:
+        """Saves the model with its tokenizer, or the whole encoder with all its files."""
+        if self.encoder is not None:
+            save_sentence_encoder(self.encoder, self.name, folder)
+            return
+        self.model.save_pretrained(folder)
+        if self.model.main_input_name == "input_ids":
+            with suppress(ValueError):  # It has none.
+                load_tokenizer(self.name).save_pretrained(folder)
+
+
+def load(name: str, device: str | None = None) -> Loaded:
+    """Loads a model of the class that its config names, or an encoder of the Sentence Transformers library.
 
     Args:
         name (`str`): Hub name or folder.
@@ -31,11 +74,16 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: If there is no such model.
+        ModuleNotFoundError: If it is of the Sentence Transformers library, which is not installed.
         RuntimeError: If there is no such device.
+        ValueError: If it cannot be loaded.
     """
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+    if is_sentence_encoder(name):
+        encoder = load_sentence_encoder(name, device)
+        return Loaded(name, transformer_of(encoder).eval(), encoder, type(encoder).__name__)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except OSError as error:
@@ -51,7 +99,12 @@ def load_model(name: str, device: str | None = None) -> PreTrainedModel:
         model = model_class.from_pretrained(name)
     except Exception as error:  # Readers of weights raise what they like, and do not name the file.
         raise ValueError(f"'{name}' cannot be loaded as a {model_class.__name__}: {error}") from error
-    return model.to(device).eval()
+    return Loaded(name, model.to(device).eval(), kind="CrossEncoder" if is_cross_encoder(config) else "")
+
+
+def load_model(name: str, device: str | None = None) -> PreTrainedModel:
+    """Loads a model as [`load`] does, of an encoder its transformer."""
+    return load(name, device).model
 
 
 def chosen_length(length: int | None, *models: PreTrainedModel) -> int:
@@ -67,115 +120,3 @@ def chosen_length(length: int | None, *models: PreTrainedModel) -> int:
         raise ValueError(f"{name} takes at most {limit} tokens, not {length}; pass --length {limit}.")
     typer.echo(f"hap: {name} takes at most {limit} tokens; --length is {limit}, not {LENGTH}.", err=True)
     return limit
-
-
-def saved_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with a model, or `None` if it has none or does not take texts."""
-    if model.main_input_name == "input_ids":
-        with suppress(ValueError):
-            return load_tokenizer(name)
-    return None
-
-
-def validate_one_source(
-    task_name: str | None,
-    data_dir: str | None,
-    train_file: str | None,
-    texts: Sequence[str] | None,
-    column: str | None,
-) -> None:
-    """Checks that at most one source of examples is named.
-
-    Raises:
-        ValueError: If there are several, or a folder without a task or a column without texts.
-    """
-    named = {"--task": task_name, "--train-file": train_file, "--texts": texts}
-    given = [flag for flag, value in named.items() if value]
-    if len(given) > 1:
-        raise ValueError(f"Pass either {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}.")
-    if data_dir and not task_name:
-        raise ValueError("--data-dir needs --task.")
-    if column and not texts:
-        raise ValueError("--column is that of --texts; pass a file.")
-
-
-def text_batches(
-    name: str,
-    model: PreTrainedModel,
-    texts: Sequence[str],
-    column: str | None,
-    max_examples: int,
-    batch: int,
-    length: int | None,
-    seed: int,
-    encoding: str | None = None,
-) -> DataLoader:
-    """Texts without labels, for models that read texts.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file cannot be read or holds too few texts, or the model has no tokenizer or reads no texts.
-    """
-    if model.main_input_name != "input_ids":
-        raise ValueError(f"'{name}' reads '{model.main_input_name}', not texts; --texts is for models of texts.")
-    rows = Dataset.from_dict({"text": read_texts(texts, column, encoding)})
-    tokenizer, kept = _fitted_tokenizer(name, model, length)
-    tokenized = rows.map(
-        lambda part: tokenizer(part["text"], truncation=True, max_length=kept),
-        batched=True,
-        remove_columns=["text"],
-        desc="Tokenizing texts",
-    )
-    validate_tokens(DatasetDict(texts=tokenized), tokenizer, model)
-    return calibration_batches(tokenized, max_examples, seed, batch, DataCollatorWithPadding(tokenizer))
-
-
-def _fitted_tokenizer(
-    name: str, model: PreTrainedModel, length: int | None, pair: bool = False
-) -> tuple[PreTrainedTokenizerBase, int]:
-    """A model's tokenizer, and how many tokens a text may have, which is reported if it is fewer than asked for."""
-    tokenizer = load_tokenizer(name)
-    set_padding(tokenizer, model)
-    kept, note = cut_note(model, tokenizer, length or LENGTH, pair=pair)
-    if note:
-        typer.echo(f"hap: {note}", err=True)
-    return tokenizer, kept
-
-
-def training_batches(
-    name: str,
-    model: PreTrainedModel,
-    task_name: str | None,
-    data_dir: str | None,
-    train_file: str | None,
-    max_examples: int,
-    batch: int,
-    length: int | None,
-    seed: int,
-    encoding: str | None = None,
-) -> DataLoader:
-    """Training examples of the task that a model was fine-tuned for.
-
-    Raises:
-        ValueError: If no data are named, options contradict each other, the model is no classifier, does not fit the
-            task, or has no tokenizer.
-    """
-    if not (task_name or train_file):
-        raise ValueError(
-            "No data are named; pass --task with a GLUE task, --train-file with a custom file, or --texts."
-        )
-    if encoding and not train_file:
-        raise ValueError("--encoding is that of --train-file; pass one.")
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"'{name}' is a {type(model).__name__}, not a model that was fine-tuned to classify texts: it has no loss "
-            "on this task. Fine-tune it first, or score it in Python with a custom loss (`loss_fn`)."
-        )
-    problem = getattr(model.config, "problem_type", None)
-    if problem == "multi_label_classification":
-        raise ValueError(f"'{name}' is for {problem}: a text may have several labels, which tasks here do not have.")
-    task = load_task(task_name, data_dir, train_file, train_file, encoding).aligned_with(model.config)
-    tokenizer, kept = _fitted_tokenizer(name, model, length, pair=len(task.texts) == 2)
-    rows = task.tokenize(tokenizer, kept)
-    validate_tokens(rows, tokenizer, model)
-    return calibration_batches(rows["train"], max_examples, seed, batch, DataCollatorWithPadding(tokenizer))

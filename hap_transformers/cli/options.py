@@ -4,14 +4,14 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..planning.settings import PlanningSettings
+from ..sensitivity import METHODS
 from ..training.config import HapConfig
 
 
@@ -29,36 +29,107 @@ Texts = Annotated[
         help="File of texts without labels, one a line or a table, or - for standard input; may be repeated."
     ),
 ]
-Column = Annotated[str | None, typer.Option(help="Column of the texts in tables; by default the only one of words.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of the texts in tables; by default the only one of words. Given twice: pairs of texts."),
+]
 Batch = Annotated[int, typer.Option(help="Texts or images per batch.", min=1)]
 Length = Annotated[
-    int | None, typer.Option(help="Tokens per text; by default 128, or all that the model takes.", min=1)
+    int | None,
+    typer.Option(
+        help="Tokens per text; by default 128, or all that the model takes. Sentence encoders read texts up to their "
+        "own maximum.",
+        min=1,
+    ),
 ]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of custom files, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
 Precision = Annotated[str | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
+RefitExamples = Annotated[int, typer.Option(help=HELP["refit_examples"], min=1)]
+
+
+@dataclass
+class Source:
+    """Options that name the examples, and say how many are used and how.
+
+    Raises:
+        ValueError: If several sources are named, or a folder without a task or a column without texts.
+    """
+
+    task: Task = None
+    data_dir: DataDir = None
+    train_file: TrainFile = None
+    texts: Texts = None
+    column: Column = None
+    encoding: Encoding = None
+    max_examples: MaxExamples = HapConfig.max_examples
+    batch: Batch = 16
+    length: Length = None
+    seed: Seed = 0
+
+    def __post_init__(self):
+        named = {"--task": self.task, "--train-file": self.train_file, "--texts": self.texts}
+        given = [flag for flag, value in named.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"Pass either {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}.")
+        if self.data_dir and not self.task:
+            raise ValueError("--data-dir needs --task.")
+        if self.column and not self.texts:
+            raise ValueError("--column is that of --texts; pass a file.")
+
+    @property
+    def named(self) -> bool:
+        """Whether there are any examples."""
+        return bool(self.task or self.train_file or self.texts)
+
+
+@dataclass
+class Scoring:
+    """Options that say how components are scored."""
+
+    method: Annotated[str, typer.Option(help=HELP["method"])] = HapConfig.method
+    num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes
+    tolerance: Annotated[float | None, typer.Option(help=HELP["tolerance"])] = HapConfig.tolerance
+    max_memory: Annotated[str | None, typer.Option(help=HELP["max_memory"])] = HapConfig.max_memory
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None
+
+    @property
+    def needs_examples(self) -> bool:
+        """Whether the method looks at any; an unknown one is named when it is used."""
+        return self.method not in METHODS or METHODS[self.method].sample is not None
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one option per field of `PlanningSettings`, in the place of its parameter `settings`."""
-    types, given = get_type_hints(PlanningSettings), inspect.signature(command)
-    settings = fields(PlanningSettings)
+    """Gives a command one option per field of each of its keyword parameters that is a dataclass, in its place.
+
+    A field that the command has as a parameter of its own is left to it, and keeps its default in the dataclass.
+    """
+    given, types = inspect.signature(command), get_type_hints(command, include_extras=True)
+    own = {name for name in given.parameters if not is_dataclass(types.get(name))}
+    groups = {name: types[name] for name in given.parameters if name not in own}
+    taken = {name: [field for field in fields(group) if field.name not in own] for name, group in groups.items()}
 
     @wraps(command)
     def with_options(**arguments: Any) -> None:
-        chosen = {field.name: arguments.pop(field.name) for field in settings}
-        command(settings=PlanningSettings(**chosen), **arguments)
+        made = {
+            name: group(**{field.name: arguments.pop(field.name) for field in taken[name]})
+            for name, group in groups.items()
+        }
+        command(**made, **arguments)
 
     parameters: list[inspect.Parameter] = []
-    for parameter in given.parameters.values():
-        if parameter.name != "settings":
+    for name, parameter in given.parameters.items():
+        if name in own:
             parameters.append(parameter)
             continue
-        for field in settings:
-            option = typer.Option(field.default, help=field.metadata["help"])
-            parameters.append(parameter.replace(name=field.name, default=option, annotation=types[field.name]))
+        hints = get_type_hints(groups[name], include_extras=True)
+        for field in taken[name]:
+            help_text = field.metadata.get("help")
+            default = typer.Option(field.default, help=help_text) if help_text else field.default
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=hints[field.name]))
     with_options.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return with_options
 
@@ -109,7 +180,7 @@ def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
         raise ValueError(
             f"--output '{folder}' is the folder of the model, which the pruned one would replace. Choose another."
         )
-    names = ("config.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin")
+    names = ("config.json", "modules.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin")
     beside = ("pruning_plan.json", "tokenizer*.json", "vocab.*", "*.model")
     for what, patterns in (("a model", names), ("a plan or tokenizer", beside)):
         if not overwrite and any(next(folder.glob(name), None) for name in patterns):

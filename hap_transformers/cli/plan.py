@@ -11,14 +11,12 @@ from ..components.groups import by_kind, eager_copy, find_groups
 from ..data.tokenizers import longest_text
 from ..efficiency import compare_latency, count_encoder_parameters, count_parameters, example_inputs
 from ..forward_modes import device_name, validate_mode
-from ..planning.latency_table import LatencyTable
-from ..planning.plan_pruning import plan_pruning
 from ..planning.settings import PlanningSettings
 from ..reporting.wording import no_faster
 from ..sensitivity import Sensitivity
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
-from .loading import LENGTH, chosen_length, load_model
+from .loading import LENGTH, load_model
 from .options import (
     Batch,
     Device,
@@ -30,6 +28,7 @@ from .options import (
     table_by_layer,
     takes_settings,
 )
+from .road import make_plan, nothing_to_remove
 
 
 @takes_settings
@@ -53,16 +52,12 @@ def plan(
     scores = Sensitivity.load(sensitivity)
     if not (model or scores.model):
         raise ValueError(f"'{sensitivity}' does not name the model that was scored; pass --model.")
-    budget, timed = settings.budget, settings.budget == "latency"
+    timed = settings.budget == "latency"
     check_latency = check_latency and not timed  # Such a plan promises a latency.
     loaded = load_model(model or scores.model, device if timed or check_latency else "cpu")
     if timed or check_latency:
         validate_mode(settings.latency_mode, loaded.device)
-    inputs = example_inputs(loaded, batch, chosen_length(length, loaded)) if budget in ("flops", "latency") else None
-    table = None
-    if timed and inputs is not None:
-        table = LatencyTable.measure(loaded, inputs, mode=settings.latency_mode, precision=precision)
-    made = plan_pruning(scores, loaded, settings, inputs=inputs, latency_table=table)
+    made = make_plan(loaded, scores, settings, batch, length, precision)
     made.save(output)
     milliseconds = _checked(loaded, made, settings.latency_mode, precision, batch, length) if check_latency else None
     columns: dict[str, dict[int, str]] = {}
@@ -81,10 +76,7 @@ def plan(
     if timed:
         title += f"; latency was measured on {device_name(loaded.device)}, {settings.latency_mode}"
     if not any(removed.values()):
-        title = (
-            f"Nothing to remove: the model meets {budget} {settings.ratio:.0%} already. "
-            "Ratios are shares of the dense model."
-        )
+        title = nothing_to_remove(settings)
         rows = []
     figures: dict[str, Any] = {"removed": removed, "promise": made.promise, "file": str(output)}
     if milliseconds is not None:

@@ -1,82 +1,165 @@
 """`hap prune`."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from transformers import PreTrainedModel
 
-from ..efficiency import count_parameters
-from ..refit.dense_copy import sharing_copy
-from ..refit.reconstruct import reconstruct
-from ..surgery.apply_plan import apply_plan
+from ..forward_modes import validate_mode
+from ..planning.settings import PlanningSettings
+from ..reporting.costs import cost_rows
+from ..reporting.wording import fidelity_rows, slowness
+from ..sensitivity import Sensitivity, validate_scoring
 from ..surgery.plan import PruningPlan
 from ..training.config import HapConfig
-from .loading import load_model, saved_tokenizer, text_batches, training_batches, validate_one_source
+from .comparing import compare
+from .examples import Examples, load_examples
+from .loading import Loaded, load
 from .options import (
-    Batch,
-    Column,
-    DataDir,
+    HELP,
     Device,
-    Encoding,
     Json,
-    Length,
-    MaxExamples,
     Model,
-    Seed,
-    Task,
-    Texts,
-    TrainFile,
+    RefitExamples,
+    Scoring,
+    Source,
     print_result,
     require_own_folder,
+    takes_settings,
 )
+from .road import Steps, make_plan, make_scores, nothing_to_remove, prune_and_refit
+from .writing import write_pruned
 
 
+@takes_settings
 def prune(
     model: Model,
-    plan: Annotated[Path, typer.Option(help="File written by `hap plan`.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Folder for the pruned model.", show_default=False)],
-    task: Task = None,
-    data_dir: DataDir = None,
-    train_file: TrainFile = None,
-    texts: Texts = None,
-    column: Column = None,
-    encoding: Encoding = None,
-    max_examples: MaxExamples = HapConfig.max_examples,
-    batch: Batch = 16,
-    length: Length = None,
-    seed: Seed = 0,
+    plan: Annotated[
+        Path | None, typer.Option(help="File written by `hap plan`, in place of --ratio.", show_default=False)
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help=HELP["ratio"], show_default=False)] = None,
+    *,
+    settings: PlanningSettings,
+    source: Source,
+    scoring: Scoring,
+    refit_examples: RefitExamples = HapConfig.refit_examples,
+    cost_batch: Annotated[int, typer.Option(help="Texts or images per batch for FLOPs and latency.", min=1)] = 8,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
     json_: Json = False,
 ) -> None:
-    """Physically remove what a plan names. With a task, file or texts, refit the rest on them."""
-    validate_one_source(task, data_dir, train_file, texts, column)
+    """Score, plan, physically remove and refit, or carry out a plan. Texts need no labels."""
+    _validate_road(plan, ratio, settings, scoring, source)
     require_own_folder(output, model, overwrite)
-    loaded, chosen = load_model(model, device), PruningPlan.load(plan)
-    tokenizer = saved_tokenizer(model, loaded)
-    chosen.validate(loaded)
-    empty = not any(chosen.count(kind) for kind in chosen.removed)
-    refits = not empty and (task is not None or train_file is not None or bool(texts))
-    batches = None
-    if refits:
-        batches = (
-            text_batches(model, loaded, texts, column, max_examples, batch, length, seed, encoding)
-            if texts
-            else training_batches(
-                model, loaded, task, data_dir, train_file, max_examples, batch, length, seed, encoding
-            )
+    given = None if plan is None else PruningPlan.load(plan)
+    if ratio is not None:
+        settings = replace(settings, ratio=ratio)
+    loaded, steps, scores = load(model, device), Steps(), None
+    if given is None:
+        validate_mode(settings.latency_mode, loaded.model.device)
+        wanted = source.named or scoring.needs_examples
+        most = max(source.max_examples, refit_examples)
+        examples = load_examples(loaded, source, most, hold_out=True) if wanted else None
+        scores, chosen = _planned(loaded, examples, settings, source, scoring, cost_batch, steps)
+    else:
+        given.validate(loaded.model)
+        chosen, examples = given, None
+        if source.named and not _is_empty(given):
+            examples = load_examples(loaded, source, refit_examples)
+    if _is_empty(chosen):
+        loaded.save(output)
+        chosen.save(output / "pruning_plan.json")
+        why = "The plan removes nothing" if given else nothing_to_remove(settings)
+        title = f"{why.rstrip('.')}; the model was copied unchanged: {output}"
+        print_result({"removed": {}, "refitted": False, "folder": str(output)}, [], title, json_)
+        return
+    with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
+        dense = prune_and_refit(loaded, chosen, examples, refit_examples, source.max_examples, scoring.max_memory)
+    results = {
+        **_compared(loaded, dense, examples, cost_batch, source.length, steps),
+        "hap_config": {**asdict(settings), **asdict(scoring), "max_examples": source.max_examples}
+        | {"refit_examples": refit_examples, "ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method},
+        "reliability": scores.reliability if scores is not None else None,
+        "seed": source.seed,
+        "seconds": steps.seconds,
+    }
+    write_pruned(output, loaded, chosen, scores, results)
+    _print(results, chosen, examples is not None, output, json_)
+
+
+def _validate_road(
+    plan: Path | None, ratio: float | None, settings: PlanningSettings, scoring: Scoring, source: Source
+) -> None:
+    """Checks that the options belong to one of the two roads, and what can be checked without a model.
+
+    Raises:
+        ValueError: If they do not, or a number is out of range.
+    """
+    if (plan is None) == (ratio is None):
+        raise ValueError(
+            "Pass either --ratio, to score, plan and prune at once, or --plan with a file of `hap plan`"
+            f"{', not both' if plan else ''}."
         )
-    dense = sharing_copy(loaded)
-    apply_plan(loaded, chosen)
-    if batches is not None:
-        reconstruct(loaded, dense, list(batches), init_implants=tuple(chosen.implants))
-    loaded.save_pretrained(output)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output)
-    chosen.save(output / "pruning_plan.json")
-    parameters = {"dense": count_parameters(dense), "pruned": count_parameters(loaded)}
-    refitted = "refitted" if refits else "not refitted (no --task, --train-file or --texts)"
-    title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {refitted}: {output}"
-    if empty:
-        title = f"The plan removes nothing; the model was copied unchanged: {output}"
-    print_result({"parameters": parameters, "refitted": refits, "folder": str(output)}, [], title, json_)
+    validate_scoring(scoring.method, scoring.num_probes, scoring.tolerance, source.max_examples, scoring.max_memory)
+    if ratio is not None:
+        replace(settings, ratio=ratio)
+        return
+    for given, default in ((settings, PlanningSettings()), (replace(scoring, max_memory=None), Scoring())):
+        for name, value in asdict(given).items():
+            if value != asdict(default)[name]:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --ratio: with --plan, nothing is chosen.")
+
+
+def _is_empty(plan: PruningPlan) -> bool:
+    return not any(plan.count(kind) for kind in plan.removed)
+
+
+def _planned(
+    loaded: Loaded,
+    examples: Examples | None,
+    settings: PlanningSettings,
+    source: Source,
+    scoring: Scoring,
+    batch: int,
+    steps: Steps,
+) -> tuple[Sensitivity, PruningPlan]:
+    """Scores a model, and plans what to remove."""
+    what = f"scoring by {scoring.method}"
+    if examples is not None:
+        what += f" on {min(source.max_examples, len(examples.rows)):,} examples"
+    with steps.step("score", what):
+        scores = make_scores(loaded, examples, source, scoring)
+    with steps.step("plan", f"planning to remove {settings.ratio:.0%} of {settings.budget}"):
+        return scores, make_plan(loaded.model, scores, settings, batch, source.length)
+
+
+def _compared(
+    loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, batch: int, length: int | None, steps: Steps
+) -> dict[str, Any]:
+    held_out = 0 if examples is None else len(examples.held_out)
+    what = f"comparing with the dense model{f' on {held_out:,} held-out examples' if held_out else ''}"
+    with steps.step("compare", what):
+        return compare(loaded, dense, examples, batch, length)
+
+
+def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: Path, as_json: bool) -> None:
+    """Prints the pruned model beside the dense one."""
+    rows = [["", "dense", "pruned", "left"]]
+    rows += [[label, dense, pruned, f"{share:.1%}"] for label, dense, pruned, share in cost_rows(results)]
+    rows += [[label, dense, pruned, ""] for label, dense, pruned in fidelity_rows(results)]
+    for name in results["metrics"].get("pruned", {}):
+        rows.append([name, *(f"{results['metrics'][phase][name]:.4f}" for phase in ("dense", "pruned")), ""])
+    parameters = results["parameters"]
+    how = "refitted" if refitted else "not refitted (no --task, --train-file or --texts)"
+    title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {how}: {output}"
+    if held_out := results["num_examples"].get("validation"):
+        title += f"\noutputs were compared on {held_out:,} held-out examples"
+    if warning := slowness(results):
+        typer.echo(f"hap: {warning}", err=True)
+    names = ("parameters", "encoder_parameters", "flops", "latency_ms", "bytes", "fidelity", "metrics", "num_examples")
+    figures = {name: results[name] for name in names if results.get(name)}
+    figures["removed"] = {kind: plan.count(kind) for kind in plan.removed}
+    print_result({**figures, "refitted": refitted, "folder": str(output)}, rows, title, as_json)

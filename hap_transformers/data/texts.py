@@ -1,4 +1,4 @@
-"""Reads plain texts without labels: lines, columns of tables, or standard input."""
+"""Reads plain texts or pairs of texts without labels: lines, columns of tables, or standard input."""
 
 import sys
 from collections.abc import Sequence
@@ -9,47 +9,61 @@ from datasets import Dataset
 from .reading import decoded, read_rows
 
 
+# A text, or a pair of texts that a model reads together.
+Text = str | tuple[str, str]
+
 # Fewer different texts say nothing of a model.
 LEAST = 8
 
 
-def read_texts(files: Sequence[str], column: str | None = None, encoding: str | None = None) -> list[str]:
+def read_texts(files: Sequence[str], columns: Sequence[str] = (), encoding: str | None = None) -> list[Text]:
     """Reads texts from several files.
 
     Args:
         files (`Sequence[str]`): Files with one text a line, `.csv`, `.json`, `.jsonl` or `.parquet` files, or `"-"`
             for lines of the standard input.
-        column (`str`, *optional*): The column of texts in tables. By default the only one that holds words.
+        columns (`Sequence[str]`, *optional*): The column of texts in tables, or the two columns of pairs. By default
+            the only column that holds words.
         encoding (`str`, *optional*): Encoding of the files; by default UTF-8.
 
     Returns:
-        `list[str]`: The texts in their order, each once, without empty ones.
+        `list[str]` or `list[tuple[str, str]]`: The texts or pairs in their order, each once, without empty ones.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file cannot be read, holds no text, or there are fewer than eight different texts in all.
+        ValueError: If a file cannot be read, holds no text, lacks a column or has none, more than two columns are
+            named, or there are fewer than eight different texts in all.
     """
-    found = [text for file in files for text in _texts_of(file, column, encoding)]
-    texts = list(dict.fromkeys(text.strip() for text in found if text.strip()))
-    if len(texts) < LEAST:
+    if len(columns) > 2 or len(set(columns)) < len(columns):
         raise ValueError(
-            f"{', '.join(map(repr, files))}: {len(texts)} different texts in {len(found)} lines. Give at least "
+            f"--column names {', '.join(columns)}; name the column of texts, or the two columns of pairs."
+        )
+    found = [row for file in files for row in _rows_of(file, columns, encoding)]
+    stripped = dict.fromkeys(tuple(text.strip() for text in row) for row in found)
+    texts = [row for row in stripped if all(row)]
+    if len(texts) < LEAST:
+        what = "pairs of texts" if len(columns) == 2 else "texts"
+        raise ValueError(
+            f"{', '.join(map(repr, files))}: {len(texts)} different {what} in {len(found)} lines. Give at least "
             f"{LEAST}, better a thousand, such as the model will read."
         )
-    return texts
+    return [(row[0], row[1]) if len(row) == 2 else row[0] for row in texts]
 
 
-def _texts_of(file: str, column: str | None, encoding: str | None) -> list[str]:
-    if file == "-":
-        return _lines("standard input", decoded("standard input", sys.stdin.buffer.read(), encoding))
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no file '{file}'.")
+def _rows_of(file: str, columns: Sequence[str], encoding: str | None) -> list[tuple[str, ...]]:
+    """The texts of a file, each in a tuple of one or two."""
     ending = Path(file).suffix.lower()
+    if file != "-" and not Path(file).is_file():
+        raise FileNotFoundError(f"There is no file '{file}'.")
     if ending == ".parquet":
-        return _column(file, _parquet_rows(file), column)
+        return _of_columns(file, _parquet_rows(file), columns)
     if ending in (".csv", ".json", ".jsonl"):
-        return _column(file, read_rows(file, encoding), column)
-    return _lines(file, decoded(file, Path(file).read_bytes(), encoding))
+        return _of_columns(file, read_rows(file, encoding), columns)
+    name = "standard input" if file == "-" else file
+    if columns:
+        raise ValueError(f"'{name}' is read line by line; --column is for .csv, .json, .jsonl and .parquet files.")
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    return [(line,) for line in _lines(name, decoded(name, content, encoding))]
 
 
 def _lines(name: str, text: str) -> list[str]:
@@ -65,19 +79,20 @@ def _parquet_rows(file: str) -> list[dict]:
         raise ValueError(f"'{file}' cannot be read as Parquet: {error}") from error
 
 
-def _column(file: str, rows: list[dict], column: str | None) -> list[str]:
+def _of_columns(file: str, rows: list[dict], columns: Sequence[str]) -> list[tuple[str, ...]]:
     names = list(rows[0]) if rows else []
     words = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
-    if column is None and len(words) != 1:
+    if not columns and len(words) != 1:
         raise ValueError(
             f"'{file}' has the columns {', '.join(names)}, of which {', '.join(words) or 'none'} hold words. Name the "
-            "one of the texts by --column."
+            "one of the texts by --column, or the two of pairs by --column twice."
         )
-    chosen = column or words[0]
-    if chosen not in names:
-        raise ValueError(f"'{file}' has no column '{chosen}'; it has {', '.join(names)}.")
-    texts = [row[chosen] for row in rows if row.get(chosen) is not None]
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ValueError(f"The column '{chosen}' of '{file}' has {wrong!r:.40} where a text is expected.")
-    return texts
+    chosen = columns or words
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"'{file}' has no column '{name}'; it has {', '.join(names)}.")
+    for row in rows:
+        for name in chosen:
+            if row.get(name) is not None and not isinstance(row[name], str):
+                raise ValueError(f"The column '{name}' of '{file}' has {row[name]!r:.40} where a text is expected.")
+    return [tuple(row[name] for name in chosen) for row in rows if all(row.get(name) for name in chosen)]

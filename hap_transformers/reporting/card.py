@@ -11,13 +11,15 @@ from ..components.groups import Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .wording import COSTS, budget_in_words, count_left, metric_cells, metric_names
+from .wording import COSTS, budget_in_words, count_left, fidelity_rows, loading_code, metric_cells, metric_names
 
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TAGS = ("hap", "pruned", "hap_transformers")
-# The Hub's task by the end of a model class's name. Cards of other classes have no `model-index`.
+# The Hub's task by the end of the name of the class that loads a model. Cards of others have no `model-index`.
 TASKS = {
+    "SentenceTransformer": "sentence-similarity",
+    "CrossEncoder": "text-ranking",
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
@@ -44,6 +46,7 @@ def make_model_card(
     license: str | None = None,
     tags: Sequence[str] = (),
     pictures: Mapping[str, str] | None = None,
+    loader: str | None = None,
 ) -> ModelCard:
     """Describes a pruned model: what was removed, how, what the model costs now and how to load it.
 
@@ -51,8 +54,8 @@ def make_model_card(
         model (`PreTrainedModel`): The pruned model.
         results (`Mapping[str, Mapping[str, Any]]`, *optional*): Under `metrics`, numbers by phase (`dense`, `pruned`,
             `recovered`), under `intervals` the ends of their intervals. The card's `model-index` has the metrics of
-            `recovered`, or else those of `pruned`. Under the names in `COSTS`, numbers for `dense` and `pruned`. The
-            card leaves out what is missing.
+            `recovered`, or else those of `pruned`. Under the names in `COSTS`, numbers for `dense` and `pruned`. Under
+            `fidelity`, what [`measure_fidelity`] returned. The card leaves out what is missing.
         plan (`PruningPlan`, *optional*): The last plan. It records how the components were chosen.
         base_model (`str`, *optional*): Name of the model that was fine-tuned.
         dataset (`str` or `Sequence[str]`, *optional*): Name of the data in the text. By default their Hub name.
@@ -61,6 +64,8 @@ def make_model_card(
         model_name (`str`, *optional*): Name of the pruned model.
         language, license, tags: For the card's metadata.
         pictures (`Mapping[str, str]`, *optional*): Captions and file names of pictures in the card's folder.
+        loader (`str`, *optional*): The class that loads the model, with its package, such as
+            `"sentence_transformers.SentenceTransformer"`. By default the model's own in Transformers.
 
     Returns:
         `ModelCard`: The card; `card.save(path)` writes it.
@@ -69,20 +74,22 @@ def make_model_card(
     metrics = results.get("metrics") or {}
     title = model_name or f"pruned {base_model or type(model).__name__}"
     dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
+    loader = loader or f"transformers.{loaded_class(model)}"
     data = ModelCardData(
-        library_name="transformers",
+        library_name=loader.partition(".")[0].replace("_", "-"),
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
         datasets=dataset_tags if isinstance(dataset_tags, str) or dataset_tags is None else list(dataset_tags),
         language=language,
         license=license,
-        **_evaluation(model, metrics, title, dataset_name, _joined(dataset_tags), _joined(dataset_args)),
+        **_evaluation(loader, metrics, title, dataset_name, _joined(dataset_tags), _joined(dataset_args)),
     )
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         title=title,
-        model_class=_loaded_class(model),
+        loading=loading_code(loader, "PATH_OR_REPO"),
+        remote="AutoModel...from_pretrained" if loader.startswith("transformers.") else loader.rpartition(".")[2],
         base_model_name=base_model,
         dataset_name=dataset_name,
         plan=plan,
@@ -96,6 +103,7 @@ def make_model_card(
         metrics={phase: metric_cells(results, phase) for phase in metrics},
         metric_names=[name.replace("|", "\\|") for name in metric_names(metrics)],
         has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),
+        fidelity=fidelity_rows(results),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
         pictures=pictures or {},
         version=__version__,
@@ -103,7 +111,7 @@ def make_model_card(
 
 
 def _evaluation(
-    model: PreTrainedModel,
+    loader: str,
     metrics: Mapping[str, Mapping[str, float]],
     title: str,
     dataset: str | None,
@@ -111,7 +119,7 @@ def _evaluation(
     dataset_args: str | None,
 ) -> dict[str, Any]:
     """The metadata about the task, and the metrics on it where the Hub has a name for it."""
-    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    task = next((task for end, task in TASKS.items() if loader.endswith(end)), None)
     evaluated = metrics_of_pruned(metrics)
     if not task or not evaluated:
         return {"pipeline_tag": task}
@@ -137,7 +145,7 @@ def _left_in_words(groups: Sequence[Group]) -> str:
     return " and ".join(phrases)
 
 
-def _loaded_class(model: PreTrainedModel) -> str:
+def loaded_class(model: PreTrainedModel) -> str:
     """The class to load a model with: that of Transformers where the model's class is remote code."""
     bases = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
     return bases[0] if bases else type(model).__name__

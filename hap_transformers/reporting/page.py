@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a run of `run_glue_hap.py`."""
+"""`report.html`: one self-contained page about a run of `run_glue_hap.py` or `hap prune`."""
 
 import json
 import math
@@ -13,16 +13,17 @@ from ..files import write_text
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .wording import COSTS as CARD_COSTS
-from .wording import budget_in_words, label_of, metric_names, slowness
+from .costs import cost_rows
+from .wording import budget_in_words, fidelity_rows, label_of, loading_code, metric_names, slowness
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FILES = ("results.json", "pruning_plan.json", "sensitivity.safetensors")
-COSTS = {**CARD_COSTS, "bytes": "size on disk"}
+# What loads a model of run_glue_hap.py.
+LOADER = "transformers.AutoModelForSequenceClassification"
 
 
-def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, output: str | Path | None = None, name: str | None = None) -> Path:
     """Writes the page about a run: its settings, metrics and costs, what was removed, and how to load the model.
 
     The page needs no network and no other file.
@@ -30,6 +31,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     Args:
         folder (`str` or `Path`): The run's output folder, with the files in `FILES`.
         output (`str` or `Path`, *optional*): Where to write the page; by default `report.html` in the folder.
+        name (`str`, *optional*): The page's title; by default the folder's name.
 
     Returns:
         `Path`: The page.
@@ -41,7 +43,10 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"'{folder}' lacks {', '.join(missing)}; it is no output folder of run_glue_hap.py.")
+        raise FileNotFoundError(
+            f"'{folder}' lacks {', '.join(missing)}; it is no output folder of run_glue_hap.py "
+            "or of hap prune --ratio."
+        )
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -49,7 +54,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     try:
         plan = PruningPlan.load(folder / "pruning_plan.json")
         scores = Sensitivity.load(folder / "sensitivity.safetensors")
-        page = render_report(folder.resolve().name, results, plan, scores)
+        page = render_report(name or folder.resolve().name, results, plan, scores)
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, jinja2.TemplateError) as error:
         raise ValueError(f"'{folder / 'results.json'}' is not that of a run: {error!r}.") from error
     output = Path(output or folder / "report.html")
@@ -81,7 +86,9 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         results=results,
         phases=list(results["metrics"]),
         metrics=_metrics(results),
-        costs=_costs(results),
+        costs=cost_rows(results),
+        fidelity=fidelity_rows(results),
+        loading=loading_code(results.get("loader", LOADER), name),
         warning=slowness(results),
         budget=budget_in_words(results["hap_config"]["budget"]),
         gone=_gone_in_words(plan),
@@ -142,16 +149,6 @@ def _metrics(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _costs(results: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
-    """Every cost: its label, dense and pruned, and the share that is left."""
-    return [
-        (label, _short(key, dense), _short(key, pruned), pruned / dense)
-        for key, label in COSTS.items()
-        if key in results
-        for dense, pruned in [(results[key]["dense"], results[key]["pruned"])]
-    ]
-
-
 def _gone_in_words(plan: PruningPlan) -> str:
     """What a plan removes, such as "2 of 8 attention heads and 16 of 48 FFN neurons"."""
     return " and ".join(
@@ -191,12 +188,3 @@ def _curve(log: Sequence[Mapping[str, float]], width: int = 280, height: int = 1
         "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
         **{"low": low, "top": top, "first": first, "last": last, "start": start, "end": end},
     }
-
-
-def _short(key: str, value: float) -> str:
-    """A cost with a unit that suits it."""
-    if key == "bytes":
-        return f"{value / 1e6:.1f} MB"
-    if key == "flops":
-        return f"{value / 1e9:.2f} G"
-    return f"{value:,.1f}" if key == "latency_ms" else f"{value:,}"

@@ -12,10 +12,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from ..efficiency import compare_latency, count_encoder_parameters, count_flops, count_parameters
+from ..efficiency import compare_latency
 from ..files import write_text
 from ..forward_modes import device_name
 from ..version import __version__
+from .costs import costs_of
 from .page import write_report
 from .plots import plot_head_sensitivity
 from .wording import metric_cells, metric_names, slowness
@@ -48,6 +49,7 @@ def collect_results(
     assert trainer.hap_config is not None  # A trainer without one cannot prune.
     splits = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
     num_heads = sum(run.plan.original["heads"])
+    models = {"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}
     return {
         "task": task,
         "model": model,
@@ -55,7 +57,7 @@ def collect_results(
         "intervals": trainer.results.get("intervals", {}),
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
         "heads": {"dense": num_heads, "pruned": num_heads - run.plan.count("heads")},
-        **_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}, inputs, trainer),
+        **costs_of(models, inputs, _latency(models, inputs, trainer)),
         "batch": list(next(iter(inputs.values())).shape),
         "device": device_name(trainer.args.device),
         "reliability": run.sensitivity.reliability,
@@ -64,26 +66,17 @@ def collect_results(
         "history": run.history,
         "hap_config": asdict(trainer.hap_config),
         "training": {name: getattr(trainer.args, name) for name in TRAINING_ARGUMENTS},
-        "versions": {
-            "hap_transformers": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
-def _costs(
-    models: Mapping[str, PreTrainedModel], inputs: Mapping[str, torch.Tensor], trainer: "HapTrainer"
-) -> dict[str, dict[str, float]]:
-    """Parameters, FLOPs, bytes and milliseconds of each model."""
-    seconds = _latency(models, inputs, trainer)
+def versions() -> dict[str, str]:
+    """The releases that a run used."""
     return {
-        "parameters": {name: count_parameters(model) for name, model in models.items()},
-        "encoder_parameters": {name: count_encoder_parameters(model) for name, model in models.items()},
-        "flops": {name: count_flops(model, inputs) for name, model in models.items()},
-        "bytes": {name: model.get_memory_footprint(return_buffers=False) for name, model in models.items()},
-        "latency_ms": {name: 1000 * value for name, value in seconds.items()},
+        "hap_transformers": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
 
 

@@ -20,6 +20,16 @@ MEASURES = {
 }
 
 
+# How far outputs moved (see [`measure_fidelity`]): a label, and the value of a model that did not change.
+FIDELITY = {
+    "agreement": ("same predictions", 1.0),
+    "kl": ("KL divergence, nats", 0.0),
+    "correlation": ("correlation of values", 1.0),
+    "relative_error": ("error of values, in standard deviations", 0.0),
+    "cosine": ("cosine of embeddings", 1.0),
+}
+
+
 # A pruned model that takes more of the dense model's time saves none: repeated measurements differ by as much.
 NOTICEABLY_FASTER = 0.95
 
@@ -56,6 +66,24 @@ def slowness(results: Mapping[str, Any]) -> str | None:
         return None
     batch = " x ".join(map(str, results["batch"]))
     return no_faster(**results["latency_ms"], batch=batch, device=results.get("device", "the device of this run"))
+
+
+def fidelity_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Every figure of how far outputs moved: its label, and the values of the dense and of the pruned model."""
+    found = results.get("fidelity") or {}
+    return [(label, f"{same:.4f}", f"{found[name]:.4f}") for name, (label, same) in FIDELITY.items() if name in found]
+
+
+def loading_code(loader: str, path: str) -> str:
+    """Python that loads a model: `from_pretrained` of Transformers, or the classes of Sentence Transformers.
+
+    Args:
+        loader (`str`): The class with its package, such as `"transformers.BertModel"`.
+        path (`str`): Folder or repository.
+    """
+    package, _, name = loader.rpartition(".")
+    method = ".from_pretrained" if package == "transformers" else ""
+    return f'from {package} import {name}\n\nmodel = {name}{method}("{path}")'
 
 
 def label_of(kind: str) -> str:

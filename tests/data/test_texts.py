@@ -29,7 +29,7 @@ def test_every_form_gives_the_same_texts(tmp_path, monkeypatch):
     for name in ("a.parquet", "a.jsonl"):
         assert read_texts([str(tmp_path / name)]) == TEXTS
     for name in ("a.csv", "b.parquet"):  # All columns hold words there.
-        assert read_texts([str(tmp_path / name)], column="text") == TEXTS
+        assert read_texts([str(tmp_path / name)], columns=["text"]) == TEXTS
         with pytest.raises(ValueError, match=f"{name}' has the columns .* Name the one of the texts by --column"):
             read_texts([str(tmp_path / name)])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
@@ -81,4 +81,4 @@ def test_missing_files_and_columns(tmp_path):
         read_texts(["no.txt"])
     file = written(tmp_path, "a.jsonl", '{"text": "a"}\n' * 9)
     with pytest.raises(ValueError, match="has no column 'sentence'; it has text"):
-        read_texts([file], column="sentence")
+        read_texts([file], columns=["sentence"])

@@ -1,0 +1,50 @@
+"""Writes what `hap prune` made: the model, the plan, the scores, the card and the page."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import whole_files, write_text
+from ..sensitivity import Sensitivity
+from ..surgery.plan import PruningPlan
+from .loading import Loaded
+
+
+def write_pruned(
+    folder: Path, loaded: Loaded, plan: PruningPlan, scores: Sensitivity | None, results: Mapping[str, Any]
+) -> None:
+    """Writes a pruned model with all that is known of it, whole or not at all.
+
+    Args:
+        folder (`Path`): Where to.
+        loaded (`Loaded`): The pruned model.
+        plan (`PruningPlan`): What was removed.
+        scores (`Sensitivity`, *optional*): Scores of the dense model. Without them there is no page.
+        results (`Mapping[str, Any]`): The fields of `results.json` that were measured.
+    """
+    # Matplotlib and Jinja are of use here alone.
+    from ..reporting.card import base_model_of
+    from ..reporting.hub import write_card
+    from ..reporting.page import write_report
+    from ..reporting.results import public_name, versions
+
+    base = base_model_of(loaded.model)
+    about = {"model": public_name(loaded.name), "loader": loaded.loader}
+    whole = {**about, **results, "history": {}, "training": {}, "versions": versions()}
+    with whole_files(folder) as unfinished:
+        loaded.save(unfinished)
+        plan.save(unfinished / "pruning_plan.json")
+        write_text(unfinished / "results.json", json.dumps(whole, indent=2) + "\n")
+        if scores is not None:
+            scores.model = ""  # The dense model is not kept.
+            scores.save(unfinished / "sensitivity.safetensors")
+            write_report(unfinished, name=folder.resolve().name)
+        if (folder / "README.md").is_file():  # A card that somebody wrote is kept.
+            shutil.copy(folder / "README.md", unfinished)
+        card = {"base_model": base, "model_name": f"pruned {whole['model']}", "dataset": whole["task"]}
+        write_card(loaded.model, unfinished, results=whole, plan=plan, loader=loaded.loader, **card)
+    if scores is None:  # Those of an earlier model.
+        for name in ("report.html", "sensitivity.safetensors"):
+            (folder / name).unlink(missing_ok=True)
