@@ -7,11 +7,14 @@ import torch
 
 
 def loss_of(outputs: Any) -> torch.Tensor | None:
-    """The loss in a model's outputs: the entry `"loss"` of a mapping, or the first of a tuple if it is one number."""
+    """The loss in a model's outputs: the entry `"loss"` of a mapping, or the first of a tuple if it is one number.
+
+    Logits have a dimension of examples and one of classes, also for one example with one value.
+    """
     if isinstance(outputs, Mapping):
         return outputs.get("loss")
     first = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
-    return first if isinstance(first, torch.Tensor) and first.numel() == 1 else None
+    return first if isinstance(first, torch.Tensor) and first.numel() == 1 and first.ndim < 2 else None
 
 
 def note_outputs(loss: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor:

@@ -43,6 +43,7 @@ def test_outputs_without_logits(tensors):
 def test_losses(tensors):
     loss = tensors["loss"]
     assert loss_of({"loss": loss}) is loss and loss_of((loss, tensors["start"])) is loss
+    assert loss_of((torch.ones(1, 1, requires_grad=True),)) is None  # The value of one example.
     assert loss_of((tensors["start"],)) is None and loss_of({"logits": loss}) is None and loss_of(loss) is None
 
 
