@@ -16,6 +16,8 @@ from .embeddings_data import MAX_LENGTH, Encoder, sentences_of
 
 TASKS = ("stsb", "sst2", "cola", "mrpc")
 SENTENCES, EPOCHS, BATCH_SIZE = 10_000, 4, 32
+# Share of the training in which the learning rate rises.
+WARMUP = 0.1
 
 
 def training_sentences(data_dir: str, seed: int, count: int = SENTENCES) -> Dataset:
@@ -52,7 +54,7 @@ def recover(
             output_dir=folder,
             learning_rate=learning_rate,
             num_train_epochs=EPOCHS,
-            warmup_ratio=0.1,
+            warmup_steps=EPOCHS * len(sentences) // (10 * BATCH_SIZE),
             per_device_train_batch_size=BATCH_SIZE,
             seed=seed,
             bf16=bf16_is_fast(),
