@@ -47,8 +47,7 @@ def compare(loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, b
         return found
     found["num_examples"] = {"train": len(examples.rows), "validation": len(examples.held_out)}
     if len(examples.held_out):
-        embed = loaded.loss_fn.embedding if loaded.loss_fn is not None else None
-        found["fidelity"] = measure_fidelity(loaded.model, dense, examples.compared(), embed)
+        found["fidelity"] = measure_fidelity(loaded.model, dense, examples.compared(), loaded.embed)
     if examples.task is not None and len(examples.held_out):
         found["task"] = examples.task.name
         found["metrics"], found["intervals"] = _metrics(models, examples)

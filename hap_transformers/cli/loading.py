@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from ..data.tokenizers import load_tokenizer, longest_text
 from ..reporting.card import loaded_class
+from ..reporting.fidelity import Embed
+from ..sensitivity.self_loss import SelfLoss, head_of
 from ..sentence_encoders import (
     EmbeddingLoss,
     is_cross_encoder,
@@ -37,17 +39,32 @@ class Loaded:
         model (`PreTrainedModel`): The model that is scored and pruned.
         encoder (`SentenceTransformer` or `CrossEncoder`, *optional*): What it is the transformer of.
         kind (`str`, *optional*): Class of that library that loads the folder; `""` if Transformers does.
+        self_loss (`SelfLoss`, *optional*): The loss of a model without a head, if its embeddings are not made as by
+            default.
     """
 
     name: str
     model: PreTrainedModel
     encoder: Any = None
     kind: str = ""
+    self_loss: SelfLoss | None = None
 
     @cached_property
-    def loss_fn(self) -> EmbeddingLoss | None:
-        """The loss of a sentence encoder; `None` where the model's own loss or its self loss is right."""
+    def _encoder_loss(self) -> EmbeddingLoss | None:
         return EmbeddingLoss(self.encoder) if self.kind == "SentenceTransformer" else None
+
+    @property
+    def loss_fn(self) -> EmbeddingLoss | SelfLoss | None:
+        """The loss of embeddings; `None` where the model's own loss or its self loss is right."""
+        return self._encoder_loss or self.self_loss
+
+    @property
+    def embed(self) -> Embed | None:
+        """Makes embeddings of a batch by a model in this one's place; `None` where the default does."""
+        if self._encoder_loss is not None:
+            return self._encoder_loss.embedding
+        loss = self.self_loss
+        return None if loss is None else lambda model, inputs: loss.embedding(model, model(**inputs), inputs)
 
     @property
     def loader(self) -> str:
@@ -65,23 +82,26 @@ class Loaded:
                 load_tokenizer(self.name).save_pretrained(folder)
 
 
-def load(name: str, device: str | None = None) -> Loaded:
+def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None) -> Loaded:
     """Loads a model of the class that its config names, or an encoder of the Sentence Transformers library.
 
     Args:
         name (`str`): Hub name or folder.
         device (`str`, *optional*): Where to put it; by default on a GPU if there is one.
+        self_loss (`SelfLoss`, *optional*): For a model without a head, how its embeddings are made.
 
     Raises:
         FileNotFoundError: If there is no such model.
         ModuleNotFoundError: If it is of the Sentence Transformers library, which is not installed.
         RuntimeError: If there is no such device.
-        ValueError: If it cannot be loaded.
+        ValueError: If it cannot be loaded, or its embeddings are not for `self_loss` to choose.
     """
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
     if is_sentence_encoder(name):
+        if self_loss is not None:
+            raise ValueError(f"'{name}' says itself how it pools: leave out --pooling and --no-normalize.")
         encoder = load_sentence_encoder(name, device)
         return Loaded(name, transformer_of(encoder).eval(), encoder, type(encoder).__name__)
     try:
@@ -99,7 +119,13 @@ def load(name: str, device: str | None = None) -> Loaded:
         model = model_class.from_pretrained(name)
     except Exception as error:  # Readers of weights raise what they like, and do not name the file.
         raise ValueError(f"'{name}' cannot be loaded as a {model_class.__name__}: {error}") from error
-    return Loaded(name, model.to(device).eval(), kind="CrossEncoder" if is_cross_encoder(config) else "")
+    if self_loss is not None and head_of(model) not in (None, "Model"):
+        raise ValueError(
+            f"'{name}' is a {model_class.__name__}, which has a head: --pooling and --no-normalize are for models "
+            "without one."
+        )
+    kind = "CrossEncoder" if is_cross_encoder(config) else ""
+    return Loaded(name, model.to(device).eval(), kind=kind, self_loss=self_loss)
 
 
 def load_model(name: str, device: str | None = None) -> PreTrainedModel:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..sensitivity import METHODS
+from ..sensitivity import METHODS, SelfLoss
+from ..sensitivity.self_loss import POOLINGS
 from ..training.config import HapConfig
 
 
@@ -94,6 +95,16 @@ class Scoring:
     tolerance: Annotated[float | None, typer.Option(help=HELP["tolerance"])] = HapConfig.tolerance
     max_memory: Annotated[str | None, typer.Option(help=HELP["max_memory"])] = HapConfig.max_memory
     precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None
+    pooling: Annotated[
+        str | None,
+        typer.Option(help=f"How a model without a head pools its tokens: {', '.join(POOLINGS)}. By default mean."),
+    ] = None
+    normalize: Annotated[bool, typer.Option(help="Divide such embeddings by their norm.")] = True
+
+    @property
+    def embedding(self) -> SelfLoss | None:
+        """The loss of embeddings made otherwise than by default."""
+        return None if self.pooling is None and self.normalize else SelfLoss(self.pooling, self.normalize)
 
     @property
     def needs_examples(self) -> bool:

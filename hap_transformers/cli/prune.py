@@ -57,7 +57,7 @@ def prune(
     given = None if plan is None else PruningPlan.load(plan)
     if ratio is not None:
         settings = replace(settings, ratio=ratio)
-    loaded, steps, scores = load(model, device), Steps(), None
+    loaded, steps, scores = load(model, device, scoring.embedding), Steps(), None
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
         wanted = source.named or scoring.needs_examples

@@ -42,7 +42,7 @@ def score(
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
     if state_file is not None:
         require_writable(state_file, validate_state_file, [source.train_file], "--state-file")
-    loaded = load(model, device)
+    loaded = load(model, device, scoring.embedding)
     examples = load_examples(loaded, source, source.max_examples) if scoring.needs_examples else None
     found = make_scores(loaded, examples, source, scoring, state_file)
     found.save(output)

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from typer.testing import CliRunner
 from zoo import ZOO
 
-from hap_transformers import Sensitivity, estimate_sensitivity
+from hap_transformers import SelfLoss, Sensitivity, estimate_sensitivity
 from hap_transformers.cli import app
 
 
@@ -49,6 +49,32 @@ def test_from_texts_to_a_smaller_model(here, name, auto):
     batch = dict(tokenizer((here / "texts.txt").read_text().splitlines(), padding=True, return_tensors="pt"))
     expected, found = estimate_sensitivity(model, [batch], progress=False), Sensitivity.load("sensitivity.safetensors")
     torch.testing.assert_close(found.heads, expected.heads, rtol=1e-3, atol=1e-9)
+
+
+def test_pooling_is_chosen(here):
+    """Scores are those of `SelfLoss` with the same choice, and the cosine is that of these embeddings."""
+    hap("score", "encoder", "--texts", "texts.txt", "--batch", 12, "--pooling", "cls", "--no-normalize")
+    tokenizer, model = AutoTokenizer.from_pretrained("encoder"), AutoModel.from_pretrained("encoder")
+    batch = dict(tokenizer((here / "texts.txt").read_text().splitlines(), padding=True, return_tensors="pt"))
+    expected = estimate_sensitivity(model, [batch], loss_fn=SelfLoss("cls", False), progress=False)
+    found = Sensitivity.load("sensitivity.safetensors")
+    largest = max(float(scores.max()) for scores in expected.heads)  # Float32 rounds small costs by shares of it.
+    torch.testing.assert_close(found.heads, expected.heads, rtol=0, atol=1e-3 * largest)
+    arguments = ("--texts", "texts.txt", "--ratio", 0.5, "--pooling", "cls", "--output", "small", "--json")
+    assert -1 <= json.loads(hap("prune", "encoder", *arguments))["fidelity"]["cosine"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("encoder", ("--pooling", "max"), "Unknown pooling 'max'"),
+        ("classifier", ("--pooling", "cls"), "which has a head"),
+        ("classifier", ("--no-normalize",), "which has a head"),
+    ],
+)
+def test_pooling_that_cannot_be_chosen_is_named(here, name, options, message):
+    result = CliRunner().invoke(app, ["score", name, "--texts", "texts.txt", *options])
+    assert message in str(result.exception) and not (here / "sensitivity.safetensors").exists()
 
 
 def test_a_model_of_images_is_refused(here):
