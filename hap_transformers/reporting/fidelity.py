@@ -78,10 +78,16 @@ class _Sums:
         found = {name: total / max(self.seen, 1) for name, total in self.totals.items()}
         if self.values:
             ours, theirs = (torch.cat(part).double() for part in zip(*self.values, strict=True))
-            spread = theirs.std(unbiased=False)
-            found["relative_error"] = float((ours - theirs).square().mean().sqrt() / spread)
-            found["correlation"] = float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1])
+            spreads = [float(values.std(unbiased=False)) for values in (ours, theirs)]
+            if spreads[1]:  # Both figures are undefined where all values are equal.
+                found["relative_error"] = float((ours - theirs).square().mean().sqrt()) / spreads[1]
+            if all(spreads):
+                found["correlation"] = float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1])
         return {name: found[name] for name in FIDELITY if name in found}
+
+
+def _precise(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 _Compare = Callable[[_Sums, PreTrainedModel, PreTrainedModel, dict[str, Any]], None]
@@ -93,7 +99,7 @@ def _embeddings_by(embed: Embed | None) -> _Compare:
 
     def compare(sums: _Sums, model: PreTrainedModel, dense: PreTrainedModel, inputs: dict[str, Any]) -> None:
         ours, theirs = ((embed or of_self_loss)(either, inputs) for either in (model, dense))
-        sums.add(len(ours), cosine=F.cosine_similarity(ours.float(), theirs.float(), dim=-1))
+        sums.add(len(ours), cosine=F.cosine_similarity(_precise(ours), _precise(theirs), dim=-1))
 
     return compare
 
@@ -104,7 +110,7 @@ def _distributions(*names: str, counted: Callable[[torch.Tensor, Mapping[str, An
     def compare(sums: _Sums, model: PreTrainedModel, dense: PreTrainedModel, inputs: dict[str, Any]) -> None:
         ours, theirs = named_tensors(model(**inputs)), named_tensors(dense(**inputs))
         for name in names:
-            p, q = (counted(logits[name], inputs).float().log_softmax(-1) for logits in (theirs, ours))
+            p, q = (_precise(counted(logits[name], inputs)).log_softmax(-1) for logits in (theirs, ours))
             kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
             sums.add(len(p), agreement=p.argmax(-1) == q.argmax(-1), kl=kl)
 
@@ -119,7 +125,7 @@ def _classified(sums: _Sums, model: PreTrainedModel, dense: PreTrainedModel, inp
         sums.seen += len(ours)
         sums.values.append((ours.flatten().cpu(), theirs.flatten().cpu()))
     elif config.problem_type == "multi_label_classification":
-        ours, theirs = (either(**inputs).logits.float().flatten() for either in (model, dense))
+        ours, theirs = (_precise(either(**inputs).logits).flatten() for either in (model, dense))
         labels = theirs.sigmoid()
         kl = F.binary_cross_entropy_with_logits(ours, labels, reduction="none")
         kl = kl - F.binary_cross_entropy_with_logits(theirs, labels, reduction="none")
