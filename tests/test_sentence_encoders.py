@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -197,6 +198,21 @@ def test_all_other_files_are_kept(pruned):
             file for file in before if before[file] != after.get(file)
         } == changed and after.keys() == before.keys()
         assert "notes.txt" in "".join(after)
+
+
+def test_files_of_a_model_on_the_hub_are_those_of_its_snapshot(tmp_path, monkeypatch):
+    source, asked = save_encoder(tmp_path, dense=True), []
+    encoder = load_sentence_encoder(str(source), "cpu")
+
+    def snapshot_download(name, ignore_patterns):
+        asked.append(name)
+        assert not [p for p in ignore_patterns if fnmatch("2_Dense/model.safetensors", p) or fnmatch("vocab.txt", p)]
+        assert all(any(fnmatch(f, p) for p in ignore_patterns) for f in ("model.safetensors", "onnx/model.onnx"))
+        return str(source)
+
+    monkeypatch.setattr("hap_transformers.sentence_encoders.snapshot_download", snapshot_download)
+    save_sentence_encoder(encoder, "me/encoder", tmp_path / "small")
+    assert asked == ["me/encoder"] and contents(tmp_path / "small").keys() == contents(source).keys()
 
 
 def test_a_folder_inside_the_source_is_not_copied_into_itself(tmp_path):
