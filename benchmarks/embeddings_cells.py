@@ -21,7 +21,7 @@ HOME, ELSEWHERE = CALIBRATION
 DENSE = "dense"
 # What recovery is tried with, and what it is measured with: learning rate, weight of the hidden states.
 RECOVERIES = tuple(product((2e-5, 5e-5, 1e-4, 3e-4), (0.0, 1.0)))
-RECOVERY = (1e-4, 0.0)
+RECOVERY = (3e-4, 0.0)
 
 
 class Key(NamedTuple):
