@@ -9,7 +9,9 @@ from .options import Json, print_result, require_writable
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Output folder of run_glue_hap.py or of `hap prune --ratio`.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Output folder of run_glue_hap.py or of `hap prune --ratio`.", show_default=False)
+    ],
     output: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
     json_: Json = False,
 ) -> None:
