@@ -193,7 +193,8 @@ def require_own_folder(folder: Path, model: str, overwrite: bool) -> None:
         )
     names = ("config.json", "modules.json", "adapter_config.json", "*.safetensors", "pytorch_model*.bin")
     beside = ("pruning_plan.json", "tokenizer*.json", "vocab.*", "*.model")
-    for what, patterns in (("a model", names), ("a plan or tokenizer", beside)):
+    results = ("results.json", "report.html")
+    for what, patterns in (("a model", names), ("a plan or tokenizer", beside), ("results of a run", results)):
         if not overwrite and any(next(folder.glob(name), None) for name in patterns):
             raise ValueError(
                 f"--output '{folder}' holds {what}. Choose another folder, or pass --overwrite to replace it."

@@ -244,6 +244,15 @@ def test_a_page_of_an_earlier_model_is_removed(here):
     assert not (here / "small" / "report.html").exists() and (here / "small" / "README.md").exists()
 
 
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_results_of_something_else_are_not_replaced(here, name):
+    (here / "small").mkdir()
+    (here / "small" / name).write_text("mine")
+    with pytest.raises(ValueError, match="'small' holds results of a run. Choose another folder, or pass --overwrite"):
+        hap("prune", save_encoder(here), "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
+    assert (here / "small" / name).read_text() == "mine"
+
+
 def test_a_card_that_somebody_wrote_is_kept(here):
     (here / "small").mkdir()
     (here / "small" / "README.md").write_text("# My encoder\n")
