@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,10 +26,6 @@ from .custom_loss import model_inputs
 from .recovery import no_labels, with_distillation
 
 
-if TYPE_CHECKING:
-    from .trainer import HapTrainerMixin
-
-
 # Collators that make batches of nothing but the columns, as `default_data_collator` does.
 ADD_NO_LABELS = (DefaultDataCollator, DataCollatorWithPadding)
 
@@ -44,7 +40,7 @@ class TrainerHooks:
     For another trainer, override what differs in a subclass and register it by [`register_hooks`].
 
     Args:
-        trainer (`HapTrainerMixin`): The trainer.
+        trainer (`HapTrainerMixin`): The trainer that has these hooks.
 
     Attributes:
         scores (`bool`): Whether `compute_loss` is called to score or refit, not to train.
@@ -54,7 +50,7 @@ class TrainerHooks:
 
     package = "transformers"
 
-    def __init__(self, trainer: HapTrainerMixin):
+    def __init__(self, trainer: Any):  # Its module imports this one.
         self.trainer, self.scores = trainer, False
 
     def validate(self, config: HapConfig) -> None:
@@ -121,7 +117,7 @@ class TrainerHooks:
         """Returns the mean loss of such a batch, by which components are scored."""
         self.scores = True
         try:
-            return self.trainer.compute_loss(model, dict(inputs))  # type: ignore[return-value]
+            return self.trainer.compute_loss(model, dict(inputs))
         finally:
             self.scores = False
 
@@ -209,7 +205,7 @@ def register_hooks(package: str, trainer: str, hooks: type[TrainerHooks]) -> Non
     HOOKS[package, trainer] = hooks
 
 
-def hooks_of(trainer: HapTrainerMixin) -> TrainerHooks:
+def hooks_of(trainer: Any) -> TrainerHooks:
     """Makes the hooks of a trainer: those registered for the nearest class that it extends."""
     names = [(base.__module__.partition(".")[0], base.__name__) for base in type(trainer).__mro__]
     return next((HOOKS[name] for name in names if name in HOOKS), TrainerHooks)(trainer)

@@ -65,7 +65,7 @@ class PipelineHooks(TrainerHooks):
 
     def validate_teacher(self, teacher: Any, config: HapConfig | None) -> None:
         """Refuses what is no pipeline of the same sort, or has another transformer than the pipeline can follow."""
-        wanted = self.trainer.model_class  # type: ignore[attr-defined]
+        wanted = self.trainer.model_class
         if not isinstance(teacher, wanted):
             raise TypeError(
                 f"The teacher is a {type(teacher).__name__}; {type(self.trainer).__name__} distils from a "
@@ -160,7 +160,7 @@ class SentenceHooks(PipelineHooks):
 
     def features(self, batch: dict[str, Any]) -> Iterable[dict[str, Any]]:
         """Returns the columns of texts."""
-        return self.trainer.collect_features(batch)[0]  # type: ignore[attr-defined]
+        return self.trainer.collect_features(batch)[0]
 
     def scoring_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         """Returns the squared distance of embeddings to themselves."""
