@@ -171,12 +171,13 @@ def describe_refit(refit: dict) -> str:
     """Says how to read the tables of refits."""
     settings, machine = refit["settings"], refit["machine"]
     few, many = settings["costs_of"]
+    seeds = "of one seed" if settings["seeds"] == 1 else f"medians of {settings['seeds']} seeds"
     threads = f"{machine['threads']} CPU thread{'' if machine['threads'] == 1 else 's'}"
     return textwrap.fill(
         "MiniLM was fine-tuned on a part of each task's training split, scored on 1,024 of its examples and refitted "
         "without any training. KL is the divergence of its predictions from the dense model's on the part that was "
         "held out; other columns have the KL over that after 1,024 examples, and the processor's seconds of the "
-        f"refit. Figures are medians of {settings['seeds']} seeds. The second table compares {many:,} with {few:,} "
+        f"refit. Figures are {seeds}. The second table compares {many:,} with {few:,} "
         f"texts of {settings['tokens']} tokens, each in a process of its own on {threads}; it has medians of "
         f"{settings['repeats']} rounds.",
         119,
