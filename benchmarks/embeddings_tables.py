@@ -16,6 +16,7 @@ from .embeddings_cells import (
     Key,
     dense_key,
 )
+from .embeddings_data import MODELS
 from .embeddings_methods import DEFAULT, METHODS
 
 
@@ -31,29 +32,36 @@ FIGURES = {
 # Points of STS-B's Spearman correlation that may be lost, by phase and ratio.
 TARGETS = {"pruned": {0.6: 1.0, 0.8: 3.5}, "recovered": {0.6: 0.5, 0.8: 1.5}}
 
+# What is said of a model; its tables.
+NAMES = ("similarity", "distance and retrieval", "other text", "seconds")
+OPEN = "These figures are open: `python -m benchmarks.embeddings` makes them."
+
 Cells = dict[Key, Cell]
 
 
 def sections(cells: Cells) -> dict[str, str]:
     """The texts between the marks of `docs/embeddings.md`."""
     models = [key.model for key in cells if key.method == DENSE]
-    found = {f"{name} of {model}": text for model in models for name, text in of_model(cells, model).items()}
+    open_ones = [model for model in MODELS if model not in models]
+    found = {f"{name} of {model}": OPEN for model in open_ones for name in NAMES}
+    found |= {f"{name} of {model}": text for model in models for name, text in of_model(cells, model).items()}
     found["refit"] = "\n\n".join(sizes_table(cells, models[0], text) for text in (HOME, ELSEWHERE))
     found["recovery"] = recovery_table(cells, models[0])
     return found | {"targets": targets_text(cells, models)}
 
 
+def measured_ratios(cells: Cells, model: str) -> list[float]:
+    """The ratios that any cell of a model is of."""
+    measured = {key.ratio for key in cells if key.model == model}
+    return [ratio for ratio in RATIOS if ratio in measured]
+
+
 def of_model(cells: Cells, model: str) -> dict[str, str]:
     """The tables of one model."""
-    similarity = methods_table(cells, model, HOME, RATIOS, ["spearman"])
+    similarity = methods_table(cells, model, HOME, measured_ratios(cells, model), ["spearman"])
     other = [methods_table(cells, model, HOME, [ratio], list(FIGURES)[1:]) for ratio in HEAVY]
     elsewhere = methods_table(cells, model, ELSEWHERE, HEAVY, ["spearman", "cosine_stsb", "cosine_sst2"])
-    return {
-        "similarity": similarity,
-        "distance and retrieval": "\n\n".join(other),
-        "other text": elsewhere,
-        "seconds": seconds_table(cells, model),
-    }
+    return dict(zip(NAMES, (similarity, "\n\n".join(other), elsewhere, seconds_table(cells, model)), strict=True))
 
 
 def methods_table(cells: Cells, model: str, text: str, ratios: Sequence[float], figures: Sequence[str]) -> str:
@@ -71,15 +79,15 @@ def methods_table(cells: Cells, model: str, text: str, ratios: Sequence[float], 
 
 def seconds_table(cells: Cells, model: str) -> str:
     """Seconds of scoring, planning and refit, means over seeds."""
-    rows = []
+    rows, ratios = [], measured_ratios(cells, model)
     for method in METHODS:
         row = [method]
-        for ratio in RATIOS:
+        for ratio in ratios:
             found = [cell["seconds"] for cell in _of_seeds(cells, Key(model, method, HOME, ratio, 0))]
             phases = [phase for phase in ("score", "plan", "refit") if found and phase in found[0]]
             row.append(" + ".join(f"{mean(seconds[phase] for seconds in found):.0f}" for phase in phases))
         rows += [row] if any(row[1:]) else []
-    return _markdown(["seconds: score + plan + refit", *(f"{ratio:.0%}" for ratio in RATIOS)], rows)
+    return _markdown(["seconds: score + plan + refit", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 
 
 def sizes_table(cells: Cells, model: str, text: str) -> str:
@@ -101,7 +109,7 @@ def recovery_table(cells: Cells, model: str) -> str:
     """A row a setting of recovery, before which stands the pruned model."""
     settings = dict.fromkeys((key.learning_rate, key.hidden) for key in cells if key.phase == "recovered")
     if not settings:
-        return "These figures are open."
+        return OPEN
     columns = [(name, ratio) for name in ("spearman", "cosine_stsb", "mrr_mrpc") for ratio in HEAVY]
     header = ["recovery", *(f"{FIGURES[name][0]}, {ratio:.0%}" for name, ratio in columns), "seconds"]
     rows = []
