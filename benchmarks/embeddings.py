@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
+from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, reconstruct
 from hap_transformers.efficiency import count_encoder_parameters
 
-from .embeddings_cells import DENSE, EXAMPLES, Cell, Key, append_cell, dense_key, keys_of, read_cells
+from .embeddings_cells import DENSE, EXAMPLES, Cell, Key, append_cell, dense_key, keys_of
 from .embeddings_data import MODELS, Batches, Encoder, HeldOut, calibration_sentences
 from .embeddings_methods import METHODS
 from .embeddings_quality import measure
@@ -135,7 +136,7 @@ def main() -> None:
     output, held_out = Path(args.output), HeldOut.load(args.data_dir)
     for name in args.models:
         keys = [dense_key(name), *(key for grid in args.grids for key in keys_of(grid, name, args.seeds))]
-        known = read_cells(output)
+        known = read_cells(output, Key)
         if all(key in known for key in keys):
             continue
         bench = Bench(Encoder.load(name, Path(args.cache), args.bf16), held_out, args.data_dir)

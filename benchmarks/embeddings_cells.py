@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from glue_scripts.compare_glue.cells import Cell
 
 from .embeddings_data import CALIBRATION
 from .embeddings_methods import DEFAULT, METHODS
 
-
-Cell = dict[str, Any]
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 HEAVY = (0.6, 0.8)
@@ -36,22 +36,6 @@ class Key(NamedTuple):
     phase: str = "pruned"
     learning_rate: float = 0.0
     hidden: float = 0.0
-
-
-def read_cells(file: Path) -> dict[Key, Cell]:
-    """Reads the cells of a file; an absent file has none.
-
-    Raises:
-        ValueError: If a line is no cell, for example one that a full disk has cut.
-    """
-    cells = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
-        try:
-            cell = json.loads(line)
-            cells[Key(*(cell[name] for name in Key._fields))] = cell
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"Line {number} of '{file}' is no cell; remove it, and it is run again.") from error
-    return cells
 
 
 def append_cell(file: Path, cell: Cell) -> None:

@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 from benchmarks.device_tables import section_text
-from benchmarks.embeddings_cells import read_cells
+from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
 from benchmarks.markdown_table import (
     elimination_table,
@@ -25,6 +25,7 @@ from benchmarks.markdown_table import (
     refit_examples_table,
 )
 from benchmarks.markdown_table import table as table_of_ratios
+from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
 from glue_scripts.compare_glue.methods import DEFAULT
@@ -233,7 +234,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[speed, "refit"] = "\n\n".join(tables)
     found[speed, "device"] = describe_device(BENCHMARKS / "device.json")
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
-    for name, text in sections_on_embeddings(read_cells(BENCHMARKS / "embeddings.jsonl")).items():
+    for name, text in sections_on_embeddings(read_cells(BENCHMARKS / "embeddings.jsonl", Key)).items():
         found[HERE / "embeddings.md", name] = text
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found

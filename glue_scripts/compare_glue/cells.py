@@ -30,8 +30,12 @@ class Key(NamedTuple):
         return self.task, self.seed
 
 
-def read_cells(file: Path) -> dict[Key, Cell]:
+def read_cells(file: Path, key: type[NamedTuple] = Key) -> dict[Any, Cell]:
     """Reads the cells of a file, a JSON line each; an absent file has none.
+
+    Args:
+        file (`Path`): The file.
+        key (`type[NamedTuple]`, *optional*): The fields that tell one cell from another; by default the study's.
 
     Raises:
         ValueError: If a line is no cell, for example one that a full disk has cut.
@@ -40,7 +44,7 @@ def read_cells(file: Path) -> dict[Key, Cell]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
         try:
             cell = json.loads(line)
-            cells[Key(*(cell[name] for name in Key._fields))] = cell
+            cells[key(*(cell[name] for name in key._fields))] = cell
         except (json.JSONDecodeError, KeyError) as error:
             raise ValueError(f"Line {number} of '{file}' is no cell; remove it, and it is run again.") from error
     return cells
