@@ -16,6 +16,27 @@ from transformers import PreTrainedModel
 
 from .architectures import Architecture, get_architecture
 from .projections import Projection
+from .record import recorded_structure
+
+
+@dataclass
+class Runs:
+    """How the components of a group are parts of others, as dimensions are of heads.
+
+    Args:
+        left (`list[int]`): Components that are left in each of these.
+        dense (`int`): Components that each of these has in the dense model.
+        shared (`int`, *optional*, defaults to 1): Heads that read the same ones, with grouped-query attention.
+    """
+
+    left: list[int]
+    dense: int
+    shared: int = 1
+
+    @property
+    def by_reader(self) -> list[int]:
+        """Components that are left in each of the heads that read them."""
+        return [count for count in self.left for _ in range(self.shared)]
 
 
 @dataclass
@@ -36,6 +57,9 @@ class Group:
         core (`nn.Module`, *optional*): The module that works on the components between writers and readers, such as
             the attention or the activation.
         names (`Any`, *optional*): The architecture's names for this kind.
+        runs (`Runs`, *optional*): For kinds whose components are parts of others, such as dimensions of heads, how
+            these hold them.
+        head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
     """
 
     kind: "Kind"
@@ -47,6 +71,8 @@ class Group:
     original: int
     core: nn.Module | None = None
     names: Any = None
+    runs: Runs | None = None
+    head_size: int = 0
 
     @property
     def num_components(self) -> int:
@@ -119,6 +145,9 @@ class Kind:
             (`config.pruned_NAME` then records which are gone), or are numbered anew after each removal.
         implant (`Callable`, *optional*): Takes a group and a rank, makes the last components of the group linear, so
             that they form a low-rank map of that rank. `None` where implants cannot replace removed components.
+        instead_of (`str`, *optional*): The kind that this one is another view of. Of the two, a model's groups are
+            those of the other one, until it has lost components of this one or is asked for them.
+        names_of (`str`, *optional*): The kind whose names in the architecture's entry it uses; by default its own.
         idle (`Callable`, *optional*): Takes a group without components, returns the parameters that its layer no
             longer uses. By default these are the parameters without elements.
     """
@@ -133,6 +162,8 @@ class Kind:
     step: int = 1
     keeps_numbers: bool = False
     implant: Callable[[Group, int], None] | None = None
+    instead_of: str | None = None
+    names_of: str | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
 
 
@@ -232,10 +263,23 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     """
     model = eager_model(model)
     architecture = get_architecture(model)
-    wanted = KINDS if kinds is None else set(kinds)
-    found = [kind for kind in KINDS.values() if kind.name in architecture.names and kind.name in wanted]
     _validate_is_eager(model, architecture)
+    wanted = kinds_in_use(model) if kinds is None else set(kinds)
+    found = [kind for name, kind in KINDS.items() if name in wanted and (kind.names_of or name) in architecture.names]
     return [group for kind in found for group in kind.find(model, architecture)]
+
+
+def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]:
+    """The kinds that a model's groups are of: those that are no other view of a kind, but for what it has lost.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        named (`Iterable[str]`, *optional*): Kinds that are asked for.
+    """
+    recorded = (recorded_structure(model.config) or {}).keys()
+    views = [kind for kind in KINDS.values() if kind.instead_of and kind.name in {*recorded, *named}]
+    replaced = {kind.instead_of for kind in views}
+    return [name for name, kind in KINDS.items() if kind in views or not kind.instead_of and name not in replaced]
 
 
 def by_kind(groups: Iterable[Group]) -> dict[Kind, list[Group]]:

@@ -34,7 +34,9 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
         (reader,) = find_projections(model.base_model, path, (names.output,))
         followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
-        count = writers[1].out_features // head_size
+        # Of heads that have lost dimensions, the runs are known.
+        runs = next((writer.runs for writer in (writers[1], writers[2]) if writer.runs is not None), None)
+        count = writers[1].out_features // head_size if runs is None else len(runs)
         kept: list[int] = list(range(total))
         if count != total:
             kept = [head for head in kept if head not in recorded.get(str(layer), ())]
@@ -45,7 +47,8 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
                 "layer was swapped, moved or dropped after pruning, do that before pruning."
             )
         attention = model.base_model.get_submodule(path + names.attention)
-        groups.append(Group(HEADS, layer, writers, followers, [reader], kept, total, attention, names))
+        modules = (writers, followers, [reader])
+        groups.append(Group(HEADS, layer, *modules, kept, total, attention, names, head_size=head_size))
     return groups
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .spreading import given_features, read_features, runs_of_outputs
+
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,9 +42,15 @@ class Projection:
         return self.module.bias is not None
 
     @property
+    def part_sizes(self) -> list[int]:
+        """Outputs of each part of the module: equal ones, unless dimensions of heads were cut."""
+        outputs = self.module_matrix(self.module.weight).shape[0]
+        return vars(self.module).get("part_sizes") or [outputs // self.parts] * self.parts
+
+    @property
     def out_features(self) -> int:
         """Number of outputs of this part."""
-        return self.module_matrix(self.module.weight).shape[0] // self.parts
+        return self.part_sizes[self.part]
 
     @property
     def in_features(self) -> int:
@@ -70,19 +78,34 @@ class Projection:
 
     def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """This part of a tensor whose last dimension is the module's outputs."""
-        return tensor.narrow(-1, self.part * self.out_features, self.out_features)
+        return tensor.narrow(-1, sum(self.part_sizes[: self.part]), self.out_features)
+
+    def read(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the columns of [`matrix`] read of the module's inputs, shape `(..., inputs)`."""
+        return read_features(self.module, inputs)
 
     def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
         """What the module read, shape `(examples, tokens, inputs)`."""
+        inputs = self.read(inputs)
         return inputs.reshape(examples, -1, inputs.shape[-1])
 
     def cotangents(self, gradients: torch.Tensor, examples: int) -> torch.Tensor:
         """Gradients of the module's outputs, shape `(examples, tokens, outputs of the module)`."""
+        gradients = given_features(self.module, gradients)
         return gradients.reshape(examples, -1, gradients.shape[-1])
 
     def stored_shape(self, outputs: int, inputs: int) -> list[int]:
         """Shape of the weight of a module with so many outputs and inputs."""
         return [outputs, inputs]
+
+    @property
+    def runs(self) -> list[int] | None:
+        """Outputs that this part has left of every head, if it has lost any."""
+        return runs_of_outputs(self.module, self.part)
+
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """Where features that are counted component by component lie in the part, or in the inputs."""
+        return index
 
     def keep(self, index: torch.Tensor, *, outputs: bool) -> None:
         """Keeps some outputs, or inputs, of the whole module, whose parameters are replaced.
@@ -119,6 +142,55 @@ class Projection:
 
     def _note_sizes(self) -> None:
         self.module.out_features, self.module.in_features = self.module.weight.shape
+
+
+@dataclass(frozen=True)
+class GroupedWriter(Projection):
+    """A query projection whose heads share a key/value head: a component has outputs in several of them.
+
+    Args:
+        order (`tuple[int, ...]`, *optional*): The part's outputs, component by component.
+    """
+
+    order: tuple[int, ...] = ()
+
+    def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This part of a tensor whose last dimension is the module's outputs, component by component."""
+        return super().outputs_of(tensor)[..., list(self.order)]
+
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """Where outputs that are counted component by component lie in the part, first one first."""
+        return torch.tensor(self.order)[index].sort().values
+
+
+@dataclass(frozen=True)
+class GroupedReader(Projection):
+    """An output projection whose heads share a value head: a component has inputs in several of them.
+
+    Args:
+        order (`tuple[int, ...]`, *optional*): The inputs, component by component.
+    """
+
+    order: tuple[int, ...] = ()
+
+    def module_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """All parts, shape `(outputs of the module, inputs)`, with inputs component by component."""
+        return super().module_matrix(weight)[:, list(self.order)]
+
+    def read(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the columns of [`matrix`] read of the module's inputs, shape `(..., inputs)`."""
+        return super().read(inputs)[..., list(self.order)]
+
+    def write(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Puts numbers into the weight, and into the bias if there is one."""
+        with torch.no_grad():
+            self.module.weight[:, list(self.order)] = matrix.to(self.module.weight)
+            if bias is not None:
+                self.module.bias.copy_(bias)
+
+    def positions(self, index: torch.Tensor) -> torch.Tensor:
+        """Where inputs that are counted component by component lie in the module, first one first."""
+        return torch.tensor(self.order)[index].sort().values
 
 
 class Conv1DProjection(Projection):

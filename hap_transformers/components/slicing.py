@@ -95,18 +95,21 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
             that keep their numbers need ascending order.
     """
     kept, before = torch.tensor(positions, dtype=torch.long), group.num_components
-    rows: dict[Projection, list[torch.Tensor]] = {}
+    written: dict[nn.Module, list[Projection]] = defaultdict(list)
     for projection in (*group.writers, *group.followers):
-        first = projection.part * projection.out_features
-        run = _runs(kept, projection.out_features // before) + first
-        # The parts of a fused module are sliced at once.
-        whole = next((other for other in rows if other.module is projection.module), projection)
-        rows.setdefault(whole, []).append(run)
-    columns = [(reader, _runs(kept, reader.in_features // before)) for reader in group.readers]
-    for projection, parts in rows.items():
-        projection.keep(torch.cat(parts), outputs=True)
+        written[projection.module].append(projection)
+    rows = [(parts[0], *_rows_left(parts, kept, before)) for parts in written.values()]
+    columns = [(reader, reader.positions(_runs(kept, reader.in_features // before))) for reader in group.readers]
+    for projection, index, sizes in rows:
+        projection.keep(index, outputs=True)
+        if len(set(sizes)) > 1:
+            vars(projection.module)["part_sizes"] = sizes
     for reader, run in columns:
         reader.keep(run, outputs=False)
+    if group.runs is not None:
+        ends = torch.tensor(group.runs.left).cumsum(0)
+        run_of_each = torch.bucketize(kept, ends, right=True)
+        group.runs.left = torch.bincount(run_of_each, minlength=len(ends)).tolist()
     for projection in group.projections:
         vars(projection.module)["was_cut"] = True  # Goes with the module where it is put into another model.
     if group.implant_rank and group.kind.implant is not None:
@@ -120,6 +123,20 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
 def was_cut(module: nn.Module) -> bool:
     """Whether a module has lost components."""
     return "was_cut" in vars(module)
+
+
+def _rows_left(parts: Sequence[Projection], kept: torch.Tensor, before: int) -> tuple[torch.Tensor, list[int]]:
+    """Outputs of a module that stay, over all its parts, and how many of each part; others than `parts` stay whole."""
+    sizes = parts[0].part_sizes
+    by_part = {projection.part: projection for projection in parts}
+    index, left = [], []
+    for part, size in enumerate(sizes):
+        stay = torch.arange(size)
+        if part in by_part:
+            stay = by_part[part].positions(_runs(kept, size // before))
+        index.append(stay + sum(sizes[:part]))
+        left.append(len(stay))
+    return torch.cat(index), left
 
 
 def _runs(kept: torch.Tensor, length: int) -> torch.Tensor:

@@ -7,10 +7,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
 from .groups import KINDS, Group, Kind, by_kind, find_groups
+from .record import METHOD, recorded_structure
 from .slicing import keep_components, validate_sliceable, was_cut
-
-
-METHOD = "hap"
 
 
 def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: Sequence[Group]) -> None:
@@ -117,15 +115,6 @@ def recorded_numbers(config: PretrainedConfig, kind: Kind) -> dict[str, list[int
     """For each layer, the numbers of the components that `config.pruned_NAME` records as gone."""
     recorded = getattr(config, f"pruned_{kind.name}", None) or {}
     return {str(layer): numbers for layer, numbers in recorded.items()}
-
-
-def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:
-    """The structure in a config, or `None` if it records none."""
-    recorded = getattr(config, "quantization_config", None)
-    if recorded is None:
-        return None
-    recorded = dict(recorded) if isinstance(recorded, Mapping) else recorded.to_dict()
-    return recorded if recorded.get("quant_method") == METHOD else None
 
 
 def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
