@@ -106,13 +106,15 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         with safe_open(file, framework="pt") as tensors:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
     stored = sum(math.prod(shape) for shape in shapes.values())
-    for group, count in recorded_counts(model, structure):
-        dense = max(group.num_components, 1)
+    for group, left in recorded_counts(model, structure):
+        dense, count = max(group.num_components, 1), left if isinstance(left, int) else sum(left)
         rows = [
-            (p, p.out_features * p.parts // dense * count, p.in_features) for p in (*group.writers, *group.followers)
+            (p, p.out_features * p.parts // dense * count, p.in_features)
+            for p in (*group.writers, *group.followers)
+            if group.runs is None or p.parts == 1  # The parts of a fused projection lose different dimensions.
         ]
         columns = [(p, p.out_features * p.parts, p.in_features // dense * count) for p in group.readers]
-        if files and max(outputs * inputs for _, outputs, inputs in rows + columns) > stored:
+        if files and max((outputs * inputs for _, outputs, inputs in rows + columns), default=0) > stored:
             raise ValueError(
                 f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, but the weight files "
                 "are too small for them. The config and the weights do not belong together."

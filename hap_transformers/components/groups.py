@@ -20,26 +20,6 @@ from .record import recorded_structure
 
 
 @dataclass
-class Runs:
-    """How the components of a group are parts of others, as dimensions are of heads.
-
-    Args:
-        left (`list[int]`): Components that are left in each of these.
-        dense (`int`): Components that each of these has in the dense model.
-        shared (`int`, *optional*, defaults to 1): Heads that read the same ones, with grouped-query attention.
-    """
-
-    left: list[int]
-    dense: int
-    shared: int = 1
-
-    @property
-    def by_reader(self) -> list[int]:
-        """Components that are left in each of the heads that read them."""
-        return [count for count in self.left for _ in range(self.shared)]
-
-
-@dataclass
 class Group:
     """Components of one layer that can be removed one by one.
 
@@ -60,6 +40,7 @@ class Group:
         runs (`Runs`, *optional*): For kinds whose components are parts of others, such as dimensions of heads, how
             these hold them.
         head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
+        shared (`int`, *optional*, defaults to 1): Of attention heads, how many query heads read each of them.
     """
 
     kind: "Kind"
@@ -71,8 +52,9 @@ class Group:
     original: int
     core: nn.Module | None = None
     names: Any = None
-    runs: Runs | None = None
+    runs: "Runs | None" = None
     head_size: int = 0
+    shared: int = 1
 
     @property
     def num_components(self) -> int:
@@ -122,6 +104,25 @@ class Group:
         return self.weights_per_component() + unscored // max(self.num_components, 1)
 
 
+@dataclass
+class Runs:
+    """How components are parts of others, as dimensions are of heads.
+
+    Args:
+        whole (`Group`): The others.
+        left (`list[int]`): Components that are left in each of them.
+        of_kinds (`Mapping[str, list[int]]`): The same for all kinds that these consist of.
+    """
+
+    whole: Group
+    left: list[int]
+    of_kinds: Mapping[str, list[int]]
+
+    def of_each(self) -> list[int]:
+        """For every component, the place of what it is a part of."""
+        return [place for place, count in enumerate(self.left) for _ in range(count)]
+
+
 def empty_parameters(group: Group) -> set[torch.Tensor]:
     """Parameters of a group's projections without elements."""
     return {p for projection in group.projections for p in projection.parameters if p.numel() == 0}
@@ -145,9 +146,10 @@ class Kind:
             (`config.pruned_NAME` then records which are gone), or are numbered anew after each removal.
         implant (`Callable`, *optional*): Takes a group and a rank, makes the last components of the group linear, so
             that they form a low-rank map of that rank. `None` where implants cannot replace removed components.
-        instead_of (`str`, *optional*): The kind that this one is another view of. Of the two, a model's groups are
-            those of the other one, until it has lost components of this one or is asked for them.
-        names_of (`str`, *optional*): The kind whose names in the architecture's entry it uses; by default its own.
+        instead_of (`str`, *optional*): The kind that this one is a finer view of. A model's groups are of that kind,
+            until it has lost components of a finer view or is asked for them. It uses that kind's names.
+        needs (`str`, *optional*): For components that are parts of others: the kind without which those of the same
+            part are of no use, as query/key dimensions are without value dimensions of their head.
         idle (`Callable`, *optional*): Takes a group without components, returns the parameters that its layer no
             longer uses. By default these are the parameters without elements.
     """
@@ -163,7 +165,7 @@ class Kind:
     keeps_numbers: bool = False
     implant: Callable[[Group, int], None] | None = None
     instead_of: str | None = None
-    names_of: str | None = None
+    needs: str | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
 
 
@@ -265,7 +267,7 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     architecture = get_architecture(model)
     _validate_is_eager(model, architecture)
     wanted = kinds_in_use(model) if kinds is None else set(kinds)
-    found = [kind for name, kind in KINDS.items() if name in wanted and (kind.names_of or name) in architecture.names]
+    found = [kind for name, kind in KINDS.items() if name in wanted and (kind.instead_of or name) in architecture.names]
     return [group for kind in found for group in kind.find(model, architecture)]
 
 
@@ -276,10 +278,9 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
         model (`PreTrainedModel`): The model.
         named (`Iterable[str]`, *optional*): Kinds that are asked for.
     """
-    recorded = (recorded_structure(model.config) or {}).keys()
-    views = [kind for kind in KINDS.values() if kind.instead_of and kind.name in {*recorded, *named}]
-    replaced = {kind.instead_of for kind in views}
-    return [name for name, kind in KINDS.items() if kind in views or not kind.instead_of and name not in replaced]
+    used = {*(recorded_structure(model.config) or {}), *named}
+    replaced = {kind.instead_of for kind in KINDS.values() if kind.name in used} - {None}
+    return [name for name, kind in KINDS.items() if (kind.instead_of in replaced if kind.instead_of else name not in replaced)]
 
 
 def by_kind(groups: Iterable[Group]) -> dict[Kind, list[Group]]:

@@ -3,19 +3,21 @@
 A head's value projection and its part of the output projection only ever appear as a product, and so do its query and
 key projections. Each product keeps fewer dimensions than the head has: of value dimensions a row of the value
 projection and a column of the output projection, of query/key dimensions a row of either projection. Attention itself
-works with whole heads: projections give zeros in the places of dimensions that are gone ([`spread_outputs`]).
+works with whole heads: projections give zeros in the places of dimensions that are gone ([`spread_outputs`]). A head
+without value dimensions is gone.
 
 With grouped-query attention, a dimension belongs to a key/value head and to all its query heads.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture
 from .groups import Group, Kind, Runs, register_kind
-from .heads import find as find_heads
-from .heads import fit as fit_heads
+from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
 from .projections import GroupedReader, GroupedWriter, Projection
 from .spreading import gather_inputs, spread_outputs
@@ -23,48 +25,48 @@ from .spreading import gather_inputs, spread_outputs
 
 def find_value_dims(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     """Lists the value dimensions of a model's heads, first layer first."""
-    return [_value_dims(heads) for heads in find_heads(model, architecture)]
+    groups = []
+    for runs in _runs(model, architecture, VALUE_DIMS):
+        heads = runs.whole
+        reader = heads.reader
+        if heads.shared > 1:
+            reader = GroupedReader(**vars(reader), order=_by_component(runs))
+        groups.append(_group(VALUE_DIMS, [heads.writers[2]], [], [reader], runs))
+    return groups
 
 
 def find_query_key_dims(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     """Lists the query/key dimensions of a model's heads, first layer first."""
-    return [_query_key_dims(heads) for heads in find_heads(model, architecture)]
+    groups = []
+    for runs in _runs(model, architecture, QUERY_KEY_DIMS):
+        heads = runs.whole
+        query, key, _ = heads.writers
+        if heads.shared > 1:
+            query = GroupedWriter(**vars(query), order=_by_component(runs))
+        groups.append(_group(QUERY_KEY_DIMS, [query, key], heads.followers, [], runs))
+    return groups
 
 
-def _value_dims(heads: Group) -> Group:
-    value, dim = heads.writers[2], heads.head_size
-    left = _left(value, heads.num_components)
-    shared = heads.reader.in_features // max(value.out_features, 1)
-    runs = Runs(left, dim, max(shared, 1))
-    reader = heads.reader if shared < 2 else GroupedReader(**vars(heads.reader), order=_by_component(runs))
-    return _group(VALUE_DIMS, heads, [value], [], [reader], runs)
-
-
-def _query_key_dims(heads: Group) -> Group:
-    query, key = heads.writers[:2]
-    left = _left(key, heads.num_components)
-    shared = query.out_features // max(key.out_features, 1)
-    runs = Runs(left, heads.head_size, max(shared, 1))
-    if shared > 1:
-        query = GroupedWriter(**vars(query), order=_by_component(runs))
-    return _group(QUERY_KEY_DIMS, heads, [query, key], heads.followers, [], runs)
+def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> list[Runs]:
+    """The dimensions of a kind that every head of every layer has left; heads that are gone have none."""
+    found, gone = [], heads_gone(model.config)
+    for heads in find_whole(model, architecture):
+        assert heads.core is not None
+        left = dims_left(heads.core)
+        if left is None:
+            lacks = heads.reader.in_features < heads.original * heads.shared * heads.head_size
+            missing = gone.get(heads.layer, ()) if lacks else ()
+            whole = [0 if head in missing else heads.head_size for head in heads.kept]
+            left = {VALUE_DIMS.name: whole, QUERY_KEY_DIMS.name: whole}
+        found.append(Runs(heads, list(left[kind.name]), left))
+    return found
 
 
 def _group(
-    kind: Kind,
-    heads: Group,
-    writers: list[Projection],
-    followers: list[Projection],
-    readers: list[Projection],
-    runs: Runs,
+    kind: Kind, writers: list[Projection], followers: list[Projection], readers: list[Projection], runs: Runs
 ) -> Group:
-    count = sum(runs.left)
+    count, heads = sum(runs.left), runs.whole
     return Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
-
-
-def _left(projection: Projection, heads: int) -> list[int]:
-    """Dimensions of every head that a projection has."""
-    return projection.runs or heads * [projection.out_features // max(heads, 1)]
 
 
 def _by_component(runs: Runs) -> tuple[int, ...]:
@@ -72,34 +74,40 @@ def _by_component(runs: Runs) -> tuple[int, ...]:
     order: list[int] = []
     for size in runs.left:
         first = len(order)
-        order += [first + head * size + dim for dim in range(size) for head in range(runs.shared)]
+        order += [first + head * size + dim for dim in range(size) for head in range(runs.whole.shared)]
     return tuple(order)
 
 
-def fit_value_dims(group: Group) -> None:
-    """Makes attention work with the value dimensions that are left; without any, it computes nothing."""
-    runs = group.runs
-    assert runs is not None
-    _spread(group.writers, runs.left, runs.dense)
-    gather_inputs(group.reader.module, runs.by_reader, runs.dense)
-    if not group.num_components:
-        fit_heads(group)
+def fit(group: Group) -> None:
+    """Makes attention work with the dimensions that are left of every head.
+
+    Without query/key dimensions a head weighs all tokens alike. Without value dimensions it is gone.
+    """
+    attention, runs = group.core, group.runs
+    assert attention is not None and runs is not None
+    heads = runs.whole
+    dims = {**runs.of_kinds, **(dims_left(attention) or {}), group.kind.name: list(runs.left)}
+    vars(attention)["dims_left"] = dims
+    alive = [place for place, left in enumerate(dims[VALUE_DIMS.name]) if left]
+    width = len(alive) * heads.shared * heads.head_size
+    fit_to_heads(attention, heads.names, alive, heads.reader, width)
+    if not alive:
+        return
+    value, query_key = ([dims[kind.name][place] for place in alive] for kind in (VALUE_DIMS, QUERY_KEY_DIMS))
+    given: dict[nn.Module, list[int]] = defaultdict(list)
+    sizes = [_by_query(query_key, heads), query_key, value]
+    for projection, left in zip(heads.writers, sizes, strict=True):
+        given[projection.module] += left
+    for projection in heads.followers:
+        given[projection.module] = query_key
+    for module, left in given.items():
+        spread_outputs(module, left, heads.head_size)
+    gather_inputs(heads.reader.module, _by_query(value, heads), heads.head_size)
 
 
-def fit_query_key_dims(group: Group) -> None:
-    """Makes attention work with the query/key dimensions that are left; without any, it weighs all tokens alike."""
-    runs = group.runs
-    assert runs is not None
-    query, *others = group.projections
-    _spread([query], runs.by_reader, runs.dense)
-    _spread(others, runs.left, runs.dense)
-
-
-def _spread(projections: Sequence[Projection], left: Sequence[int], dim: int) -> None:
-    for projection in projections:
-        parts, _ = vars(projection.module).get("spread_outputs", (projection.parts * [None], dim))
-        sizes = [left if part == projection.part else known for part, known in enumerate(parts)]
-        spread_outputs(projection.module, sizes, dim)
+def _by_query(left: Sequence[int], heads: Group) -> list[int]:
+    """Dimensions of every query head, given those of the key/value heads."""
+    return [count for count in left for _ in range(heads.shared)]
 
 
 VALUE_DIMS = Kind(
@@ -107,12 +115,11 @@ VALUE_DIMS = Kind(
     singular="value dimension",
     label="value dimensions",
     find=find_value_dims,
-    fit=fit_value_dims,
+    fit=fit,
     floor=1,
     floor_is_share=False,
     step=8,
-    instead_of="heads",
-    names_of="heads",
+    instead_of=HEADS.name,
     idle=idle_heads,
 )
 QUERY_KEY_DIMS = Kind(
@@ -120,12 +127,12 @@ QUERY_KEY_DIMS = Kind(
     singular="query/key dimension",
     label="query/key dimensions",
     find=find_query_key_dims,
-    fit=fit_query_key_dims,
+    fit=fit,
     floor=1,
     floor_is_share=False,
     step=8,
-    instead_of="heads",
-    names_of="heads",
+    instead_of=HEADS.name,
+    needs=VALUE_DIMS.name,
 )
 register_kind(VALUE_DIMS)
 register_kind(QUERY_KEY_DIMS)

@@ -3,16 +3,17 @@
 With grouped-query attention a component is a key/value head with all its query heads.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
 from .architectures import Architecture, HeadNames
 from .groups import Group, Kind, empty_parameters, layer_paths, register_kind
-from .projections import find_projections
+from .projections import Projection, find_projections
 from .releases import TRANSFORMERS_4
 from .subclasses import argument_names, cached, dense_class, empty_inputs, subclass, take_class
 
@@ -26,46 +27,73 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     Raises:
         ValueError: If the weights and `config.pruned_heads` contradict each other.
     """
+    groups = find_whole(model, architecture)
+    recorded = heads_gone(model.config)
+    for group in groups:
+        count = group.writers[1].out_features // group.head_size
+        if count != group.original:
+            group.kept = [head for head in group.kept if head not in recorded.get(group.layer, ())]
+        if count != len(group.kept):
+            raise ValueError(
+                f"Layer {group.layer} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "
+                f"{len(group.kept)}. If config.pruned_heads was edited by hand, reload the model from its checkpoint. "
+                "If a layer was swapped, moved or dropped after pruning, do that before pruning."
+            )
+    return groups
+
+
+def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
+    """Lists a model's self-attention blocks as if they had all heads of the dense model."""
     names, config, groups = architecture.names[NAME], model.config, []
     total = getattr(config, names.config_heads)
     head_size = getattr(config, names.config_head_size, None) or config.hidden_size // config.num_attention_heads
-    recorded = {str(layer): heads for layer, heads in (getattr(config, "pruned_heads", None) or {}).items()}
     for layer, path in enumerate(layer_paths(model, architecture)):
         writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
         (reader,) = find_projections(model.base_model, path, (names.output,))
         followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
-        # Of heads that have lost dimensions, the runs are known.
-        runs = next((writer.runs for writer in (writers[1], writers[2]) if writer.runs is not None), None)
-        count = writers[1].out_features // head_size if runs is None else len(runs)
-        kept: list[int] = list(range(total))
-        if count != total:
-            kept = [head for head in kept if head not in recorded.get(str(layer), ())]
-        if count != len(kept):
-            raise ValueError(
-                f"Layer {layer} of {type(model).__name__} has {count} heads, but config.pruned_heads leaves it "
-                f"{len(kept)}. If config.pruned_heads was edited by hand, reload the model from its checkpoint. If a "
-                "layer was swapped, moved or dropped after pruning, do that before pruning."
-            )
         attention = model.base_model.get_submodule(path + names.attention)
-        modules = (writers, followers, [reader])
-        groups.append(Group(HEADS, layer, *modules, kept, total, attention, names, head_size=head_size))
+        own = (writers, followers, [reader], list(range(total)), total, attention, names)
+        groups.append(Group(HEADS, layer, *own, head_size=head_size, shared=config.num_attention_heads // total))
     return groups
+
+
+def heads_gone(config: PretrainedConfig) -> dict[int, list[int]]:
+    """For each layer, the numbers of the heads that `config.pruned_heads` records as gone."""
+    return {int(layer): heads for layer, heads in (getattr(config, "pruned_heads", None) or {}).items()}
+
+
+def dims_left(attention: nn.Module) -> dict[str, list[int]] | None:
+    """Dimensions that are left of every head, by kind, if an attention module has lost any."""
+    return vars(attention).get("dims_left")
 
 
 def fit(group: Group) -> None:
     """Makes an attention module work with the heads that its projections hold."""
     attention, names = group.core, group.names
     assert attention is not None
-    sizes = {names.num_heads: group.num_components, names.width: group.reader.in_features}
+    fit_to_heads(attention, names, group.kept, group.reader)
+
+
+def fit_to_heads(attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, width: int = 0) -> None:
+    """Makes an attention module work with some heads.
+
+    Args:
+        attention (`nn.Module`): The module.
+        names (`HeadNames`): Its names.
+        kept (`Sequence[int]`): Numbers of the heads.
+        reader (`Projection`): The output projection.
+        width (`int`, *optional*): Features of all heads; by default what the output projection reads.
+    """
+    sizes = {names.num_heads: len(kept), names.width: width or reader.in_features}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
     dense = dense_class(attention)
-    if group.num_components == 0:
+    if not kept:
         output, norm = _inside(names, names.output), _inside(names, names.attention_norm)
         take_class(attention, _headless(dense, output, norm, names.position_bias))
-        empty_inputs(group.reader.module)
+        empty_inputs(reader.module)
     elif names.position_bias:
-        vars(attention)["kept_heads"] = group.kept
+        vars(attention)["kept_heads"] = list(kept)
         take_class(attention, _choosing_bias(dense, names.position_bias))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .spreading import given_features, read_features, runs_of_outputs
+from .spreading import given_features, read_features
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -97,11 +97,6 @@ class Projection:
     def stored_shape(self, outputs: int, inputs: int) -> list[int]:
         """Shape of the weight of a module with so many outputs and inputs."""
         return [outputs, inputs]
-
-    @property
-    def runs(self) -> list[int] | None:
-        """Outputs that this part has left of every head, if it has lost any."""
-        return runs_of_outputs(self.module, self.part)
 
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """Where features that are counted component by component lie in the part, or in the inputs."""

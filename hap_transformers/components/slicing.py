@@ -107,9 +107,8 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
     for reader, run in columns:
         reader.keep(run, outputs=False)
     if group.runs is not None:
-        ends = torch.tensor(group.runs.left).cumsum(0)
-        run_of_each = torch.bucketize(kept, ends, right=True)
-        group.runs.left = torch.bincount(run_of_each, minlength=len(ends)).tolist()
+        parts = torch.tensor(group.runs.of_each(), dtype=torch.long)[kept]
+        group.runs.left = torch.bincount(parts, minlength=len(group.runs.left)).tolist()
     for projection in group.projections:
         vars(projection.module)["was_cut"] = True  # Goes with the module where it is put into another model.
     if group.implant_rank and group.kind.implant is not None:

@@ -1,12 +1,13 @@
 """The structure of a pruned model as its config records it, and a dense model cut down to a record."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
-from .groups import KINDS, Group, Kind, by_kind, find_groups
+from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use
 from .record import METHOD, recorded_structure
 from .slicing import keep_components, validate_sliceable, was_cut
 
@@ -25,12 +26,15 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
         changed (`Sequence[Group]`): Those that have just lost components.
     """
     recorded = recorded_structure(model.config) or {}
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     for kind, members in by_kind(groups).items():
         if kind.keeps_numbers:
             fewer = [group for group in members if group.num_components < group.original]
             setattr(model.config, f"pruned_{kind.name}", {group.layer: numbers_gone(group) for group in fewer})
             counts[kind.name] = {str(group.layer): group.num_components for group in fewer}
+        elif kind.instead_of:
+            counts[kind.name] = {str(group.layer): _left(group) for group in members}
+            setattr(model.config, f"pruned_{kind.instead_of}", {})  # Those that were gone before have nothing left.
         else:
             fewer = [group for group in changed if group.kind == kind]
             now = {str(group.layer): group.num_components for group in fewer}
@@ -54,7 +58,7 @@ def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
             fits = set(gone) == set(numbers_gone(group))
         else:
             counts = recorded.get(group.kind.name) or {}
-            fits = counts.get(str(group.layer), group.num_components) == group.num_components
+            fits = counts.get(str(group.layer), _left(group)) == _left(group)
         if not fits:
             raise ValueError(
                 f"The config of this {type(model).__name__} records a different pruning of layer {group.layer} than "
@@ -106,6 +110,11 @@ def validate_savable(model: PreTrainedModel) -> None:
             )
 
 
+def _left(group: Group) -> "Left":
+    """What is recorded of a group as it is."""
+    return group.num_components if group.runs is None else list(group.runs.left)
+
+
 def numbers_gone(group: Group) -> list[int]:
     """Numbers of the components that a group has lost."""
     return sorted(set(range(group.original)) - set(group.kept))
@@ -117,8 +126,12 @@ def recorded_numbers(config: PretrainedConfig, kind: Kind) -> dict[str, list[int
     return {str(layer): numbers for layer, numbers in recorded.items()}
 
 
-def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
-    """Pairs every group of a model with the number of components it shall have.
+# What is recorded of a group: its number of components, or that of each part.
+Left = int | list[int]
+
+
+def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Group, Left]]:
+    """Pairs every group of a model with the number of components that it, or each of its parts, shall have.
 
     Args:
         model (`PreTrainedModel`): The model as built from its config, dense or rebuilt already.
@@ -134,7 +147,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
             "does not know. Upgrade the package, or register the kinds it names."
         )
-    found = by_kind(find_groups(model))
+    found = by_kind(find_groups(model, kinds_in_use(model, structure)))
     for kind, groups in found.items():
         if kind.keeps_numbers:
             _validate_numbers(model, kind, groups)
@@ -150,10 +163,10 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
         ValueError: As [`recorded_counts`] does, before anything is changed.
     """
     counts = recorded_counts(model, structure)
-    fewer = [(group, count) for group, count in counts if count < group.num_components]
+    fewer = [(group, left) for group, left in counts if left != _left(group)]
     validate_sliceable(model, [group for group, _ in fewer])
-    for group, count in fewer:
-        keep_components(group, _positions_left(model, group) if group.kind.keeps_numbers else range(count))
+    for group, left in fewer:
+        keep_components(group, _positions_left(model, group, left))
     for group, rank in _recorded_implants([group for group, _ in counts], structure):
         assert group.kind.implant is not None  # Only such groups are paired with a rank.
         group.kind.implant(group, rank)
@@ -161,29 +174,44 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
 
 def _counts_of_kind(
     model: PreTrainedModel, structure: Mapping[str, Any], kind: Kind, groups: Sequence[Group]
-) -> list[tuple[Group, int]]:
+) -> list[tuple[Group, Left]]:
     recorded = structure.get(kind.name) or {}
     if not isinstance(recorded, Mapping) or recorded.keys() - {str(group.layer) for group in groups}:
         raise ValueError(
             f"The checkpoint's config gives numbers of {kind.name} by layer as {recorded!r:.200}; "
             f"{type(model).__name__} has layers 0 to {len(groups) - 1}."
         )
-    counts = []
-    for group in groups:
-        count = recorded.get(str(group.layer), group.num_components)
-        if type(count) is not int or not 0 <= count <= group.num_components:
-            raise ValueError(
-                f"The checkpoint's config gives layer {group.layer} {count!r:.200} {kind.name}; expected a whole "
-                f"number from 0 to {group.num_components}."
-            )
-        left = len(_positions_left(model, group)) if kind.keeps_numbers else count
-        if left != count:
-            raise ValueError(
-                f"The checkpoint's config gives layer {group.layer} {count} {kind.name}, but its pruned_{kind.name} "
-                f"leaves it {left} of {group.original}."
-            )
-        counts.append((group, count))
+    counts = [(group, recorded.get(str(group.layer), _left(group))) for group in groups]
+    for group, left in counts:
+        if group.runs is None:
+            _validate_count(model, group, left)
+        else:
+            _validate_counts_of_parts(group, left)
     return counts
+
+
+def _validate_count(model: PreTrainedModel, group: Group, count: Any) -> None:
+    if type(count) is not int or not 0 <= count <= group.num_components:
+        raise ValueError(
+            f"The checkpoint's config gives layer {group.layer} {count!r:.200} {group.kind.name}; expected a whole "
+            f"number from 0 to {group.num_components}."
+        )
+    if group.kind.keeps_numbers and (left := len(_positions_left(model, group, count))) != count:
+        raise ValueError(
+            f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, but its "
+            f"pruned_{group.kind.name} leaves it {left} of {group.original}."
+        )
+
+
+def _validate_counts_of_parts(group: Group, counts: Any) -> None:
+    assert group.runs is not None
+    present = group.runs.left
+    fits = isinstance(counts, list) and len(counts) == len(present) and all(type(count) is int for count in counts)
+    if not fits or any(not 0 <= count <= most for count, most in zip(counts, present, strict=True)):
+        raise ValueError(
+            f"The checkpoint's config gives layer {group.layer} {counts!r:.200} {group.kind.name}; expected a list of "
+            f"{len(present)} whole numbers, one for each of its {group.kind.instead_of}, up to {max(present)}."
+        )
 
 
 def _recorded_implants(groups: Sequence[Group], structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
@@ -215,7 +243,13 @@ def _validate_numbers(model: PreTrainedModel, kind: Kind, groups: Sequence[Group
             )
 
 
-def _positions_left(model: PreTrainedModel, group: Group) -> list[int]:
-    """Positions in a dense group of the components that `config.pruned_NAME` leaves."""
-    gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
-    return [position for position, number in enumerate(group.kept) if number not in gone]
+def _positions_left(model: PreTrainedModel, group: Group, left: Left) -> Sequence[int]:
+    """Positions in a dense group of the components that the config leaves."""
+    if group.kind.keeps_numbers:
+        gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
+        return [position for position, number in enumerate(group.kept) if number not in gone]
+    if isinstance(left, int):
+        return range(left)
+    assert group.runs is not None  # Only such groups have numbers of parts.
+    starts = accumulate([0, *group.runs.left])
+    return [start + i for start, count in zip(starts, left, strict=False) for i in range(count)]
