@@ -63,7 +63,6 @@ class HapStructureLoader(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         self.remove_quantization_config(model)
-        freeze_idle_parameters(find_groups(model))  # Transformers makes all loaded parameters require gradients.
         for part in model.modules():
             if isinstance(part, PreTrainedModel):  # Marks that Transformers sets on quantized models.
                 vars(part.config).pop("_is_quantized", None)
@@ -72,6 +71,7 @@ class HapStructureLoader(HfQuantizer):
             if (recorded := getattr(model.config, name, None)) is not None:
                 setattr(model.config, name, {int(layer): numbers for layer, numbers in recorded.items()})
         model.config.quantization_config = self.quantization_config.to_dict()
+        freeze_idle_parameters(find_groups(model))  # Transformers makes all loaded parameters require gradients.
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:

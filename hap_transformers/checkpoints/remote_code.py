@@ -10,7 +10,7 @@ from transformers.models.auto import modeling_auto
 from .. import components
 from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS
-from ..components.structure import recorded_structure
+from ..components.record import recorded_structure
 from ..files import write_text
 from ..sentence_encoders import transformer_folder
 
@@ -19,14 +19,17 @@ from ..sentence_encoders import transformer_folder
 MODULES = {
     "releases": "TRANSFORMERS_4",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
+    "subclasses": "take_class",
+    "spreading": "spread_outputs",
     "projections": "Projection",
+    "record": "recorded_structure",
     "groups": "find_groups, freeze_idle_parameters",
     "sharded": "is_sharded",
-    "subclasses": "take_class",
     "heads": "HEADS",
+    "head_dims": "VALUE_DIMS",
     "neurons": "NEURONS",
     "slicing": "keep_components",
-    "structure": "rebuild_structure, recorded_structure",
+    "structure": "rebuild_structure",
 }
 COMPONENTS = Path(components.__file__).parent
 SHIPPED = dict(ARCHITECTURES)

@@ -31,11 +31,15 @@ class HeadNames:
         key (`str`): The key projection.
         value (`str`): The value projection.
         output (`str`): The projection that reads the heads' concatenated contexts.
-        position_inputs (`tuple[str, ...]`, *optional*): Projections of relative positions. Their rows go with the
-            heads, but are not scored. Paths that the layer does not have are skipped.
+        position_inputs (`tuple[str, ...]`, *optional*): Projections of relative positions: that which gives keys, and
+            that which gives queries. Their rows go with the heads, but are not scored. Paths that the layer does not
+            have are skipped.
         position_bias (`str`, *optional*): For attention modules that take an argument `position_bias` with a row for
             each head of the dense model: `"given"` if it always comes from outside, `"computed"` if the first layer
             computes it by `compute_bias` and all layers return it after their output.
+        bilinear (`bool`, *optional*, defaults to `True`): Whether the attention logits depend on queries and keys by
+            their products alone, so that both may change their basis. They do not with rotary embeddings, or with
+            norms of queries and keys.
         attention_norm (`str`, *optional*): The LayerNorm that the attention module itself applies to the sum of its
             input and output.
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
@@ -54,6 +58,7 @@ class HeadNames:
     output: str
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
+    bilinear: bool = True
     attention_norm: str | None = None
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
@@ -129,6 +134,7 @@ LLAMA = Architecture(
             SELF_ATTENTION,
             output="self_attn.o_proj",
             num_heads="num_attention_heads",
+            bilinear=False,
             config_heads="num_key_value_heads",
         ),
         "neurons": NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn"),
@@ -222,6 +228,7 @@ MODERNBERT = Architecture(
             value="attn.Wqkv",
             output="attn.Wo",
             num_heads="num_heads",
+            bilinear=False,
         ),
         "neurons": NeuronNames(("mlp.Wi", "mlp.Wi"), "mlp.Wo", "mlp.act"),
     },

@@ -6,12 +6,14 @@ projection and a column of the output projection, of query/key dimensions a row 
 works with whole heads: projections give zeros in the places of dimensions that are gone ([`spread_outputs`]). A head
 without value dimensions is gone.
 
-With grouped-query attention, a dimension belongs to a key/value head and to all its query heads.
+With grouped-query attention, a dimension belongs to a key/value head and to all its query heads. Where rotary
+embeddings or norms act on queries and keys, the query/key dimensions of a head go together.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,7 +32,7 @@ def find_value_dims(model: PreTrainedModel, architecture: Architecture) -> list[
         heads = runs.whole
         reader = heads.reader
         if heads.shared > 1:
-            reader = GroupedReader(**vars(reader), order=_by_component(runs))
+            reader = GroupedReader(**vars(reader), order=_by_component(VALUE_DIMS, runs))
         groups.append(_group(VALUE_DIMS, [heads.writers[2]], [], [reader], runs))
     return groups
 
@@ -42,13 +44,13 @@ def find_query_key_dims(model: PreTrainedModel, architecture: Architecture) -> l
         heads = runs.whole
         query, key, _ = heads.writers
         if heads.shared > 1:
-            query = GroupedWriter(**vars(query), order=_by_component(runs))
+            query = GroupedWriter(**vars(query), order=_by_component(QUERY_KEY_DIMS, runs))
         groups.append(_group(QUERY_KEY_DIMS, [query, key], heads.followers, [], runs))
     return groups
 
 
 def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> list[Runs]:
-    """The dimensions of a kind that every head of every layer has left; heads that are gone have none."""
+    """The components of a kind that every head of every layer has left; heads that are gone have none."""
     found, gone = [], heads_gone(model.config)
     for heads in find_whole(model, architecture):
         assert heads.core is not None
@@ -56,10 +58,17 @@ def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> lis
         if left is None:
             lacks = heads.reader.in_features < heads.original * heads.shared * heads.head_size
             missing = gone.get(heads.layer, ()) if lacks else ()
-            whole = [0 if head in missing else heads.head_size for head in heads.kept]
-            left = {VALUE_DIMS.name: whole, QUERY_KEY_DIMS.name: whole}
+            left = {
+                name: [0 if head in missing else heads.head_size // _unit(name, heads) for head in heads.kept]
+                for name in (VALUE_DIMS.name, QUERY_KEY_DIMS.name)
+            }
         found.append(Runs(heads, list(left[kind.name]), left))
     return found
+
+
+def _unit(kind: str, heads: Group) -> int:
+    """Dimensions that go together."""
+    return heads.head_size if kind == QUERY_KEY_DIMS.name and not heads.names.bilinear else 1
 
 
 def _group(
@@ -69,12 +78,13 @@ def _group(
     return Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
 
 
-def _by_component(runs: Runs) -> tuple[int, ...]:
-    """Features of the heads that share a key/value head, dimension by dimension instead of head by head."""
+def _by_component(kind: Kind, runs: Runs) -> tuple[int, ...]:
+    """Features of the heads that share a key/value head, component by component instead of head by head."""
+    shared, unit = runs.whole.shared, _unit(kind.name, runs.whole)
     order: list[int] = []
-    for size in runs.left:
-        first = len(order)
-        order += [first + head * size + dim for dim in range(size) for head in range(runs.whole.shared)]
+    for count in runs.left:
+        run = torch.arange(count * shared * unit, device="cpu").view(shared, count, unit) + len(order)
+        order += run.transpose(0, 1).flatten().tolist()
     return tuple(order)
 
 
@@ -93,7 +103,9 @@ def fit(group: Group) -> None:
     fit_to_heads(attention, heads.names, alive, heads.reader, width)
     if not alive:
         return
-    value, query_key = ([dims[kind.name][place] for place in alive] for kind in (VALUE_DIMS, QUERY_KEY_DIMS))
+    value, query_key = (
+        [dims[kind.name][place] * _unit(kind.name, heads) for place in alive] for kind in (VALUE_DIMS, QUERY_KEY_DIMS)
+    )
     given: dict[nn.Module, list[int]] = defaultdict(list)
     sizes = [_by_query(query_key, heads), query_key, value]
     for projection, left in zip(heads.writers, sizes, strict=True):
@@ -134,5 +146,5 @@ QUERY_KEY_DIMS = Kind(
     instead_of=HEADS.name,
     needs=VALUE_DIMS.name,
 )
-register_kind(VALUE_DIMS)
 register_kind(QUERY_KEY_DIMS)
+register_kind(VALUE_DIMS)

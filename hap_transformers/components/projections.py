@@ -84,6 +84,10 @@ class Projection:
         """What the columns of [`matrix`] read of the module's inputs, shape `(..., inputs)`."""
         return read_features(self.module, inputs)
 
+    def given(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the rows of [`matrix`] give of the module's outputs, shape `(..., outputs)`."""
+        return self.outputs_of(given_features(self.module, outputs))
+
     def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
         """What the module read, shape `(examples, tokens, inputs)`."""
         inputs = self.read(inputs)
@@ -153,6 +157,12 @@ class GroupedWriter(Projection):
         """This part of a tensor whose last dimension is the module's outputs, component by component."""
         return super().outputs_of(tensor)[..., list(self.order)]
 
+    def write(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Puts numbers into the weight, and into the bias if there is one."""
+        inverse = _inverse(self.order)
+        plain = make_projection(self.name, self.module, self.part, self.parts)
+        plain.write(matrix[inverse], None if bias is None else bias[inverse])
+
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """Where outputs that are counted component by component lie in the part, first one first."""
         return torch.tensor(self.order)[index].sort().values
@@ -178,10 +188,7 @@ class GroupedReader(Projection):
 
     def write(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Puts numbers into the weight, and into the bias if there is one."""
-        with torch.no_grad():
-            self.module.weight[:, list(self.order)] = matrix.to(self.module.weight)
-            if bias is not None:
-                self.module.bias.copy_(bias)
+        make_projection(self.name, self.module, self.part, self.parts).write(matrix[:, _inverse(self.order)], bias)
 
     def positions(self, index: torch.Tensor) -> torch.Tensor:
         """Where inputs that are counted component by component lie in the module, first one first."""
@@ -247,6 +254,10 @@ def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optiona
         for i, name in enumerate(names)
         if name in modules
     ]
+
+
+def _inverse(order: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(order, dtype=torch.long).argsort()
 
 
 def _selected(parameter: torch.Tensor, dim: int, index: torch.Tensor) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """Cuts groups down to some of their components: rows of the projections into them, columns of those out of them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -102,13 +102,14 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
     columns = [(reader, reader.positions(_runs(kept, reader.in_features // before))) for reader in group.readers]
     for projection, index, sizes in rows:
         projection.keep(index, outputs=True)
-        if len(set(sizes)) > 1:
+        if projection.parts > 1:
             vars(projection.module)["part_sizes"] = sizes
     for reader, run in columns:
         reader.keep(run, outputs=False)
     if group.runs is not None:
-        parts = torch.tensor(group.runs.of_each(), dtype=torch.long)[kept]
-        group.runs.left = torch.bincount(parts, minlength=len(group.runs.left)).tolist()
+        parts = group.runs.of_each()
+        left = Counter(parts[position] for position in positions)
+        group.runs.left = [left[part] for part in range(len(group.runs.left))]
     for projection in group.projections:
         vars(projection.module)["was_cut"] = True  # Goes with the module where it is put into another model.
     if group.implant_rank and group.kind.implant is not None:

@@ -73,7 +73,7 @@ def make_budget(name: str, given: Surroundings) -> Budget:
 def dense_counts(model: PreTrainedModel, groups: Sequence[Group]) -> list[int]:
     """Components that each group had before any pruning."""
     original = dense_like(model, torch.device("meta"))
-    return [group.num_components for group in (groups if original is model else find_groups(original))]
+    return [group.num_components for group in (groups if original is model else _same_groups(original, groups))]
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -96,6 +96,11 @@ def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         return next(shipped, type(model))(config)
 
 
+def _same_groups(model: PreTrainedModel, groups: Sequence[Group]) -> list[Group]:
+    """A model's groups of the kinds that some groups of another one have."""
+    return find_groups(model, {group.kind.name for group in groups})
+
+
 def _linear_budget(
     dense: float, whole: float, costs: list[float], before: Sequence[Group], now: Sequence[Group]
 ) -> Budget:
@@ -114,7 +119,7 @@ def _linear_budget(
 
 
 def _counting_budget(kind: str, given: Surroundings) -> Budget:
-    before = find_groups(dense_like(given.model, torch.device("meta")))
+    before = _same_groups(dense_like(given.model, torch.device("meta")), given.groups)
     costs = [float(group.kind.name == kind) for group in before]
     dense = sum(cost * group.num_components for cost, group in zip(costs, before, strict=True))
     whole = float(sum(group.num_components for group in of_kind(given.groups, kind)))
@@ -123,7 +128,7 @@ def _counting_budget(kind: str, given: Surroundings) -> Budget:
 
 def _parameter_budget(given: Surroundings) -> Budget:
     original = dense_like(given.model, torch.device("meta"))
-    before = find_groups(original)
+    before = _same_groups(original, given.groups)
     costs = [float(group.parameters_per_component()) for group in before]
     dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
     return _linear_budget(dense, whole, costs, before, given.groups)
@@ -133,7 +138,7 @@ def _flop_budget(given: Surroundings) -> Budget:
     if given.inputs is None:
         raise ValueError("budget='flops' depends on the length of inputs; pass a batch as `inputs`.")
     original = dense_like(given.model, given.model.device)
-    before = find_groups(original)
+    before = _same_groups(original, given.groups)
     flops = count_flops_by_module(original, given.inputs)
     costs = [_flops(group, flops) / group.num_components for group in before]
     dense = float(sum(flops.get(layer, 0) for layer in set(layers(original))))
@@ -142,6 +147,8 @@ def _flop_budget(given: Surroundings) -> Budget:
 
 def _flops(group: Group, flops: Mapping[Module, int]) -> int:
     """FLOPs of all that shrinks with a group: its projections and what lies between them."""
+    if group.runs is not None:  # What lies between works with whole heads.
+        return round(sum(flops.get(p.module, 0) / p.parts for p in group.projections))
     modules: set[Module] = {projection.module for projection in group.projections}
     if group.core is not None:
         modules = {group.core} | (modules - set(group.core.modules()))

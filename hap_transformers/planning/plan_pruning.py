@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
+from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups, kinds_in_use
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
+from .gone_parts import Part, Scored, parts_without, positions_of, scored_without
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
 
@@ -59,11 +60,38 @@ def plan_pruning(
     if latency_table is not None:
         latency_table.validate_mode(settings.latency_mode)
     model = eager_model(model)
-    groups = find_groups(model)
+    groups = find_groups(model, kinds_in_use(model, sensitivity.scores))
     given = Surroundings(model, groups, inputs, latency_table)
     budget = make_budget(settings.budget, given)
     scored = _scores_of(sensitivity, groups, settings.kinds)
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
+    gone: set[Part] = set()
+    while True:
+        removed, implants = _chosen(scored_without(scored, groups, gone), groups, floors, budget, settings, sensitivity)
+        if not (found := parts_without(groups, removed) - gone):
+            break
+        gone |= found
+    plan = PruningPlan.for_model(
+        model,
+        implants=implants,
+        budget=settings.budget,
+        ratio=settings.ratio,
+        method=sensitivity.method,
+        **_numbers(removed, groups, gone),  # type: ignore[arg-type]
+    )
+    plan.promise = _promise(plan, given)
+    return plan
+
+
+def _chosen(
+    scored: Scored,
+    groups: Sequence[Group],
+    floors: Sequence[int],
+    budget: Budget,
+    settings: PlanningSettings,
+    sensitivity: Sensitivity,
+) -> tuple[list[Unit], dict[int, int]]:
+    """What goes, and the ranks of implants."""
     units = [
         unit
         for place, scores in scored.items()
@@ -83,16 +111,7 @@ def plan_pruning(
         chosen, ranks = cheapest(ranking, share * to_save - slack, groups, budget, settings)
         removed += chosen
         implants |= ranks
-    plan = PruningPlan.for_model(
-        model,
-        implants=implants,
-        budget=settings.budget,
-        ratio=settings.ratio,
-        method=sensitivity.method,
-        **_numbers(removed, groups),  # type: ignore[arg-type]
-    )
-    plan.promise = _promise(plan, given)
-    return plan
+    return removed, implants
 
 
 def _scores_of(
@@ -186,13 +205,15 @@ def _apart(units: Sequence[Unit], groups: Sequence[Group]) -> list[list[Unit]]:
     return [[unit for unit in units if groups[unit.group].kind == kind] for kind in kinds]
 
 
-def _numbers(removed: Sequence[Unit], groups: Sequence[Group]) -> dict[str, dict[int, list[int]]]:
+def _numbers(
+    removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]
+) -> dict[str, dict[int, list[int]]]:
     """The numbers of the components that go, by kind and layer."""
     found: dict[str, dict[int, list[int]]] = {}
-    for unit in removed:
-        group = groups[unit.group]
-        layers = found.setdefault(group.kind.name, {})
-        layers.setdefault(group.layer, []).extend(group.kept[position] for position in unit.components)
+    for place, group in enumerate(groups):
+        positions = {position for unit in removed if unit.group == place for position in unit.components}
+        if positions := positions | set(positions_of(group, gone)):
+            found.setdefault(group.kind.name, {})[group.layer] = [group.kept[position] for position in positions]
     return found
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
 from ..components.groups import Group, find_groups, in_forward_order, layers
+from ..components.projections import Projection
 from ..efficiency import evaluating
 from .kept_values import KeptValues
 
@@ -50,12 +51,20 @@ class LayerRuns:
         model (`PreTrainedModel`): The model; its weights may change from group to group in forward order.
         kept (`KeptValues`): Where to keep outputs; several `LayerRuns` may share it.
         forward (`Callable`, *optional*): Takes the model and a batch and runs it. By default `model(**batch)`.
+        kinds (`Sequence[str]`, *optional*): The kinds to see the model's components as. By default those in use.
     """
 
-    def __init__(self, model: PreTrainedModel, kept: KeptValues, forward: ForwardFunction | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        kept: KeptValues,
+        forward: ForwardFunction | None = None,
+        kinds: Sequence[str] | None = None,
+    ):
         self.model, self.kept = model, kept
         self.forward = forward or (lambda model, inputs: model(**inputs))
-        self.groups = in_forward_order(find_groups(model))
+        self.all_groups = in_forward_order(find_groups(model, kinds))
+        self.groups = [group for group in self.all_groups if group.readers]
         self.layers = layers(model)
         architecture = get_architecture(model)
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
@@ -131,13 +140,13 @@ class LayerRuns:
         def enter_group(module: nn.Module, args: tuple[torch.Tensor]) -> None:
             read[:] = [args[0]]
 
-        def see(seen: list[Call]) -> Any:
-            return lambda module, args, output: seen.append(Call(args[0], read[0], stream[0], output))
+        def see(reader: Projection, seen: list[Call]) -> Any:
+            return lambda module, args, output: seen.append(Call(reader.read(args[0]), read[0], stream[0], output))
 
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True)]
         for group, seen in zip(groups, calls, strict=True):
             handles.append(group.writers[-1].module.register_forward_pre_hook(enter_group))
-            handles.append(group.reader.module.register_forward_hook(see(seen)))
+            handles.append(group.reader.module.register_forward_hook(see(group.reader, seen)))
         in_layer = self.of_layer(groups[0].layer)
         if self.norm_first:
             inside = dict(layer.named_modules())

@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_model, validate_forwards
+from ..components.groups import Group, eager_model, kinds_in_use, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
@@ -78,7 +78,8 @@ def reconstruct(
     validate_forwards(dense)
     limit = memory_limit(max_memory) or default_limit(model.device)
     with KeptValues(limit) as kept:
-        pruned, original = LayerRuns(model, kept, forward), LayerRuns(dense, kept, forward)
+        pruned = LayerRuns(model, kept, forward)
+        original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = _sites_to_refit(pruned, original)
         validate_sliceable(model, sites)
         own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
@@ -133,10 +134,11 @@ def _sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         raise ValueError(f"{names[0]} and {names[1]} have different layers; give the model that was pruned.")
     changed = (
         place
-        for place, (left, before) in enumerate(zip(pruned.groups, original.groups, strict=True))
+        for place, (left, before) in enumerate(zip(pruned.all_groups, original.all_groups, strict=True))
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
     )
-    return pruned.groups[next(changed, len(pruned.groups)) :]
+    after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
+    return [group for group in after if group.readers]
 
 
 def _num_inputs(group: Group, new_rank: int) -> int:

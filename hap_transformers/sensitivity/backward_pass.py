@@ -35,10 +35,18 @@ class BackwardPass(ABC):
         task (`ScoringTask`): The model and its loss.
         batch (`ScoredBatch`): The examples.
         projections (`Iterable[Projection]`): The projections. For a fused projection any of its parts will do.
+        with_outputs (`Iterable[Projection]`, *optional*): Projections whose outputs are kept.
     """
 
-    def __init__(self, task: ScoringTask, batch: ScoredBatch, projections: Iterable[Projection]):
+    def __init__(
+        self,
+        task: ScoringTask,
+        batch: ScoredBatch,
+        projections: Iterable[Projection],
+        with_outputs: Iterable[Projection] = (),
+    ):
         self.task, self.batch = task, batch
+        self.outputs: dict[nn.Module, list[torch.Tensor]] = {view.module: [] for view in with_outputs}
         self.views = {projection.module: projection for projection in projections}
         self.leaves: list[torch.Tensor] = []
         self.inputs: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
@@ -66,6 +74,7 @@ class BackwardPass(ABC):
             ValueError: If the loss's Hessian in the logits cannot be factored.
         """
         handles = [module.register_forward_hook(self._record) for module in self.views]
+        handles += [module.register_forward_hook(self._keep_output) for module in self.outputs]
         try:
             with captured_outputs(self.task) as captured:
                 loss = self.task.loss(self.batch)
@@ -86,6 +95,14 @@ class BackwardPass(ABC):
             # The graph's hooks refer to this object. The graph would otherwise stay until the next garbage collection.
             self.leaves.clear()
         return directions
+
+    def outputs_of(self, projection: Projection) -> torch.Tensor:
+        """What a projection's module gave in all its calls, shape `(examples, tokens, features)`."""
+        outputs = self.outputs[projection.module]
+        return _joined([projection.cotangents(output, self.batch.size) for output in outputs])
+
+    def _keep_output(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        self.outputs[module].append(output.detach())
 
     def _record(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if args[0].shape[0] % self.batch.size:

@@ -77,7 +77,7 @@ def score_on_batches(
         if done:  # The first part has found out how many examples are enough.
             tolerance, max_examples = None, done[0].moments.num_examples
         with named_out_of_memory(f"{layers} were scored on batches", _advice(state)):
-            found = _accumulated(part, scoring, name, kept, tolerance, max_examples, accelerator, state, progress)
+            found = accumulated(part, scoring, name, kept, tolerance, max_examples, accelerator, state, progress)
         with named_out_of_memory(f"costs of removal were computed for {layers}", _advice(state)):
             finished.append(_finished(part, scoring, found.moments, accelerator, progress))
         # The sums are the large part.
@@ -102,7 +102,7 @@ def parts_within(task: ScoringTask, scoring: Method, max_memory: int | str | Non
         members = [group for group in task.groups if group.layer == layer]
         together = [*parts[-1], *members] if parts else members
         need = 8 * scoring.num_sums(replace(task, groups=together))
-        need += max(elimination_bytes(group.reader.in_features) for group in together)
+        need += max((elimination_bytes(group.reader.in_features) for group in together if group.readers), default=0)
         if parts and need <= limit:
             parts[-1] = together
         else:
@@ -125,7 +125,7 @@ def _kept(batches: Iterable[Mapping[str, Any]], max_examples: int | None, shifte
     return seen
 
 
-def _accumulated(
+def accumulated(
     task: ScoringTask,
     scoring: Method,
     name: str,

@@ -1,12 +1,13 @@
 """Estimates the output projections' Kronecker-factored curvature, and from it the cost of removals after a refit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..components.groups import Group
+from ..components.projections import Projection
 from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
@@ -15,6 +16,7 @@ from .ghost_norms import squared_gradient_norms
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
 from .statistics import SampleMoments
+from .mask_costs import costs_without_refit
 from .surgeon import elimination_bytes, removal_costs
 from .task import Samples, ScoringTask
 
@@ -60,41 +62,71 @@ def _sums(task: ScoringTask, batch: ScoredBatch) -> Samples:
     factors = _FactorPass(task, batch)
     directions = factors.run()
     repeats, scale = max(directions.num_probes, 1), task.precision.scale
-    for module, cotangents in factors.cotangent_moments.items():
-        factors.cotangent_moments[module] = cotangents / (repeats * scale**2)
+    for module, cotangents in factors.curvatures.items():
+        factors.curvatures[module] = cotangents / (repeats * scale**2)
     return Samples(factors.values / (repeats * scale**2), directions.num_probes, factors.sums())
 
 
 class _FactorPass(BackwardPass):
-    """Adds up both factors of every group's reader."""
+    """Adds up both factors of every group's reader, and of groups without readers the matrix over their masks."""
 
     def __init__(self, task: ScoringTask, batch: ScoredBatch):
         self.dtype = torch.promote_types(task.model.dtype, torch.float32)
         self.values = torch.zeros(batch.size, sum(task.counts), dtype=self.dtype, device=task.device)
         columns = self.values.split(task.counts, dim=1)
-        readers = [group.reader for group in task.groups]
-        self.columns = {reader.module: part for reader, part in zip(readers, columns, strict=True)}
-        self.cotangent_moments: dict[nn.Module, torch.Tensor] = {
-            reader.module: self.values.new_zeros(2 * (reader.out_features,)) for reader in readers
+        # A fused projection is written by one group and read by none.
+        views = [_view(group) for group in task.groups]
+        self.columns = {view.module: part for view, part in zip(views, columns, strict=True)}
+        self.masked = {view.module: group for view, group in zip(views, task.groups, strict=True) if not group.readers}
+        self.curvatures: dict[nn.Module, torch.Tensor] = {
+            view.module: self.values.new_zeros(2 * (view.out_features if group.readers else group.num_components,))
+            for view, group in zip(views, task.groups, strict=True)
         }
-        super().__init__(task, batch, readers)
+        super().__init__(task, batch, views, [_view(group) for group in self.masked.values()])
 
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
         columns = self.columns[module]
+        if module in self.masked:
+            jacobian = mask_jacobian(self.masked[module], self.outputs_of(self.views[module]), cotangents.to(self.dtype))
+            columns += jacobian**2
+            self.curvatures[module] += products(jacobian)
+            return
         norms = squared_gradient_norms(tokens, cotangents)
         columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
         flat = cotangents.flatten(0, -2).to(self.dtype)
-        self.cotangent_moments[module] += products(flat)
+        self.curvatures[module] += products(flat)
 
     def sums(self) -> Iterator[torch.Tensor]:
-        """Yields all sums in the order in which `_factors` reads them."""
+        """Yields all sums in the order in which `_lengths` counts them."""
         mask = self.batch.inputs.get("attention_mask")
-        for module, cotangents in self.cotangent_moments.items():
-            tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs.pop(module)]).to(self.dtype)
-            yield tokens.new_tensor(len(tokens))
-            yield tokens.sum(0)
-            yield products(tokens)
-            yield cotangents
+        for module, curvature in self.curvatures.items():
+            if module not in self.masked:
+                tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs.pop(module)])
+                tokens = self.views[module].read(tokens).to(self.dtype)
+                yield tokens.new_tensor(len(tokens))
+                yield tokens.sum(0)
+                yield products(tokens)
+            yield curvature
+
+
+def _view(group: Group) -> Projection:
+    """The projection whose cotangents a group's curvature is computed from."""
+    return group.reader if group.readers else group.writers[0]
+
+
+def mask_jacobian(group: Group, outputs: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
+    """Every example's derivatives in masks that multiply what a group's first writer gives.
+
+    Args:
+        group (`Group`): The group.
+        outputs (`torch.Tensor`): What the writer's module gave, shape `(examples, tokens, features)`.
+        cotangents (`torch.Tensor`): Gradients of that, of the same shape.
+
+    Returns:
+        `torch.Tensor`: Shape `(examples, num_components)`.
+    """
+    features = (outputs * cotangents).sum(1)
+    return group.writers[0].outputs_of(features).unflatten(-1, (group.num_components, -1)).sum(-1)
 
 
 def num_sums(task: ScoringTask) -> int:
@@ -120,24 +152,34 @@ def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = Fa
     costs, places = ([torch.empty(0)] * len(task.groups) for _ in range(2))
     with tqdm(total=len(task.groups), desc="Costs of removal", disable=None if progress else True, leave=False) as bar:
         for alike in _alike(task):
-            groups = [task.groups[i] for i in alike]
-            factors = [_moment_and_curvature(task.groups[i], sums[i], moments.num_examples) for i in alike]
-            moment, curvature = (torch.stack(matrices) for matrices in zip(*factors, strict=True))
-            del factors
-            order, steps = removal_costs(moment, curvature, groups[0].reader.in_features // groups[0].num_components)
+            order, steps = _costs_of([task.groups[i] for i in alike], [sums[i] for i in alike], moments.num_examples)
             place = order.argsort(1)
             running = steps.cummax(1).values.gather(1, place)
             for i, cost, position in zip(alike, running.cpu(), place.cpu(), strict=True):
                 costs[i], places[i] = cost, position
-            bar.update(len(groups))
+            bar.update(len(alike))
     return Finished(torch.cat(costs), torch.cat(places))
+
+
+def _costs_of(
+    groups: Sequence[Group], sums: Sequence[torch.Tensor], examples: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order and costs of removal, shape `(groups, num_components)`, of groups of one shape."""
+    if not groups[0].readers:
+        matrices = [part.view(2 * (groups[0].num_components,)) / examples for part in sums]
+        return costs_without_refit(torch.stack(matrices))
+    factors = [_moment_and_curvature(group, part, examples) for group, part in zip(groups, sums, strict=True)]
+    moment, curvature = (torch.stack(matrices) for matrices in zip(*factors, strict=True))
+    del factors
+    return removal_costs(moment, curvature, groups[0].reader.in_features // groups[0].num_components)
 
 
 def _alike(task: ScoringTask) -> Iterator[list[int]]:
     """Positions of the groups to work on together: of one shape, and as many as the memory allows."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for i, group in enumerate(task.groups):
-        shapes.setdefault((group.reader.in_features, group.num_components), []).append(i)
+        inputs = group.reader.in_features if group.readers else 0
+        shapes.setdefault((inputs, group.num_components), []).append(i)
     for (inputs, _), positions in shapes.items():
         # A processor's caches hold no more than one.
         count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // elimination_bytes(inputs))
@@ -156,16 +198,25 @@ def _moment_and_curvature(group: Group, sums: torch.Tensor, examples: int) -> tu
     return moment, weight.T @ (cotangents.view(2 * (reader.out_features,)) / examples) @ weight
 
 
-def _lengths(group: Group) -> tuple[int, int, int, int]:
+def _lengths(group: Group) -> tuple[int, ...]:
+    if not group.readers:
+        return (group.num_components**2,)
     inputs, outputs = group.reader.in_features, group.reader.out_features
     return 1, inputs, inputs**2, outputs**2
+
+
+def _proxies(task: ScoringTask, means: torch.Tensor | None) -> torch.Tensor:
+    """Scores from the means of single examples' values: relative traces, for masks halves."""
+    assert means is not None  # Methods with samples receive their mean.
+    halves = torch.cat([means.new_full((group.num_components,), not group.readers) for group in task.groups]).bool()
+    return torch.where(halves, means / 2, relative_trace(task, means))
 
 
 register_method(
     "kronecker",
     Method(
         kronecker,
-        relative_trace,
+        _proxies,
         surgeon_costs,
         num_sums,
         by_layer=True,

@@ -37,7 +37,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
         Linear(in_features=5, out_features=8, bias=True)
     """
     model = eager_model(model)
-    groups = find_groups(model)
+    groups = plan.groups_of(model)
     plan.validate(model, groups)
     _remove(model, groups, plan)
 
@@ -67,7 +67,13 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
     """
     model = eager_model(model)
     groups = find_groups(model)
-    heads = validate_numbers(of_kind(groups, "heads"), heads_to_prune)
+    whole = of_kind(groups, "heads")
+    if not whole:
+        raise ValueError(
+            f"The heads of this {type(model).__name__} have lost dimensions; remove value and query/key dimensions "
+            "instead (PruningPlan.for_model). Nothing was pruned."
+        )
+    heads = validate_numbers(whole, heads_to_prune)
     _remove(model, groups, PruningPlan({"heads": heads}, model.config.model_type))
 
 

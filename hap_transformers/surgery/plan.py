@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, by_kind, find_groups
+from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..efficiency import count_parameters
 from ..files import write_text
 
@@ -79,7 +79,7 @@ class PruningPlan:
         unknown = removed.keys() - KINDS.keys()
         if unknown:
             raise TypeError(f"There is no kind of component {sorted(unknown)}; the kinds are {', '.join(KINDS)}.")
-        groups = find_groups(model)
+        groups = find_groups(model, kinds_in_use(model, _named(removed)))
         found = by_kind(groups)
         given: dict[str, Any] = {kind.name: {} for kind in found}
         given.update((kind, dict(layers)) for kind, layers in removed.items() if layers)
@@ -114,6 +114,10 @@ class PruningPlan:
         """Numbers of the components that the plan removes from a group."""
         return self.removed.get(group.kind.name, {}).get(group.layer, [])
 
+    def groups_of(self, model: PreTrainedModel) -> list[Group]:
+        """All groups of a model, of the kinds that the plan names where a kind is another's finer view."""
+        return find_groups(model, kinds_in_use(model, _named(self.removed)))
+
     def rank_for(self, group: Group) -> int:
         """Rank of the implant that the plan puts into a group, 0 for none."""
         return self.implants.get(group.layer, 0) if group.kind.implant is not None else 0
@@ -130,7 +134,7 @@ class PruningPlan:
         Raises:
             ValueError: As `validate` does.
         """
-        groups = find_groups(model)
+        groups = self.groups_of(model)
         self.validate(model, groups)
         return self._parameters_removed(groups)
 
@@ -145,7 +149,7 @@ class PruningPlan:
             ValueError: If the plan was made for another model type or shape, names a layer or component that does not
                 exist, or one twice, implants more than it removes, or promises another number of parameters.
         """
-        groups = find_groups(model) if groups is None else groups
+        groups = self.groups_of(model) if groups is None else groups
         found = {kind.name: members for kind, members in by_kind(groups).items()}
         self._validate_shape(model, found)
         for kind, layers in ((kind, layers) for kind, layers in self.removed.items() if layers):
@@ -163,6 +167,7 @@ class PruningPlan:
                     "implant can replace. A rank costs what such a component costs, so it must be from 1 to that "
                     "number. Nothing was pruned."
                 )
+        self._validate_needed(groups)
         parameters = count_parameters(model) - self._parameters_removed(groups)
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
@@ -192,6 +197,28 @@ class PruningPlan:
                     f"The plan is for {self.original.get(kind)} {kind} per layer, but {type(model).__name__} has "
                     f"{shape}. Make a plan for this model as it is now."
                 )
+
+    def _validate_needed(self, groups: Sequence[Group]) -> None:
+        """Checks that nothing stays that is of no use without what goes."""
+        parts = {(group.kind.name, group.layer): self._left_of_parts(group) for group in groups if group.runs}
+        for group in groups:
+            if group.runs is None or group.kind.needs is None:
+                continue
+            needed = parts[group.kind.needs, group.layer]
+            useless = [place for place, left in enumerate(parts[group.kind.name, group.layer]) if left > 0 == needed[place]]
+            if useless:
+                raise ValueError(
+                    f"The plan leaves {group.kind.instead_of} {useless} of layer {group.layer} {group.kind.name}, but no "
+                    f"{group.kind.needs}, without which they are of no use. Remove them, too. Nothing was pruned."
+                )
+
+    def _left_of_parts(self, group: Group) -> list[int]:
+        """Components that every part of a group has afterwards."""
+        assert group.runs is not None
+        gone, left = set(self.of_group(group)), len(group.runs.left) * [0]
+        for number, part in enumerate(group.runs.of_each()):
+            left[part] += number not in gone
+        return left
 
     def _parameters_removed(self, groups: Iterable[Group]) -> int:
         return sum((group.num_components - self.left_in(group)) * group.parameters_per_component() for group in groups)
@@ -254,6 +281,11 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
                 f"{where}. Nothing was pruned."
             )
     return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
+
+
+def _named(removed: Mapping[str, Any]) -> list[str]:
+    """The kinds of which something is removed."""
+    return [kind for kind, layers in removed.items() if layers]
 
 
 def _plain(removed: Mapping[Any, Iterable[Any]]) -> Removed:

@@ -1,0 +1,1 @@
+"""Changes the basis inside attention heads, so that dimensions can be left out."""
