@@ -12,6 +12,7 @@ from ..sensitivity.backward_pass import BackwardPass
 from ..sensitivity.batches import ScoredBatch
 from ..sensitivity.task import Samples, ScoringTask
 from ..tokens import products, valid_tokens
+from .bases import RIDGE
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,17 @@ class Features:
         return torch.cat([tokens.sum(0), *(products(head).flatten() for head in of_heads)])
 
     def moments(self, sums: torch.Tensor, tokens: torch.Tensor, centred: bool) -> list[torch.Tensor]:
-        """Every head's second moment, shape `(dims, dims)`, from the sums over so many tokens."""
+        """Every head's second moment, shape `(dims, dims)`, from the sums over so many tokens.
+
+        Where features are constant, a tiny share of their squares is left of centred moments, and not only rounding.
+        """
         total, *blocks = sums.split([len(self), *(count**2 for count in self.left)])
         means = [head / tokens for head in self.of_heads(total)]
         found = [block.view(count, count) / tokens for block, count in zip(blocks, self.left, strict=True)]
-        return [block - mean @ mean.T for block, mean in zip(found, means, strict=True)] if centred else found
+        if not centred:
+            return found
+        least = [RIDGE**2 * block.diagonal().mean() * torch.eye(len(block)).to(block) for block in found]
+        return [block - mean @ mean.T + own for block, mean, own in zip(found, means, least, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Attention:
 
     def lengths(self) -> list[int]:
         """Lengths of the sums: tokens, contexts, the output projection's curvature, queries, keys."""
-        curvature = self.values.reader.out_features ** 2
+        curvature = self.values.reader.out_features**2
         return [1, self.contexts.num_sums, curvature, *(features.num_sums for features in self.queries_and_keys)]
 
 
@@ -119,14 +126,17 @@ class _MomentPass(BackwardPass):
         """Yields all sums; curvatures are divided by the scale."""
         for layer in self.layers:
             reader = layer.values.reader
-            contexts = self._valid([reader.read(call) for call in self.inputs.pop(reader.module)])
+            calls = self.inputs.pop(reader.module)
+            contexts = self._valid([reader.read(call) for call in calls])
             yield contexts.new_tensor(len(contexts))
             yield layer.contexts.sums(contexts)
             yield self.curvatures[reader.module] / scale
             for features in layer.queries_and_keys:
-                # DeBERTa also projects relative positions, which no example owns.
-                calls = [call for call in self.outputs[features.projection.module] if call.shape[0] == self.batch.size]
-                yield features.sums(self._valid([features.projection.given(call) for call in calls]))
+                # DeBERTa also projects relative positions, which are no tokens.
+                given = [
+                    call for call in self.outputs[features.projection.module] if call.shape[:-1] == calls[0].shape[:-1]
+                ]
+                yield features.sums(self._valid([features.projection.given(call) for call in given]))
 
     def _valid(self, calls: Sequence[torch.Tensor]) -> torch.Tensor:
         mask = self.batch.inputs.get("attention_mask")

@@ -3,7 +3,7 @@
 import torch
 
 
-# Number added to the diagonal of a second moment, in units of the diagonal's mean, so that it can be inverted.
+# Smallest second moment of a direction, in units of the mean over all, so that moments can be inverted.
 RIDGE = 1e-6
 
 
@@ -12,8 +12,8 @@ def value_basis(moment: torch.Tensor, curvature: torch.Tensor) -> tuple[torch.Te
 
     A head's contexts c have the second moment A, and M is the curvature of the loss in them, W^T C W for the head's
     columns W of the output projection. With A = L L^T and L^T M L = U diag(e) U^T, the new contexts are U^T L^-1 c and
-    the new columns W L U. The loss's curvature in a new dimension times its variance is e: dimensions come in the order
-    of what their removal costs, the dearest first.
+    the new columns W L U. The loss's curvature in a new dimension times its variance is e. Dimensions come in the
+    order of what their removal costs, the dearest first.
 
     Args:
         moment (`torch.Tensor`): A, float64, shape `(dims, dims)`.
@@ -29,10 +29,10 @@ def value_basis(moment: torch.Tensor, curvature: torch.Tensor) -> tuple[torch.Te
         >>> (B @ A @ B.mT).round(decimals=4).tolist(), (inverse.mT @ M @ inverse).round(decimals=3).abs().tolist()
         ([[1.0, 0.0], [0.0, 1.0]], [[9.0, 0.0], [0.0, 4.0]])
     """
-    L = _root(moment)
+    L, inverse = _root(moment)
     _, U = torch.linalg.eigh(L.mT @ curvature @ L)
     U = U.flip(-1)
-    return _applied(U, L), L @ U
+    return U.mT @ inverse, L @ U
 
 
 def query_key_bases(queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,19 +58,15 @@ def query_key_bases(queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Te
         >>> (of_keys @ K @ of_keys.mT).round(decimals=3).abs().tolist()
         [[6.0, 0.0], [0.0, 2.0]]
     """
-    roots = _root(queries), _root(keys)
-    U, s, Vh = torch.linalg.svd(roots[0].mT @ roots[1])
+    (L_q, inverse_q), (L_k, inverse_k) = _root(queries), _root(keys)
+    U, s, Vh = torch.linalg.svd(L_q.mT @ L_k)
     scale = s.sqrt()[:, None]
-    return scale * _applied(U, roots[0]), scale * _applied(Vh.mT, roots[1])
+    return scale * (U.mT @ inverse_q), scale * (Vh @ inverse_k)
 
 
-def _root(moment: torch.Tensor) -> torch.Tensor:
-    """L with L L^T = moment, shape `(dims, dims)`."""
-    mean = moment.trace() / max(len(moment), 1)
-    added = RIDGE * mean if mean > 0 else 1.0  # Heads that give nothing have the moment zero.
-    return torch.linalg.cholesky(moment + added * torch.eye(len(moment)).to(moment))
-
-
-def _applied(U: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
-    """U^T L^-1."""
-    return torch.linalg.solve_triangular(L, U.mT, upper=False, left=False)
+def _root(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L with L L^T = moment, and its inverse, both of shape `(dims, dims)`."""
+    values, V = torch.linalg.eigh(moment)
+    mean = float(moment.trace()) / max(len(moment), 1)
+    scale = values.clamp_min(RIDGE * mean if mean > 0 else 1.0).sqrt()  # Heads that give nothing have the moment zero.
+    return V * scale, (V / scale).mT

@@ -12,8 +12,16 @@ def moment(dims: int, rank: int, seed: int = 0) -> torch.Tensor:
     return features.T @ features
 
 
+def invertible(matrix: torch.Tensor) -> torch.Tensor:
+    """The same with a least eigenvalue."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.clamp_min(RIDGE * values.mean()).diag() @ vectors.T
+
+
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max().clamp_min(1)))
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max().clamp_min(1))
+    )
 
 
 @pytest.mark.parametrize("rank", [6, 3, 1], ids="rank {}".format)
@@ -22,13 +30,13 @@ def test_contexts_are_uncorrelated_and_their_curvature_is_diagonal(rank):
     A, M = moment(6, rank), moment(6, 6, seed=1)
     B, inverse = value_basis(A, M)
     close(B @ inverse, torch.eye(6, dtype=torch.float64), 1e-8)
-    ridge = RIDGE * A.trace() / 6 * torch.eye(6, dtype=torch.float64)
-    close(B @ (A + ridge) @ B.T, torch.eye(6, dtype=torch.float64), 1e-8)
+    A = invertible(A)
+    close(B @ A @ B.T, torch.eye(6, dtype=torch.float64), 1e-8)
     costs = inverse.T @ M @ inverse
     close(costs, costs.diagonal().diag(), 1e-8)
     assert (costs.diagonal().diff() <= 1e-10 * costs.max()).all()  # The dearest first.
     # What the dimensions cost are the eigenvalues of the product of both matrices, in any basis.
-    expected = torch.linalg.eigvals((A + ridge) @ M).real.sort(descending=True).values
+    expected = torch.linalg.eigvals(A @ M).real.sort(descending=True).values
     close(costs.diagonal(), expected, 1e-8)
 
 
@@ -50,10 +58,7 @@ def test_queries_and_keys_have_the_same_diagonal_moments(ranks):
     of_queries, of_keys = query_key_bases(Q, K)
     identity = torch.eye(6, dtype=torch.float64)
     close(of_queries.T @ of_keys, identity, 1e-8)
-    moments = [
-        basis @ (matrix + RIDGE * matrix.trace() / 6 * identity) @ basis.T
-        for basis, matrix in ((of_queries, Q), (of_keys, K))
-    ]
+    moments = [basis @ invertible(matrix) @ basis.T for basis, matrix in ((of_queries, Q), (of_keys, K))]
     close(moments[0], moments[1], 1e-7)
     close(moments[0], moments[0].diagonal().diag(), 1e-7)
     assert (moments[0].diagonal().diff() <= 1e-10 * moments[0].max()).all()
@@ -90,7 +95,10 @@ def test_heads_without_dimensions():
 def test_bases_do_not_depend_on_units(scale):
     """Contexts in other units give the same costs, and products of queries and keys are the same."""
     A, M = moment(4, 4), moment(4, 4, seed=1)
-    costs = [inverse.T @ m @ inverse for m, (_, inverse) in ((M, value_basis(A, M)), (M / scale, value_basis(A * scale, M / scale)))]
+    costs = [
+        inverse.T @ m @ inverse
+        for m, (_, inverse) in ((M, value_basis(A, M)), (M / scale, value_basis(A * scale, M / scale)))
+    ]
     close(costs[0].diagonal(), costs[1].diagonal(), 1e-7)
     of_queries, of_keys = query_key_bases(A * scale, M)
     close(of_queries.T @ of_keys, torch.eye(4, dtype=torch.float64), 1e-7)
