@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,14 @@ from ..sensitivity.by_parts import accumulated
 from ..sensitivity.methods import Method
 from ..sensitivity.precision import Precision, plain_forward
 from ..sensitivity.task import LossFunction, ScoringTask, model_loss
+from ..surgery.undo import values_undone
 from .attention_moments import Attention, attention_moments
 from .bases import query_key_bases, value_basis
+from .basis_name import basis_in, name_basis
 
 
+# Bases need fewer examples than scores.
+ALIGNED_ON = 256
 # New values of a projection: rows or columns, and the bias.
 Change = tuple[Projection, torch.Tensor, torch.Tensor | None]
 
@@ -31,7 +35,7 @@ def align_heads(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     *,
-    max_examples: int | None = 256,
+    max_examples: int | None = ALIGNED_ON,
     num_probes: int = 4,
     precision: str | None = None,
     seed: int = 0,
@@ -78,6 +82,8 @@ def align_heads(
     validate_sliceable(model, groups)
     validate_in_memory(groups)
     layers = _layers(groups, model)
+    if not layers:
+        return
     task = ScoringTask(
         model=model,
         groups=[layer.values for layer in layers],
@@ -95,14 +101,39 @@ def align_heads(
     seen = _noting_first(batches, first)
     done = accumulated(task, method, "bases of heads", seen, None, max_examples, accelerator, None, progress)
     parts = done.moments.sums.split([sum(layer.lengths()) for layer in layers])
+    _validate_finite(model, layers, parts)
     changes = [
-        change for layer, sums in zip(layers, parts, strict=True) for change in _changes(layer, sums, done.moments.num_examples)
+        change
+        for layer, sums in zip(layers, parts, strict=True)
+        for change in _changes(layer, sums, done.moments.num_examples)
     ]
     inputs = send_to_device(dict(first[0]), model.device)
-    with plain_forward(model), _put_back_on_error(changes), _unchanged(model, layers[-1].values.reader, task, inputs):
+    changed = [parameter for projection, _, _ in changes for parameter in projection.parameters]
+    with plain_forward(model), values_undone(changed), _unchanged(model, layers[-1].values.reader, task, inputs):
         for projection, matrix, bias in changes:
             projection.write(matrix, bias)
-    model.config.aligned_heads = hashlib.sha256(done.moments.sums.cpu().numpy().tobytes()).hexdigest()[:16]
+    name_basis(model.config, hashlib.sha256(done.moments.sums.cpu().numpy().tobytes()).hexdigest()[:16])
+
+
+@contextmanager
+def alignment_undone(model: PreTrainedModel, always: bool = False) -> Iterator[None]:
+    """Puts the heads of a model back into the basis that they are in, if what follows fails or is interrupted.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        always (`bool`, *optional*, defaults to `False`): Whether to put them back in any case.
+    """
+    groups = find_groups(model, ["query_key_dims", "value_dims"])
+    projections = [projection for group in groups for projection in group.projections]
+    parameters = dict.fromkeys(parameter for projection in projections for parameter in projection.parameters)
+    before, done = basis_in(model.config), False
+    try:
+        with values_undone(parameters, always):
+            yield
+        done = not always
+    finally:
+        if not done:
+            name_basis(model.config, before)
 
 
 def _layers(groups: list[Group], model: PreTrainedModel) -> list[Attention]:
@@ -110,8 +141,19 @@ def _layers(groups: list[Group], model: PreTrainedModel) -> list[Attention]:
     # In Transformers 4, some models add products of queries and embeddings of distances.
     distances = getattr(model.config, "position_embedding_type", "absolute") != "absolute"
     present = [group for group in groups if group.num_components]
-    query_keys = {group.layer: group for group in present if not group.readers and group.names.bilinear and not distances}
+    query_keys = {
+        group.layer: group for group in present if not group.readers and group.names.bilinear and not distances
+    }
     return [Attention(group, query_keys.get(group.layer)) for group in present if group.readers]
+
+
+def _validate_finite(model: PreTrainedModel, layers: list[Attention], parts: Sequence[torch.Tensor]) -> None:
+    for layer, sums in zip(layers, parts, strict=True):
+        if not sums.isfinite().all():
+            raise ValueError(
+                f"Sums over what the heads of layer {layer.values.layer} of this {type(model).__name__} read and give "
+                "are not finite. Check its weights, or give the model in float32. Nothing was changed."
+            )
 
 
 def _changes(layer: Attention, sums: torch.Tensor, examples: int) -> Iterator[Change]:
@@ -135,7 +177,9 @@ def _changes(layer: Attention, sums: torch.Tensor, examples: int) -> Iterator[Ch
         yield _changed_rows(follower, of_keys if gives_keys else of_queries)
 
 
-def _new_values(layer: Attention, sums: torch.Tensor, curvature: torch.Tensor, count: torch.Tensor) -> Iterator[Change]:
+def _new_values(
+    layer: Attention, sums: torch.Tensor, curvature: torch.Tensor, count: torch.Tensor
+) -> Iterator[Change]:
     """The value projection, and the output projection that reads the contexts."""
     features, (value,) = layer.contexts, layer.values.writers
     reader = features.projection
@@ -176,20 +220,9 @@ def _noting_first(batches: Iterable[Mapping[str, Any]], first: list[Mapping[str,
 
 
 @contextmanager
-def _put_back_on_error(changes: list[Change]) -> Iterator[None]:
-    """Restores the weights that a change of basis writes into, if what follows fails or is interrupted."""
-    before = [(p, p.detach().clone()) for projection, _, _ in changes for p in projection.parameters]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for parameter, values in before:
-                parameter.copy_(values)
-        raise
-
-
-@contextmanager
-def _unchanged(model: PreTrainedModel, reader: Projection, task: ScoringTask, inputs: dict[str, Any]) -> Iterator[None]:
+def _unchanged(
+    model: PreTrainedModel, reader: Projection, task: ScoringTask, inputs: dict[str, Any]
+) -> Iterator[None]:
     """Checks that what the last output projection gives for a batch is the same afterwards.
 
     Raises:
@@ -201,7 +234,7 @@ def _unchanged(model: PreTrainedModel, reader: Projection, task: ScoringTask, in
     if not moved <= torch.finfo(before.dtype).eps ** 0.5:
         raise ValueError(
             f"The outputs of this {type(model).__name__} would change by {moved:.1e} of their size with another basis "
-            f"in its heads. Its attention does more with queries and keys than to multiply them; set bilinear=False in "
+            "in its heads. Its attention does more with queries and keys than to multiply them; set bilinear=False in "
             f"the names of its heads in hap_transformers.ARCHITECTURES['{model.config.model_type}']. The model is as "
             "it was."
         )

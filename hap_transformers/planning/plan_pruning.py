@@ -14,6 +14,7 @@ from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
 from .gone_parts import Part, Scored, parts_without, positions_of, scored_without
+from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
 
@@ -38,7 +39,7 @@ def plan_pruning(
     blocks go where narrower ones would not pay, and widths stop where the measured time steps down.
 
     Args:
-        sensitivity (`Sensitivity`): Scores of the components that `model` has now.
+        sensitivity (`Sensitivity`): Scores of the components that `model` has now. Kinds without scores stay whole.
         model (`PreTrainedModel`): The model to plan for; it is only read.
         settings (`PlanningSettings`, *optional*): How much is removed, and what may go.
         inputs (`Mapping[str, Any]`, *optional*): A batch of the length that the model shall serve. With it, the plan
@@ -52,8 +53,8 @@ def plan_pruning(
 
     Raises:
         ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the table was measured
-            in another mode than `latency_mode`, the scores are not finite or do not fit the model, or a floor stands
-            in the way of the ratio.
+            in another mode than `latency_mode`, the scores are not finite, do not fit the model or are of another
+            basis of its heads, or a floor stands in the way of the ratio.
         TypeError: If there is no such setting.
     """
     settings = replace(settings or PlanningSettings(), **changes)
@@ -62,12 +63,17 @@ def plan_pruning(
     model = eager_model(model)
     groups = find_groups(model, kinds_in_use(model, sensitivity.scores))
     given = Surroundings(model, groups, inputs, latency_table)
+    kinds = [settings.budget] if settings.budget in KINDS else list(sensitivity.scores)
+    timed = settings if latency_table is None else replace(settings, budget="latency")
+    validate_view([KINDS[name] for name in kinds if name in KINDS], timed)
     budget = make_budget(settings.budget, given)
-    scored = _scores_of(sensitivity, groups, settings.kinds)
+    scored = _scores_of(sensitivity, groups, kinds)
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     gone: set[Part] = set()
     while True:
-        removed, implants = _chosen(scored_without(scored, groups, gone), groups, floors, budget, settings, sensitivity)
+        removed, implants = _chosen(
+            scored_without(scored, groups, gone), groups, floors, budget, settings, sensitivity
+        )
         if not (found := parts_without(groups, removed) - gone):
             break
         gone |= found
@@ -77,6 +83,7 @@ def plan_pruning(
         budget=settings.budget,
         ratio=settings.ratio,
         method=sensitivity.method,
+        basis=sensitivity.basis,
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)
@@ -102,7 +109,8 @@ def _chosen(
         to_save = round(to_save)
     slack = 1e-9 * budget.dense
     most = sum(unit.saves for unit in units)
-    _validate_reachable(to_save - slack, most, budget, settings, floors, groups)
+    able = [(groups[place], floors[place]) for place in scored]
+    _validate_reachable(to_save - slack, most, budget, settings, able)
     rankings = [units] if sensitivity.comparable else _apart(units, groups)
     removed: list[Unit] = []
     implants: dict[int, int] = {}
@@ -120,14 +128,20 @@ def _scores_of(
     """For the place of every group that can lose components, its scores and its components in the order of removal."""
     found = {}
     places = {id(group): place for place, group in enumerate(groups)}
-    for kind, members in by_kind(groups).items():
+    present = by_kind(groups)
+    if unscored := [name for name in kinds or present if name not in sensitivity.scores]:
+        raise ValueError(
+            f"The sensitivity has no scores of {unscored[0]}; estimate it with components=['{unscored[0]}', ...]."
+        )
+    if missing := set(kinds) - {kind.name for kind in present}:
+        raise ValueError(
+            f"The sensitivity has scores of {', '.join(sorted(missing))}, the model has "
+            f"{', '.join(kind.name for kind in present)}. Estimate the sensitivity of this model as it is now."
+        )
+    for kind, members in present.items():
         if kind.name not in kinds:
             continue
-        layers = sensitivity.scores.get(kind.name)
-        if layers is None:
-            raise ValueError(
-                f"The sensitivity has no scores of {kind.name}; estimate it with components=('{kind.name}', ...)."
-            )
+        layers = sensitivity.scores[kind.name]
         counts = [group.num_components for group in members]
         if [len(scores) for scores in layers] != counts:
             raise ValueError(
@@ -182,16 +196,16 @@ def _validate_reachable(
     most: float,
     budget: Budget,
     settings: PlanningSettings,
-    floors: Sequence[int],
-    groups: Sequence[Group],
+    able: Sequence[tuple[Group, int]],
 ) -> None:
+    """Checks that the budget can be met by groups that can lose components, given what each keeps at least."""
     if to_save <= most:
         return
     reachable = 1 - (budget.now - most) / budget.dense
-    kept: dict[str, list[int]] = {kind.name: [] for kind in by_kind(groups)}
-    for group, floor in zip(groups, floors, strict=True):
-        kept[group.kind.name].append(floor)
-    words = " and ".join(f"at least {max(kept[kind])} {kind}" for kind in settings.kinds if kind in kept)
+    kept: dict[str, list[int]] = {}
+    for group, floor in able:
+        kept.setdefault(group.kind.name, []).append(floor)
+    words = " and ".join(f"at least {max(floors)} {kind}" for kind, floors in kept.items())
     raise ValueError(
         f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: every layer keeps {words}, so at most "
         f"{math.floor(1000 * reachable) / 1000} can go. The rest are floors and weights that belong to no component. "
@@ -205,9 +219,7 @@ def _apart(units: Sequence[Unit], groups: Sequence[Group]) -> list[list[Unit]]:
     return [[unit for unit in units if groups[unit.group].kind == kind] for kind in kinds]
 
 
-def _numbers(
-    removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]
-) -> dict[str, dict[int, list[int]]]:
+def _numbers(removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]) -> dict[str, dict[int, list[int]]]:
     """The numbers of the components that go, by kind and layer."""
     found: dict[str, dict[int, list[int]]] = {}
     for place, group in enumerate(groups):

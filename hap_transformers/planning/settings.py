@@ -22,16 +22,17 @@ class PlanningSettings:
             - `"params"`: parameters of the encoder's layers;
             - `"flops"`: their FLOPs on a batch of inputs;
             - `"latency"`: their seconds by a latency table, in `latency_mode`;
-            - `"heads"` or `"neurons"`: the number of these components; only they are removed, and their number is
-              rounded to the nearest.
+            - `"heads"`, `"neurons"` or another kind: the number of these components; only they are removed, and their
+              number is rounded to the nearest.
         latency_mode (`str`, *optional*, defaults to `"eager"`): How the model shall run that `budget="latency"` plans
             for: `"eager"`, `"compiled"` (`torch.compile`) or `"cuda_graphs"`.
         ratio (`float`, *optional*, defaults to 0.6): Share that is gone afterwards, in [0, 1). Components pruned
             earlier count. Somewhat more goes where heads and groups of neurons do not fit exactly.
 
     Parameters that control what may go:
-        min_heads (`int`, *optional*): Heads every layer keeps at least. By default 0 for methods that foresee a refit
-            (`kronecker`), which know when a layer cannot spare more, and 1 for others, which can empty whole layers.
+        min_heads (`int`, *optional*): Heads every layer keeps at least, where heads go whole. By default 0 for methods
+            that foresee a refit (`kronecker`), which know when a layer cannot spare more, and 1 for others, which can
+            empty whole layers.
         min_neurons (`float`, *optional*): Share of its dense neurons that every layer keeps at least. By default 0 for
             methods that foresee a refit, and 0.05 for others. Where the floor is 0, whole blocks can go.
         neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this. Matrix
@@ -49,11 +50,13 @@ class PlanningSettings:
         default="params",
         metadata={
             "help": "What the ratio is a share of: params, flops or latency of the encoder (embeddings and classifier "
-            "stay), or the number of heads or of neurons."
+            "stay), or the number of components of one kind, such as heads or neurons."
         },
     )
     ratio: float = field(default=0.6, metadata={"help": "Share of the budget to remove, in [0, 1)."})
-    min_heads: int | None = field(default=None, metadata={"help": "Heads every layer keeps at least."})
+    min_heads: int | None = field(
+        default=None, metadata={"help": "Heads every layer keeps at least; with it, heads go whole."}
+    )
     min_neurons: float | None = field(default=None, metadata={"help": "Share of neurons every layer keeps at least."})
     neuron_multiple: int = field(default=8, metadata={"help": "Layers that lose neurons keep a multiple of this."})
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
@@ -80,11 +83,6 @@ class PlanningSettings:
                 raise ValueError(f"`{kind.singular}_multiple` must be at least 1, got {self.step_of(kind)}.")
         if not 0 <= self.implant_ratio < 1:
             raise ValueError(f"`implant_ratio` is a share and must be in [0, 1), got {self.implant_ratio}.")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of component that may go."""
-        return (self.budget,) if self.budget in KINDS else tuple(KINDS)
 
     def floor_of(self, kind: Kind) -> float | None:
         """What every layer keeps of a kind at least, or `None` for what the method needs."""

@@ -11,6 +11,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..alignment.basis_name import basis_of
 from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_plain_weights
@@ -53,8 +54,9 @@ def estimate_sensitivity(
     Parameters that say what is scored:
         model (`PreTrainedModel`): A model of a supported architecture.
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs with labels, as a `DataLoader` yields them.
-        components (`Sequence[str]`, *optional*): Kinds to score, of `"heads"` and `"neurons"`. By default all that the
-            model has.
+        components (`Sequence[str]`, *optional*): Kinds to score, such as `["heads", "neurons"]`, or
+            `["query_key_dims", "value_dims", "neurons"]` after [`align_heads`]. By default whole heads and all other
+            kinds of the model; dimensions of heads where the model has lost some.
         max_examples (`int`, *optional*): Stop after this many examples.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the
             model's own loss. `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from
@@ -147,6 +149,7 @@ def estimate_sensitivity(
         result.reliability = reliability(task, scoring, done.moments)
         _validate_curvature(task, scoring, result)
     result.model = model.config.name_or_path or ""
+    result.basis = basis_of(model.config, result.scores)
     result.seconds = time.perf_counter() - start
     if accelerator is None or accelerator.is_main_process:
         _report(result, tolerance)
@@ -218,10 +221,11 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
             f"{type(model).__name__} has no {', '.join(sorted(missing))}; the kinds of its entry in "
             f"hap_transformers.ARCHITECTURES are {', '.join(found)}."
         )
-    able = get_method(method).kinds
-    unable = [kind.name for kind in by_kind(groups) if able is not None and kind.name not in able]
+    scoring = get_method(method)
+    unable = [kind.name for kind in by_kind(groups) if not scoring.can_score(kind.name)]
     if unable and components is not None:
-        raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {', '.join(able or ())}.")
+        able = ", ".join(name for name in scoring.kinds or KINDS if scoring.can_score(name))
+        raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {able}.")
     groups = [group for group in groups if group.kind.name not in unable]
     if not any(group.num_components for group in groups):
         kinds = " or ".join(kind.name for kind in by_kind(groups))

@@ -67,5 +67,14 @@ def _num_sums(task: ScoringTask) -> int:
 
 register_method(
     "fisher",
-    Method(fisher, half, settle, _num_sums, curvature="logits", comparable=True, in_loss_units=True),
+    Method(
+        fisher,
+        half,
+        settle,
+        _num_sums,
+        curvature="logits",
+        except_kinds=("query_key_dims",),
+        comparable=True,
+        in_loss_units=True,
+    ),
 )

@@ -46,6 +46,8 @@ class Method:
         curvature (`str`, *optional*): What the method needs second derivatives of the loss in: `"logits"`, which needs
             a loss that is computed from one call's outputs, or `"weights"`. By default it needs none.
         kinds (`tuple[str, ...]`, *optional*): The kinds of component it can score. By default all.
+        except_kinds (`tuple[str, ...]`, *optional*): The kinds that it cannot score. Methods that mask what components
+            are read of cannot score query/key dimensions, which no projection reads.
         comparable (`bool`, *optional*, defaults to `False`): Whether scores of different kinds compare. Otherwise
             planning ranks each kind by itself, and the same share of each goes.
         foresees_refit (`bool`, *optional*, defaults to `False`): Whether scores account for a refit of what is left.
@@ -65,12 +67,17 @@ class Method:
     by_layer: bool = False
     curvature: str | None = None
     kinds: tuple[str, ...] | None = None
+    except_kinds: tuple[str, ...] = ()
     comparable: bool = False
     foresees_refit: bool = False
     in_loss_units: bool = False
     has_traces: bool = False
     per_example: bool = True
     scores_sharded: bool = True
+
+    def can_score(self, kind: str) -> bool:
+        """Whether it can score a kind of component."""
+        return kind not in self.except_kinds and (self.kinds is None or kind in self.kinds)
 
 
 METHODS: dict[str, Method] = {}

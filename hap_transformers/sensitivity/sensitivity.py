@@ -18,7 +18,7 @@ Layers = list[torch.Tensor]
 _BY_KIND = ("scores", "order", "traces", "stderr")
 _PLAIN = (
     *("method", "comparable", "foresees_refit", "in_loss_units", "model"),
-    *("num_examples", "num_probes", "reliability", "converged", "seconds"),
+    *("num_examples", "num_probes", "reliability", "converged", "seconds", "basis"),
 )
 # Names that the first release gave to the tensors of a layer.
 _FIRST_RELEASE = {
@@ -41,7 +41,7 @@ class Sensitivity:
 
     Args:
         method (`str`): Name of the method, one of `hap_transformers.METHODS`, or any other for custom scores.
-        scores (`dict[str, list[torch.Tensor]]`): For each kind that was scored (`"heads"`, `"neurons"`), one tensor
+        scores (`dict[str, list[torch.Tensor]]`): For each kind that was scored (such as `"neurons"`), one tensor
             per layer, shape `(num_components,)`. For the trace methods it holds the relative trace
             Tr(H_cc) / (2 p_c) * ||w_c||^2 of [HAP](https://arxiv.org/abs/2101.08940), in units of the loss. For
             `"kronecker"` it holds what a removal adds to the loss when its turn comes, the others being refitted.
@@ -65,6 +65,8 @@ class Sensitivity:
             examples and probes were used before (`False`); `None` if no tolerance was given.
         seconds (`float`): Time it took.
         model (`str`): Name or folder of the model, as it was loaded.
+        basis (`str`): Name of the basis of the heads whose dimensions were scored (`config.aligned_heads`, see
+            [`align_heads`]); `""` where none were, or the heads were not aligned.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Sensitivity:
     converged: bool | None = None
     seconds: float = 0.0
     model: str = ""
+    basis: str = ""
 
     @property
     def heads(self) -> Layers | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..alignment.basis_name import basis_of, depends_on_basis
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..efficiency import count_parameters
 from ..files import write_text
@@ -37,6 +38,8 @@ class PruningPlan:
         promise (`dict[str, float]`, *optional*): What the whole model will cost afterwards: `"parameters"`, and if
             they were asked for `"flops"` and `"latency"` (seconds) of a forward pass. Delete it from a plan that you
             edit.
+        basis (`str`, *optional*): For plans that remove dimensions of heads: the name of the basis that these are of
+            (`config.aligned_heads`), `""` for heads that were not aligned.
     """
 
     removed: dict[str, Removed]
@@ -47,6 +50,7 @@ class PruningPlan:
     ratio: float | None = None
     method: str = ""
     promise: dict[str, float] = field(default_factory=dict)
+    basis: str = ""
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
@@ -62,6 +66,7 @@ class PruningPlan:
         ratio: float | None = None,
         method: str = "",
         promise: Mapping[str, float] | None = None,
+        basis: str | None = None,
         **removed: Mapping[int, Sequence[int]] | None,
     ) -> "PruningPlan":
         """A plan for a model as it is now, such as `PruningPlan.for_model(model, heads={0: [1]}, neurons={3: [7]})`.
@@ -70,6 +75,7 @@ class PruningPlan:
             model (`PreTrainedModel`): The model; it is only read.
             implants (`Mapping[int, int]`, *optional*): Layer number to the rank to put in there.
             budget, ratio, method, promise: For the record.
+            basis (`str`, *optional*): The basis that dimensions of heads are of; by default the model's.
             removed: For each kind of component, layer number to what to remove there.
 
         Raises:
@@ -92,6 +98,7 @@ class PruningPlan:
             ratio=ratio,
             method=method,
             promise=dict(promise or {}),
+            basis=basis_of(model.config, _named(given)) if basis is None else basis,
         )
         plan.validate(model, groups)
         return plan
@@ -147,11 +154,13 @@ class PruningPlan:
 
         Raises:
             ValueError: If the plan was made for another model type or shape, names a layer or component that does not
-                exist, or one twice, implants more than it removes, or promises another number of parameters.
+                exist, or one twice, removes dimensions of another basis, implants more than it removes, or promises
+                another number of parameters.
         """
         groups = self.groups_of(model) if groups is None else groups
         found = {kind.name: members for kind, members in by_kind(groups).items()}
         self._validate_shape(model, found)
+        self._validate_basis(model)
         for kind, layers in ((kind, layers) for kind, layers in self.removed.items() if layers):
             for layer, numbers in layers.items():
                 if len(set(numbers)) != len(numbers):
@@ -198,6 +207,16 @@ class PruningPlan:
                     f"{shape}. Make a plan for this model as it is now."
                 )
 
+    def _validate_basis(self, model: PreTrainedModel) -> None:
+        basis = basis_of(model.config, _named(self.removed))
+        if self.basis != basis and depends_on_basis(_named(self.removed)):
+            raise ValueError(
+                f"The plan removes dimensions of heads in {_basis(self.basis)}, but the heads of this "
+                f"{type(model).__name__} are in {_basis(basis)}, whose dimensions are others. Make a plan by scores "
+                "of the model as it is now, or align its heads again (align_heads), score it and plan. Nothing was "
+                "pruned."
+            )
+
     def _validate_needed(self, groups: Sequence[Group]) -> None:
         """Checks that nothing stays that is of no use without what goes."""
         parts = {(group.kind.name, group.layer): self._left_of_parts(group) for group in groups if group.runs}
@@ -205,11 +224,13 @@ class PruningPlan:
             if group.runs is None or group.kind.needs is None:
                 continue
             needed = parts[group.kind.needs, group.layer]
-            useless = [place for place, left in enumerate(parts[group.kind.name, group.layer]) if left > 0 == needed[place]]
+            useless = [
+                place for place, left in enumerate(parts[group.kind.name, group.layer]) if left > 0 == needed[place]
+            ]
             if useless:
                 raise ValueError(
-                    f"The plan leaves {group.kind.instead_of} {useless} of layer {group.layer} {group.kind.name}, but no "
-                    f"{group.kind.needs}, without which they are of no use. Remove them, too. Nothing was pruned."
+                    f"The plan leaves {group.kind.instead_of} {useless} of layer {group.layer} {group.kind.name}, but "
+                    f"no {group.kind.needs}, without which they are of no use. Remove them, too. Nothing was pruned."
                 )
 
     def _left_of_parts(self, group: Group) -> list[int]:
@@ -241,9 +262,11 @@ class PruningPlan:
             raise FileNotFoundError(f"No pruning plan at '{path}'; `hap plan` or `PruningPlan.save` writes one.")
         try:
             plan = cls(**_by_kind(json.loads(Path(path).read_text(encoding="utf-8"))))
-            for name, kind in (("model_type", str), ("budget", str), ("method", str), ("promise", dict)):
-                if not isinstance(getattr(plan, name), kind):
-                    raise TypeError(f"{name} must be a {kind.__name__}")
+            if not isinstance(plan.promise, dict):
+                raise TypeError("promise must be a dict")
+            for name in ("model_type", "budget", "method", "basis"):
+                if not isinstance(getattr(plan, name), str):
+                    raise TypeError(f"{name} must be a str")
             for name, counts in plan.original.items():
                 if not isinstance(counts, list) or any(type(count) is not int for count in counts):
                     raise TypeError(f"original {name} must be a list of whole numbers")
@@ -281,6 +304,10 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
                 f"{where}. Nothing was pruned."
             )
     return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
+
+
+def _basis(name: str) -> str:
+    return f"the basis '{name}'" if name else "the basis that they were trained in"
 
 
 def _named(removed: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,31 @@
 """Puts a model back as it was, if pruning it fails."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 
+import torch
 from transformers import PreTrainedModel
+
+
+@contextmanager
+def values_undone(parameters: Iterable[torch.Tensor], always: bool = False) -> Iterator[None]:
+    """Restores the values of parameters, if what follows fails or is interrupted.
+
+    Args:
+        parameters (`Iterable[torch.Tensor]`): The parameters. A copy of each is kept meanwhile.
+        always (`bool`, *optional*, defaults to `False`): Whether to restore them in any case.
+    """
+    before = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    done = False
+    try:
+        yield
+        done = not always
+    finally:
+        if not done:
+            with torch.no_grad():
+                for parameter, values in before:
+                    parameter.copy_(values)
 
 
 @contextmanager

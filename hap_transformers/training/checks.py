@@ -12,6 +12,7 @@ from ..components.groups import find_groups, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
+from ..planning.kinds import kinds_to_prune
 from ..planning.latency_table import LatencyTable
 from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length
@@ -24,13 +25,14 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
     Raises:
         TypeError: If it is no model of Transformers.
         ValueError: If its architecture is unknown, its weights cannot be sliced, its checkpoints could not be loaded,
-            a forward was replaced, or it takes shorter texts or returns no hidden states where the configuration needs
-            them.
+            a forward was replaced, it lacks the components that shall go, or it takes shorter texts or returns no
+            hidden states where the configuration needs them.
     """
     get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
     validate_savable(model)
     validate_forwards(model)
     validate_sliceable(model, find_groups(model))
+    kinds_to_prune(config.components, config.method, config, model)
     if config.sequence_length is not None:
         validate_length(model, config.sequence_length)
     if config.distillation_hidden:

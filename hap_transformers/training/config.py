@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
 from ..sensitivity import METHODS, validate_scoring
 
@@ -19,6 +20,13 @@ class HapConfig(PlanningSettings):
 
     Parameters that control how much is removed and what may go: `budget`, `ratio`, `min_heads`, `min_neurons`,
     `neuron_multiple`, `weigh_costs`, `implant_ratio` and `latency_mode`, as in [`PlanningSettings`], and:
+
+    Parameters that control which kinds of component go:
+        components (`list[str]`, *optional*): Kinds that are scored and may go, such as `["heads", "neurons"]` or
+            `["query_key_dims", "value_dims", "neurons"]`. By default dimensions of heads and neurons for
+            `method="kronecker"` and a budget of `"params"` or `"flops"`, unless `min_heads` is set; otherwise whole
+            heads and neurons. A budget named after a kind is for that kind alone. Where dimensions of heads may go,
+            heads are aligned before they are scored ([`align_heads`]).
 
     Parameters that control what costs are counted for:
         sequence_length (`int`, *optional*): Length of the text inputs that FLOPs and latency are counted for, one at a
@@ -52,9 +60,17 @@ class HapConfig(PlanningSettings):
             layer's hidden states to the dense model's.
 
     Raises:
-        ValueError: If a value is out of range; the message names it.
+        ValueError: If a value is out of range, or components do not suit each other, the method or the budget; the
+            message names it.
     """
 
+    components: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Kinds that may go, such as heads neurons; by default query_key_dims value_dims neurons for "
+            "kronecker and a budget of params or flops, otherwise heads neurons."
+        },
+    )
     sequence_length: int | None = field(
         default=None, metadata={"help": "Length of inputs that FLOPs and latency are counted for."}
     )
@@ -88,6 +104,7 @@ class HapConfig(PlanningSettings):
     def __post_init__(self):
         super().__post_init__()
         validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples, self.max_memory)
+        kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
         for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):

@@ -1,6 +1,7 @@
 """The pruning steps of `HapTrainer`: score, plan, prune."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -12,11 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from ..components.groups import KINDS, find_groups
+from ..alignment.align_heads import ALIGNED_ON, align_heads, alignment_undone
+from ..alignment.basis_name import depends_on_basis
+from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
 from ..efficiency import measure_costs
 from ..memory import named_out_of_memory
+from ..planning.kinds import kinds_to_prune
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..refit.examples import refit_batches
@@ -85,25 +89,37 @@ class PruningMixin(_Trainer):
         `args.seed` draws the examples. They come in batches of the training batch size, in the training's precision;
         processes share the batches.
 
+        Where dimensions of heads may go, heads are aligned before ([`align_heads`]): their weights change, the model's
+        outputs do not. Scores made while `train()` runs are of an aligned model, too, but the model is put back, as
+        the optimizer belongs to the weights as they were.
+
         Raises:
             ValueError: If there is no `hap_config` or no training data, and as
                 [`hap_transformers.estimate_sensitivity`] does.
         """
         config, model = self._require_config(), self._placed_model()
-        self.sensitivity = estimate_sensitivity(
-            model,
-            self._scoring_batches(config.max_examples),
-            config.method,
-            components=config.kinds if config.budget in KINDS else None,
-            num_probes=config.num_probes,
-            tolerance=config.tolerance,
-            max_examples=config.max_examples,
-            max_memory=config.max_memory,
-            seed=self.args.seed,
-            loss_fn=self._named_loss(),
-            progress=not self.args.disable_tqdm,
-            accelerator=self.accelerator,
-        )
+        kinds = kinds_to_prune(config.components, config.method, config, model)
+        passes = {
+            "num_probes": config.num_probes,
+            "seed": self.args.seed,
+            "loss_fn": self._named_loss(),
+            "progress": not self.args.disable_tqdm,
+            "accelerator": self.accelerator,
+        }
+        with self._alignment_undone(kinds, always=self.is_in_train):
+            if depends_on_basis(kinds):
+                batches = self._scoring_batches(config.max_examples)
+                align_heads(model, batches, max_examples=min(config.max_examples, ALIGNED_ON), **passes)
+            self.sensitivity = estimate_sensitivity(
+                model,
+                self._scoring_batches(config.max_examples),
+                config.method,
+                components=kinds,
+                tolerance=config.tolerance,
+                max_examples=config.max_examples,
+                max_memory=config.max_memory,
+                **passes,
+            )
         figures = {"seconds": self.sensitivity.seconds, "reliability": self.sensitivity.reliability}
         self.log({f"hap_score_{name}": value for name, value in figures.items() if value is not None})
         return self.sensitivity
@@ -145,16 +161,31 @@ class PruningMixin(_Trainer):
 
         Raises:
             ValueError: If there is no `hap_config` or no training data to refit on, `train()` is running, the plan
-                does not fit the model, processes have different plans, or the refit fails; the model is then as it
-                was.
+                does not fit the model, processes have different plans, or scoring or the refit fails; the model is
+                then as it was.
         """
         config, model = self._require_config(), self._placed_model()
         if self.is_in_train:
             raise ValueError(f"prune() was called while train() runs, {GRADUALLY} Nothing was pruned.")
         validate_same_plan(plan, self.accelerator)
-        if plan is None:
-            plan = self.plan(self.estimate_sensitivity())
-            validate_same_plan(plan, self.accelerator)
+        kinds = () if plan is not None else kinds_to_prune(config.components, config.method, config, model)
+        with self._alignment_undone(kinds):
+            if plan is None:
+                plan = self.plan(self.estimate_sensitivity())
+                validate_same_plan(plan, self.accelerator)
+            dense = self._remove(model, plan)
+        if self.teacher is None and dense is not None and config.distils:
+            self.teacher = self.hooks.teacher(dense)
+        self._take_pruned(model, plan)
+        counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}
+        costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
+        self.log({**counts, **costs})
+        tell_callbacks(self, "on_prune_end", self._unwrapped_model(), plan)
+        return plan
+
+    def _remove(self, model: PreTrainedModel, plan: PruningPlan) -> Any:
+        """Removes what a plan names and refits the rest; returns the dense model if anything needs it."""
+        config = self._require_config()
         plan.validate(model)
         batches = self._refit_batches(config.refit_examples) if config.refit else None
         if config.refit:
@@ -179,14 +210,11 @@ class PruningMixin(_Trainer):
                         accelerator=self.accelerator,
                         max_memory=config.max_memory,
                     )
-        if self.teacher is None and dense is not None and config.distils:
-            self.teacher = self.hooks.teacher(dense)
-        self._take_pruned(model, plan)
-        counts = {f"hap_{kind}_removed": plan.count(kind) for kind in plan.removed}
-        costs = {f"hap_{k}": self.results[k]["pruned"] for k in ("parameters", "flops") if k in self.results}
-        self.log({**counts, **costs})
-        tell_callbacks(self, "on_prune_end", self._unwrapped_model(), plan)
-        return plan
+        return dense
+
+    def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
+        """Puts heads back into their basis on errors, where these kinds let them be aligned."""
+        return alignment_undone(self._placed_model(), always) if depends_on_basis(kinds) else nullcontext()
 
     def calibration_batches(self) -> list[dict[str, Any]]:
         """The batches that the model is scored on: training examples, on the model's device.

@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..alignment.basis_name import basis_in, name_basis
 from ..components.groups import KINDS
 from ..components.structure import recorded_numbers, recorded_structure
 
@@ -96,6 +97,13 @@ def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> N
             f"folder, those of its recovery in the folder '{RECOVERY}' inside it. Resume from a checkpoint that fits "
             "the model, or first prune the model by the checkpoint's plan."
         )
+
+
+def take_basis(checkpoint: str | Path, model: PreTrainedModel) -> None:
+    """Notes the basis that the heads of a checkpoint, whose weights were loaded into a model, are in."""
+    file = Path(checkpoint) / "config.json"
+    if file.is_file():
+        name_basis(model.config, basis_in(PretrainedConfig.from_json_file(file)))
 
 
 def _structure(config: PretrainedConfig) -> dict[str, Any]:

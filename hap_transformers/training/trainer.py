@@ -27,7 +27,7 @@ from .custom_loss import averages_over_batches, counting_items
 from .hooks import hooks_of
 from .pruning import PruningMixin
 from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
-from .resuming import last_whole_checkpoint, seeded_by_epoch, validate_same_structure
+from .resuming import last_whole_checkpoint, seeded_by_epoch, take_basis, validate_same_structure
 
 
 logger = logging.get_logger(__name__)
@@ -278,10 +278,12 @@ class HapTrainerMixin(PruningMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args) -> None:
         validate_same_structure(resume_from_checkpoint, self._unwrapped_model())
         super()._load_from_checkpoint(resume_from_checkpoint, *args)
+        take_basis(resume_from_checkpoint, self._unwrapped_model())
 
     def _load_best_model(self) -> None:
         validate_same_structure(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         super()._load_best_model()
+        take_basis(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         if self.hap_config is not None:  # The last evaluation was of other weights.
             self.results["metrics"].setdefault(self._phase, {}).update(metrics_of_best(self.state))
 
@@ -310,7 +312,7 @@ class HapTrainer(HapTrainerMixin, Trainer):
     ```python
     trainer = HapTrainer(model, args, train_dataset=train, hap_config=HapConfig(ratio=0.6))
     trainer.train()  # fine-tune
-    trainer.prune()  # score heads and neurons, physically remove the cheapest, refit the others
+    trainer.prune()  # score dimensions of heads and neurons, physically remove the cheapest, refit the others
     trainer.train()  # recover
     trainer.save_model()  # after `import hap_transformers`, from_pretrained loads it
     ```

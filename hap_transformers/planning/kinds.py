@@ -1,0 +1,140 @@
+"""Which kinds of component may go: one rule for `HapConfig`, `HapTrainer` and the `hap` command."""
+
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedModel
+
+from ..components.architectures import get_architecture
+from ..components.groups import KINDS, Kind, eager_model, kinds_in_use
+from ..components.record import recorded_structure
+from ..sensitivity.methods import get_method
+from .settings import PlanningSettings
+
+
+# By default heads lose dimensions where the method foresees what a refit of the others gives, and all dimensions save
+# alike. Elsewhere heads go whole.
+METHOD_OF_FINER_KINDS = "kronecker"
+BUDGETS_OF_FINER_KINDS = ("params", "flops")
+
+
+def kinds_to_prune(
+    components: Sequence[str] | None,
+    method: str,
+    settings: PlanningSettings,
+    model: PreTrainedModel | None = None,
+    *,
+    aligned: bool = True,
+) -> tuple[str, ...]:
+    """The kinds of component that are scored and may go.
+
+    A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
+    kinds of a model where the method is `"kronecker"`, the budget `"params"` or `"flops"`, and nothing is set about
+    whole heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. A budget
+    that is named after a kind is for that kind alone.
+
+    Args:
+        components (`Sequence[str]`, *optional*): The kinds that are asked for.
+        method (`str`): The scoring method.
+        settings (`PlanningSettings`): The budget and the floors.
+        model (`PreTrainedModel`, *optional*): The model. Without it, what it lacks is among the kinds, too.
+        aligned (`bool`, *optional*, defaults to `True`): Whether heads are in a basis in which dimensions can be left
+            out ([`align_heads`]), or will be.
+
+    Returns:
+        `tuple[str, ...]`: The kinds, in the order in which a layer runs them.
+
+    Raises:
+        ValueError: If a kind is unknown, cannot go beside another or under the budget, or cannot be scored by the
+            method, or the model does not have it.
+    """
+    if settings.budget in KINDS:
+        if components is not None and set(components) != {settings.budget}:
+            raise ValueError(
+                f"budget='{settings.budget}' removes {settings.budget} alone, but components={list(components)}. "
+                "Leave components out, or set another budget."
+            )
+        components = [settings.budget]
+    if components is None:
+        finer = method == METHOD_OF_FINER_KINDS and settings.budget in BUDGETS_OF_FINER_KINDS and aligned
+        names = _default(method, finer and not _floors_of_replaced(settings), model)
+        validate_view([KINDS[name] for name in names], settings)
+        return names
+    if isinstance(components, str) or not components or not set(components) <= KINDS.keys():
+        raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
+    chosen = [kind for kind in KINDS.values() if kind.name in components]
+    validate_view(chosen, settings)
+    if unable := [kind.name for kind in chosen if not get_method(method).can_score(kind.name)]:
+        able = ", ".join(name for name in KINDS if get_method(method).can_score(name))
+        raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {able}.")
+    if model is not None:
+        _validate_has(model, chosen)
+    return tuple(kind.name for kind in chosen)
+
+
+def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
+    """Checks that kinds can go together, and under a budget.
+
+    Raises:
+        ValueError: If one is a finer view of another, or of one that the budget or a floor is about.
+    """
+    names = [kind.name for kind in kinds]
+    for kind in (KINDS[name] for name in names if KINDS[name].instead_of):
+        whole = kind.instead_of
+        assert whole is not None  # Others were left out.
+        if whole in names:
+            raise ValueError(
+                f"{kind.label.capitalize()} are parts of {whole}: remove either, not both. Leave '{whole}' or "
+                f"'{kind.name}' out of the components."
+            )
+        others = [name for name, other in KINDS.items() if not other.instead_of]
+        if settings.budget == "latency":
+            raise ValueError(
+                f"budget='latency' cannot be planned for {kind.name} yet: their seconds are not measured. Set "
+                f"components={others}."
+            )
+        if whole in _floors_of_replaced(settings):
+            raise ValueError(
+                f"min_{whole} is a floor of whole {whole}, but {kind.name} are to go. Leave min_{whole} out, or set "
+                f"components={others}."
+            )
+
+
+def _floors_of_replaced(settings: PlanningSettings) -> list[str]:
+    """Kinds that have a finer view, and of which a floor is set."""
+    replaced = {kind.instead_of for kind in KINDS.values()} - {None}
+    return [name for name in KINDS if name in replaced and settings.floor_of(KINDS[name]) is not None]
+
+
+def _default(method: str, finer: bool, model: PreTrainedModel | None) -> tuple[str, ...]:
+    """All kinds of one view that the method scores and the model has."""
+    replaced = {kind.instead_of for kind in KINDS.values()} - {None}
+    view = [name for name, kind in KINDS.items() if (name not in replaced if finer else not kind.instead_of)]
+    if model is not None:
+        model = eager_model(model)
+        if _lost_parts(model):
+            view = kinds_in_use(model)
+        known = get_architecture(model).names
+        view = [name for name in view if (KINDS[name].instead_of or name) in known]
+    return tuple(name for name in view if get_method(method).can_score(name))
+
+
+def _lost_parts(model: PreTrainedModel) -> set[str]:
+    """Kinds of which a model has lost parts, so that the finer views are the only ones."""
+    recorded = (KINDS[name] for name in recorded_structure(model.config) or {} if name in KINDS)
+    return {kind.instead_of for kind in recorded if kind.instead_of}
+
+
+def _validate_has(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:
+    model = eager_model(model)
+    if lost := [kind.name for kind in kinds if kind.name in _lost_parts(model)]:
+        parts = " and ".join(kind.name for kind in KINDS.values() if kind.instead_of in lost)
+        raise ValueError(
+            f"The {lost[0]} of this {type(model).__name__} have lost dimensions and no longer go whole. Name {parts} "
+            f"in place of {lost[0]}."
+        )
+    names = get_architecture(model).names
+    if missing := [kind.name for kind in kinds if (kind.instead_of or kind.name) not in names]:
+        raise ValueError(
+            f"{type(model).__name__} has no {', '.join(missing)}; the kinds of its entry in "
+            f"hap_transformers.ARCHITECTURES are {', '.join(names)}."
+        )
