@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..components.groups import KINDS
+from .align import align
 from .bench import bench
 from .info import info
 from .plan import plan
@@ -31,7 +32,7 @@ def options(
     """Options of all commands."""
 
 
-for command in (info, score, plan, prune, bench, report):
+for command in (info, align, score, plan, prune, bench, report):
     app.command()(command)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..components.groups import by_kind, find_groups
 from ..efficiency import count_flops, count_parameters, example_inputs
+from ..reporting.ranks import head_ranks, ranks_of
 from ..reporting.wording import count_left
 from .loading import chosen_length, load_model
 from .options import Batch, Json, Length, Model, print_result, table_by_layer
@@ -16,7 +17,13 @@ def info(model: Model, batch: Batch = 1, length: Length = None, json_: Json = Fa
     groups = find_groups(loaded)
     figures: dict[str, Any] = {"model": model, "class": type(loaded).__name__}
     columns: dict[str, dict[int, str]] = {}
+    ranks_by_kind = head_ranks(loaded)
     for kind, members in by_kind(groups).items():
+        if ranks_by_kind.get(kind.name):  # Of every head, which differ.
+            figures[kind.name] = ranks_by_kind[kind.name]
+            figures["dense_head_dims"] = members[0].runs.whole.head_size if members[0].runs else 0
+            columns[f"{kind.name} of each head"] = {g.layer: " ".join(map(str, ranks_of(g))) for g in members}
+            continue
         figures[kind.name] = [group.num_components for group in members]
         if kind.keeps_numbers:
             figures[f"dense_{kind.name}"] = [group.original for group in members]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..components.groups import KINDS
 from ..sensitivity import METHODS, SelfLoss
 from ..sensitivity.self_loss import POOLINGS
 from ..training.config import HapConfig
@@ -87,13 +88,10 @@ class Source:
 
 
 @dataclass
-class Scoring:
-    """Options that say how components are scored."""
+class Passes:
+    """Options that say how a model runs forward and backward on examples."""
 
-    method: Annotated[str, typer.Option(help=HELP["method"])] = HapConfig.method
     num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes
-    tolerance: Annotated[float | None, typer.Option(help=HELP["tolerance"])] = HapConfig.tolerance
-    max_memory: Annotated[str | None, typer.Option(help=HELP["max_memory"])] = HapConfig.max_memory
     precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None
     pooling: Annotated[
         str | None,
@@ -105,6 +103,23 @@ class Scoring:
     def embedding(self) -> SelfLoss | None:
         """The loss of embeddings made otherwise than by default."""
         return None if self.pooling is None and self.normalize else SelfLoss(self.pooling, self.normalize)
+
+
+@dataclass
+class Scoring(Passes):
+    """Options that say how components are scored."""
+
+    method: Annotated[str, typer.Option(help=HELP["method"])] = HapConfig.method
+    components: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Kind of component that may go: {', '.join(KINDS)}; may be repeated. By default value_dims, "
+            "query_key_dims and neurons for kronecker and a budget of params or flops, otherwise heads and neurons.",
+            show_default=False,
+        ),
+    ] = None
+    tolerance: Annotated[float | None, typer.Option(help=HELP["tolerance"])] = HapConfig.tolerance
+    max_memory: Annotated[str | None, typer.Option(help=HELP["max_memory"])] = HapConfig.max_memory
 
     @property
     def needs_examples(self) -> bool:

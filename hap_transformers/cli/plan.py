@@ -7,12 +7,12 @@ import torch
 import typer
 from transformers import PreTrainedModel
 
-from ..components.groups import by_kind, eager_copy, find_groups
+from ..components.groups import by_kind, eager_copy
 from ..data.tokenizers import longest_text
 from ..efficiency import compare_latency, count_encoder_parameters, count_parameters, example_inputs
 from ..forward_modes import device_name, validate_mode
 from ..planning.settings import PlanningSettings
-from ..reporting.wording import no_faster
+from ..reporting.wording import enumerated, no_faster
 from ..sensitivity import Sensitivity
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
@@ -61,13 +61,13 @@ def plan(
     made.save(output)
     milliseconds = _checked(loaded, made, settings.latency_mode, precision, batch, length) if check_latency else None
     columns: dict[str, dict[int, str]] = {}
-    for kind, groups in by_kind(find_groups(loaded)).items():
+    for kind, groups in by_kind(made.groups_of(loaded)).items():
         gone = {group.layer: len(made.of_group(group)) for group in groups}
         columns[f"{kind.name} removed"] = {layer: str(count) if count else "" for layer, count in gone.items()}
     columns["implant"] = {layer: str(rank) for layer, rank in made.implants.items()}
     rows = table_by_layer(columns)
     removed = {kind: made.count(kind) for kind in made.removed}
-    counts = " and ".join(f"{count} {kind}" for kind, count in removed.items())
+    counts = enumerated(f"{count} {kind}" for kind, count in removed.items())
     whole, encoder, left = count_parameters(loaded), count_encoder_parameters(loaded), int(made.promise["parameters"])
     title = (
         f"{counts} to remove: {output}\n"

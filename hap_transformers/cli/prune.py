@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedModel
 
+from ..alignment.basis_name import depends_on_basis
 from ..forward_modes import validate_mode
+from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
 from ..reporting.costs import cost_rows
-from ..reporting.wording import fidelity_rows, slowness
+from ..reporting.wording import fidelity_rows, slowness, words_for
 from ..sensitivity import Sensitivity, validate_scoring
 from ..surgery.plan import PruningPlan
 from ..training.config import HapConfig
@@ -29,7 +31,7 @@ from .options import (
     require_own_folder,
     takes_settings,
 )
-from .road import Steps, make_plan, make_scores, nothing_to_remove, prune_and_refit
+from .road import Steps, align, make_plan, make_scores, nothing_to_remove, prune_and_refit
 from .writing import write_pruned
 
 
@@ -60,7 +62,8 @@ def prune(
     loaded, steps, scores = load(model, device, scoring.embedding), Steps(), None
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
-        wanted = source.named or scoring.needs_examples
+        kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
+        wanted = source.named or scoring.needs_examples or depends_on_basis(kinds)
         most = max(source.max_examples, refit_examples)
         examples = load_examples(loaded, source, most, hold_out=True) if wanted else None
         scores, chosen = _planned(loaded, examples, settings, source, scoring, cost_batch, steps)
@@ -105,7 +108,7 @@ def _validate_road(
         )
     validate_scoring(scoring.method, scoring.num_probes, scoring.tolerance, source.max_examples, scoring.max_memory)
     if ratio is not None:
-        replace(settings, ratio=ratio)
+        kinds_to_prune(scoring.components, scoring.method, replace(settings, ratio=ratio))
         return
     for given, default in ((settings, PlanningSettings()), (replace(scoring, max_memory=None), Scoring())):
         for name, value in asdict(given).items():
@@ -127,11 +130,16 @@ def _planned(
     steps: Steps,
 ) -> tuple[Sensitivity, PruningPlan]:
     """Scores a model, and plans what to remove."""
-    what = f"scoring by {scoring.method}"
+    kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
+    if depends_on_basis(kinds):
+        assert examples is not None  # They were loaded for it.
+        with steps.step("align", "aligning heads"):
+            align(loaded, examples, source, scoring)
+    what = f"scoring {words_for(kinds)} by {scoring.method}"
     if examples is not None:
         what += f" on {min(source.max_examples, len(examples.rows)):,} examples"
     with steps.step("score", what):
-        scores = make_scores(loaded, examples, source, scoring)
+        scores = make_scores(loaded, examples, source, scoring, kinds)
     with steps.step("plan", f"planning to remove {settings.ratio:.0%} of {settings.budget}"):
         return scores, make_plan(loaded.model, scores, settings, batch, source.length)
 

@@ -1,7 +1,7 @@
 """The road from a loaded model to a smaller one, in the steps that the commands share."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from transformers import PreTrainedModel
 
+from ..alignment.align_heads import ALIGNED_ON, align_heads
 from ..efficiency import example_inputs
 from ..memory import named_out_of_memory
 from ..planning.latency_table import LatencyTable
@@ -21,20 +22,26 @@ from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 from .examples import Examples
 from .loading import Loaded, chosen_length
-from .options import Scoring, Source
+from .options import Passes, Scoring, Source
 
 
 SMALLER_REFIT = "Pass a smaller --batch or --max-memory, or fewer --refit-examples."
 
 
 def make_scores(
-    loaded: Loaded, examples: Examples | None, source: Source, scoring: Scoring, state_file: Path | None = None
+    loaded: Loaded,
+    examples: Examples | None,
+    source: Source,
+    scoring: Scoring,
+    kinds: Sequence[str],
+    state_file: Path | None = None,
 ) -> Sensitivity:
-    """Scores a model, on examples if the method needs any."""
+    """Scores components of some kinds of a model, on examples if the method needs any."""
     found = estimate_sensitivity(
         loaded.model,
         () if examples is None else examples.scored(source.max_examples),
         scoring.method,
+        components=kinds,
         num_probes=scoring.num_probes,
         tolerance=scoring.tolerance,
         max_memory=scoring.max_memory,
@@ -45,6 +52,19 @@ def make_scores(
     )
     found.model = loaded.name  # That of the encoder, which knows how the transformer is loaded.
     return found
+
+
+def align(loaded: Loaded, examples: Examples, source: Source, passes: Passes) -> None:
+    """Changes the basis inside a model's heads, in place, so that dimensions can be left out."""
+    align_heads(
+        loaded.model,
+        examples.scored(source.max_examples),
+        max_examples=min(source.max_examples, ALIGNED_ON),
+        num_probes=passes.num_probes,
+        precision=passes.precision,
+        seed=source.seed,
+        loss_fn=loaded.loss_fn,
+    )
 
 
 def make_plan(

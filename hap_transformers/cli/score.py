@@ -6,7 +6,10 @@ from typing import Annotated
 import torch
 import typer
 
+from ..alignment.basis_name import basis_in, depends_on_basis
 from ..components.groups import by_kind, find_groups
+from ..planning.kinds import kinds_to_prune
+from ..planning.settings import PlanningSettings
 from ..sensitivity import Sensitivity
 from ..sensitivity.state_file import validate_state_file
 from .examples import load_examples
@@ -42,9 +45,18 @@ def score(
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
     if state_file is not None:
         require_writable(state_file, validate_state_file, [source.train_file], "--state-file")
+    kinds_to_prune(scoring.components, scoring.method, PlanningSettings())
     loaded = load(model, device, scoring.embedding)
     examples = load_examples(loaded, source, source.max_examples) if scoring.needs_examples else None
-    found = make_scores(loaded, examples, source, scoring, state_file)
+    aligned = bool(basis_in(loaded.model.config))
+    kinds = kinds_to_prune(scoring.components, scoring.method, PlanningSettings(), loaded.model, aligned=aligned)
+    if depends_on_basis(kinds) and not aligned:
+        typer.echo(
+            f"hap: The heads of '{model}' were not aligned: the costs of their dimensions are those of an arbitrary "
+            "basis, and too high. Run `hap align` first, and score the model that it writes.",
+            err=True,
+        )
+    found = make_scores(loaded, examples, source, scoring, kinds, state_file)
     found.save(output)
     columns = {
         f"{kind.name}: lowest to highest score": {

@@ -28,11 +28,19 @@ def write_pruned(
     from ..reporting.card import base_model_of
     from ..reporting.hub import write_card
     from ..reporting.page import write_report
+    from ..reporting.ranks import head_ranks
     from ..reporting.results import public_name, versions
 
     base = base_model_of(loaded.model)
     about = {"model": public_name(loaded.name), "loader": loaded.loader}
-    whole = {**about, **results, "history": {}, "training": {}, "versions": versions()}
+    whole = {
+        **about,
+        **results,
+        "head_ranks": head_ranks(loaded.model),
+        "history": {},
+        "training": {},
+        "versions": versions(),
+    }
     with whole_files(folder) as unfinished:
         loaded.save(unfinished)
         plan.save(unfinished / "pruning_plan.json")

@@ -11,7 +11,16 @@ from ..components.groups import Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .wording import COSTS, budget_in_words, count_left, fidelity_rows, loading_code, metric_cells, metric_names
+from .wording import (
+    COSTS,
+    budget_in_words,
+    count_left,
+    enumerated,
+    fidelity_rows,
+    loading_code,
+    metric_cells,
+    metric_names,
+)
 
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -142,7 +151,7 @@ def _left_in_words(groups: Sequence[Group]) -> str:
         linear = sum(group.implant_rank for group in members)
         note = f" ({linear} of them linear, as low-rank implants)" if linear else ""
         phrases.append(f"{count_left(members)} {kind.label}{note}")
-    return " and ".join(phrases)
+    return enumerated(phrases)
 
 
 def loaded_class(model: PreTrainedModel) -> str:

@@ -15,9 +15,11 @@ from ..components.structure import recorded_structure
 from ..files import whole_file
 from .card import TAGS, base_model_of, make_model_card, metrics_of_pruned
 from .eval_results import write_eval_results
+from .ranks import head_ranks
+from .wording import words_for
 
 
-PICTURE = "structure.png"
+PICTURE, RANKS_PICTURE = "structure.png", "head_ranks.png"
 # Generated cards have this mark. Users remove it from cards that they edit.
 MARK = "<!-- Written by hap_transformers"
 
@@ -46,11 +48,17 @@ def write_card(model: PreTrainedModel, folder: str | Path, *, tags: Sequence[str
         with whole_file(file) as unfinished:
             card.save(unfinished)
         return
-    from .plots import plot_structure  # Matplotlib takes a second to import, too long for `import hap_transformers`.
+    from .plots import (  # Matplotlib takes a second to import, too long for `import hap_transformers`.
+        plot_head_ranks,
+        plot_structure,
+    )
 
     plot_structure(model, Path(folder) / PICTURE)
-    names = " and ".join(kind.name for kind in by_kind(find_groups(model)))
-    pictures = {f"{names.capitalize()} left in each layer": PICTURE}
+    names = words_for(kind.name for kind in by_kind(find_groups(model)))
+    pictures = {f"{names[0].upper()}{names[1:]} left in each layer": PICTURE}
+    if head_ranks(model):
+        plot_head_ranks(model, Path(folder) / RANKS_PICTURE)
+        pictures["Dimensions left in each head"] = RANKS_PICTURE
     with whole_file(file) as unfinished:
         make_model_card(model, pictures=pictures, tags=tags, **about).save(unfinished)
     metrics = metrics_of_pruned((about.get("results") or {}).get("metrics") or {})

@@ -14,7 +14,7 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
 from .costs import cost_rows
-from .wording import budget_in_words, fidelity_rows, label_of, loading_code, metric_names, slowness
+from .wording import budget_in_words, enumerated, fidelity_rows, label_of, loading_code, metric_names, slowness
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -95,6 +95,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         scores=scores,
         mapped=mapped,
         cells=cells,
+        ranks={label_of(kind): _shaded(rows) for kind, rows in results.get("head_ranks", {}).items()},
         ranking=_ranking(cells),
         kinds=list(plan.original),
         layers=_layers(plan),
@@ -151,9 +152,15 @@ def _metrics(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _gone_in_words(plan: PruningPlan) -> str:
     """What a plan removes, such as "2 of 8 attention heads and 16 of 48 FFN neurons"."""
-    return " and ".join(
+    return enumerated(
         f"{plan.count(kind):,} of {sum(counts):,} {label_of(kind)}" for kind, counts in plan.original.items() if counts
     )
+
+
+def _shaded(ranks: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
+    """Ranks of heads by layer, each with a shade from 0 to 1."""
+    most = max((rank for row in ranks for rank in row), default=0) or 1
+    return [[(rank, round(rank / most, 3)) for rank in row] for row in ranks]
 
 
 def _layers(plan: PruningPlan) -> list[dict[str, Any]]:

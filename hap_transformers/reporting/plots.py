@@ -9,10 +9,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from ..components.groups import by_kind, find_groups
+from ..components.groups import KINDS, by_kind, find_groups
 from ..files import whole_file
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
+from .ranks import head_ranks, left_of
 
 
 def plot_head_sensitivity(
@@ -69,19 +70,54 @@ def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
     found, layers = by_kind(groups), sorted({group.layer for group in groups})
     figure = Figure(figsize=(2.5 + 0.5 * len(layers), 2.1 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    legended: list[Axes] = []
     for axes, (kind, members) in zip(rows, found.items(), strict=True):
-        places = [group.layer for group in members]
-        if kind.keeps_numbers:  # The other kinds do not know how many there were.
-            axes.bar(places, [group.original for group in members], color="#e5e9f0", label="removed")
-        bars = axes.bar(places, [group.num_components for group in members], color="#2a7f62", label="left")
+        places, counts = [group.layer for group in members], [left_of(group) for group in members]
+        if dense := [
+            count for _, count in counts if count is not None
+        ]:  # Other kinds do not know how many there were.
+            axes.bar(places, dense, color="#e5e9f0", label="removed")
+            legended.append(axes)
+        bars = axes.bar(places, [left for left, _ in counts], color="#2a7f62", label="left")
         axes.bar_label(bars, fontsize=7)
         axes.set_ylabel(kind.name)
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-    legended = next((axes for axes, kind in zip(rows, found, strict=True) if kind.keeps_numbers), rows[0])
-    legended.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+    [*legended, rows[0]][0].legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
     rows[-1].set_xticks(layers)
     rows[-1].set_xlabel("layer")
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+
+
+def plot_head_ranks(model: PreTrainedModel, path: str | Path) -> None:
+    """Draws how many dimensions every head of a model has left, layers x heads for each kind, and saves it.
+
+    Args:
+        model (`PreTrainedModel`): A model whose heads have lost dimensions.
+        path (`str` or `Path`): Where to write the picture. The suffix sets the format.
+
+    Raises:
+        ValueError: If the model's heads are whole.
+    """
+    members = [group for group in find_groups(model) if group.runs is not None]
+    if not members:
+        raise ValueError(
+            f"The heads of this {type(model).__name__} are whole; plot_structure draws how many are left."
+        )
+    ranks, most = head_ranks(model), max(group.runs.whole.head_size for group in members if group.runs is not None)
+    layers, heads = len(next(iter(ranks.values()))), len(next(iter(ranks.values()))[0])
+    figure = Figure(figsize=((1.2 + 0.42 * heads) * len(ranks), 1.5 + 0.33 * layers), layout="constrained")
+    panels = figure.subplots(1, len(ranks), squeeze=False)[0]
+    for axes, (kind, rows) in zip(panels, ranks.items(), strict=True):
+        image = axes.imshow(rows, vmin=0, vmax=most, cmap="YlGnBu", aspect="auto")
+        for layer, row in enumerate(rows):
+            for head, rank in enumerate(row):
+                shade = "white" if rank > most / 2 else "black"
+                axes.text(head, layer, str(rank), ha="center", va="center", fontsize=7, color=shade)
+        _label(axes, layers, heads)
+        axes.set_title(KINDS[kind].label, fontsize=9)
+    figure.colorbar(image, ax=panels, label=f"dimensions left of {most}")
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ..components.groups import by_kind, find_groups
 from ..efficiency import compare_latency
 from ..files import write_text
 from ..forward_modes import device_name
@@ -19,7 +20,8 @@ from ..version import __version__
 from .costs import costs_of
 from .page import write_report
 from .plots import plot_head_sensitivity
-from .wording import metric_cells, metric_names, slowness
+from .ranks import head_ranks, left_of
+from .wording import label_of, metric_cells, metric_names, slowness
 
 
 if TYPE_CHECKING:  # The trainer imports this folder for its card.
@@ -48,7 +50,6 @@ def collect_results(
     """
     assert trainer.hap_config is not None  # A trainer without one cannot prune.
     splits = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
-    num_heads = sum(run.plan.original["heads"])
     models = {"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}
     return {
         "task": task,
@@ -56,7 +57,8 @@ def collect_results(
         "metrics": trainer.results["metrics"],
         "intervals": trainer.results.get("intervals", {}),
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
-        "heads": {"dense": num_heads, "pruned": num_heads - run.plan.count("heads")},
+        "components": _components(models),
+        "head_ranks": head_ranks(models["pruned"]),
         **costs_of(models, inputs, _latency(models, inputs, trainer)),
         "batch": list(next(iter(inputs.values())).shape),
         "device": device_name(trainer.args.device),
@@ -67,6 +69,15 @@ def collect_results(
         "hap_config": asdict(trainer.hap_config),
         "training": {name: getattr(trainer.args, name) for name in TRAINING_ARGUMENTS},
         "versions": versions(),
+    }
+
+
+def _components(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, int]]:
+    """What each model has of every kind that the pruned one consists of."""
+    kinds = [kind.name for kind in by_kind(find_groups(models["pruned"]))]
+    return {
+        kind: {name: sum(left_of(group)[0] for group in find_groups(model, [kind])) for name, model in models.items()}
+        for kind in kinds
     }
 
 
@@ -108,7 +119,8 @@ def save_results(folder: Path, results: Mapping[str, Any], run: "FinishedRun") -
     run.sensitivity.model = ""  # The dense model is not kept.
     run.sensitivity.save(folder / "sensitivity.safetensors")
     run.plan.save(folder / "pruning_plan.json")
-    plot_head_sensitivity(run.sensitivity, folder / PICTURE, run.plan)
+    if run.sensitivity.heads is not None:  # The card draws the ranks of heads that have lost dimensions.
+        plot_head_sensitivity(run.sensitivity, folder / PICTURE, run.plan)
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_report(folder)
 
@@ -116,13 +128,13 @@ def save_results(folder: Path, results: Mapping[str, Any], run: "FinishedRun") -
 def results_table(results: Mapping[str, Any]) -> str:
     """Formats the results as a table for the terminal, a row a phase, with notes below."""
     names = metric_names(results["metrics"])
-    rows = [["", *names, "heads", "encoder", "parameters", "GFLOPs", "latency ms"]]
+    rows = [["", *names, *results["components"], "encoder", "parameters", "GFLOPs", "latency ms"]]
     for phase in results["metrics"]:
         size = "dense" if phase == "dense" else "pruned"
         rows.append(
             [phase]
             + metric_cells(results, phase)
-            + [str(results["heads"][size])]
+            + [str(counts[size]) for counts in results["components"].values()]
             + [f"{results[key][size]:,}" for key in ("encoder_parameters", "parameters")]
             + [f"{results['flops'][size] / 1e9:.2f}", f"{results['latency_ms'][size]:.1f}"]
         )
@@ -145,7 +157,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(warning)
     reliability = results["reliability"]
     if reliability is not None:
+        first = label_of(next(iter(results["components"])))
         notes.append(
-            f"Reliability of the ranking of heads: {reliability:.2f} (1 repeats on another sample, 0 is noise)"
+            f"Reliability of the ranking of {first}: {reliability:.2f} (1 repeats on another sample, 0 is noise)"
         )
     return notes

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..components.groups import KINDS, Group
+from .ranks import left_of
 
 
 COSTS = {
@@ -91,15 +92,25 @@ def label_of(kind: str) -> str:
     return KINDS[kind].label if kind in KINDS else kind
 
 
+def words_for(kinds: Iterable[str]) -> str:
+    """Kinds in words, such as "attention heads and FFN neurons"."""
+    return enumerated(map(label_of, kinds))
+
+
+def enumerated(phrases: Iterable[str]) -> str:
+    """Phrases as a list in a sentence: "a, b and c"."""
+    listed = list(phrases)
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+
+
 def count_left(groups: Iterable[Group]) -> str:
     """Counts what groups of one kind have left, such as `"3 of 4"`.
 
     Kinds that are numbered anew after each removal do not know the dense model's count: `"28"`.
     """
-    members = list(groups)
-    left = f"{sum(group.num_components for group in members)}"
-    dense = sum(group.original for group in members)
-    return f"{left} of {dense}" if members[0].kind.keeps_numbers else left
+    counts = [left_of(group) for group in groups]
+    left, dense = sum(left for left, _ in counts), [dense for _, dense in counts if dense is not None]
+    return f"{left} of {sum(dense)}" if dense else f"{left}"
 
 
 def metric_names(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -13,7 +13,10 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from ..alignment.basis_name import name_basis
 from ..files import write_text
+from ..planning.kinds import kinds_to_prune
+from ..reporting.wording import words_for
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .resuming import RECOVERY, last_whole_checkpoint
@@ -52,6 +55,7 @@ class Stages:
     def __init__(self, output: Path, command: Sequence[str]):
         self.output, self.folder = output, output / "_unfinished_run"
         self.dense, self._scores = self.folder / "dense", self.folder / "sensitivity.safetensors"
+        self._aligned = self.folder / "aligned"
         self._command = self.folder / "command.json"
         if not self._has(command):
             self._start(command)
@@ -63,11 +67,15 @@ class Stages:
 
     def save_dense(self, trainer: HapTrainer, **figures: Any) -> None:
         """Saves the fine-tuned model, and figures about it."""
-        unfinished = self.dense.with_name("dense.unfinished")
+        self._save_model(trainer, self.dense, figures)
+
+    def _save_model(self, trainer: HapTrainer, folder: Path, figures: dict[str, Any]) -> None:
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
         trainer.save_model(str(unfinished), _internal_call=True)  # Else it is pushed to the Hub, too.
         if trainer.is_world_process_zero():
             write_text(unfinished / "figures.json", json.dumps(figures))
-            os.replace(unfinished, self.dense)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(unfinished, folder)
         trainer.accelerator.wait_for_everyone()
 
     def figures(self) -> dict[str, Any]:
@@ -75,10 +83,22 @@ class Stages:
         return json.loads((self.dense / "figures.json").read_text(encoding="utf-8"))
 
     def scores(self, trainer: HapTrainer) -> Sensitivity:
-        """Returns the saved scores of the trainer's dense model, or else scores it and saves them."""
+        """Returns the saved scores of the trainer's dense model, or else scores it and saves them.
+
+        Scores of dimensions are those of aligned heads: then the trainer's model gets their weights, which are saved,
+        too.
+        """
+        model = cast(PreTrainedModel, trainer.model)
         if self._scores.exists():
-            return Sensitivity.load(self._scores)
+            sensitivity = Sensitivity.load(self._scores)
+            if sensitivity.basis:
+                aligned = type(model).from_pretrained(self._aligned, config=copy.deepcopy(model.config))
+                model.load_state_dict(aligned.state_dict())
+                name_basis(model.config, sensitivity.basis)
+            return sensitivity
         sensitivity = trainer.estimate_sensitivity()
+        if sensitivity.basis:
+            self._save_model(trainer, self._aligned, {})
         trainer.accelerator.wait_for_everyone()  # Else a late process finds the file and leaves the others waiting.
         if trainer.is_world_process_zero():
             sensitivity.save(self._scores)
@@ -115,7 +135,7 @@ class FinishedRun:
     Args:
         dense (`PreTrainedModel`): The fine-tuned model.
         sensitivity (`Sensitivity`): Its scores.
-        plan (`PruningPlan`): The heads and neurons that were removed.
+        plan (`PruningPlan`): What was removed.
         seconds (`dict[str, float]`): Time of each stage.
         history (`dict[str, list]`): The trainer's log of fine-tuning and of recovery.
     """
@@ -213,10 +233,11 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
         )
     )
     epochs = trainer.args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
+    kinds = kinds_to_prune(config.components, config.method, config, cast(PreTrainedModel, trainer.model))
     return "\n".join(
         [
             first,
-            f"2. score components by {config.method} on {config.max_examples:,} examples",
+            f"2. score {words_for(kinds)} by {config.method} on {config.max_examples:,} examples",
             f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
             f"4. recover by training (epochs: {epochs:g}), evaluate, write the model, its card and report.html",
         ]
