@@ -41,6 +41,7 @@ class Group:
             these hold them.
         head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
         shared (`int`, *optional*, defaults to 1): Of attention heads, how many query heads read each of them.
+        around (`nn.Module`, *optional*): Of attention heads, the layer, from which their names lead.
     """
 
     kind: "Kind"
@@ -55,6 +56,7 @@ class Group:
     runs: "Runs | None" = None
     head_size: int = 0
     shared: int = 1
+    around: nn.Module | None = None
 
     @property
     def num_components(self) -> int:
@@ -267,7 +269,9 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     architecture = get_architecture(model)
     _validate_is_eager(model, architecture)
     wanted = kinds_in_use(model) if kinds is None else set(kinds)
-    found = [kind for name, kind in KINDS.items() if name in wanted and (kind.instead_of or name) in architecture.names]
+    found = [
+        kind for name, kind in KINDS.items() if name in wanted and (kind.instead_of or name) in architecture.names
+    ]
     return [group for kind in found for group in kind.find(model, architecture)]
 
 
@@ -280,7 +284,11 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
     """
     used = {*(recorded_structure(model.config) or {}), *named}
     replaced = {kind.instead_of for kind in KINDS.values() if kind.name in used} - {None}
-    return [name for name, kind in KINDS.items() if (kind.instead_of in replaced if kind.instead_of else name not in replaced)]
+    return [
+        name
+        for name, kind in KINDS.items()
+        if (kind.instead_of in replaced if kind.instead_of else name not in replaced)
+    ]
 
 
 def by_kind(groups: Iterable[Group]) -> dict[Kind, list[Group]]:

@@ -22,7 +22,7 @@ from .groups import Group, Kind, Runs, register_kind
 from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
 from .projections import GroupedReader, GroupedWriter, Projection
-from .spreading import gather_inputs, spread_outputs
+from .spreading import gather_inputs, hands_on, spread_outputs
 
 
 def find_value_dims(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
@@ -115,6 +115,15 @@ def fit(group: Group) -> None:
     for module, left in given.items():
         spread_outputs(module, left, heads.head_size)
     gather_inputs(heads.reader.module, _by_query(value, heads), heads.head_size)
+    _let_holders_hand_on(heads)
+
+
+def _let_holders_hand_on(heads: Group) -> None:
+    """Lets adapters that are put onto projections spread and gather instead of them."""
+    names, layer = heads.names, heads.around
+    assert layer is not None
+    for path in (names.query, names.key, names.value, names.output):
+        hands_on(layer.get_submodule(path.rpartition(".")[0]))
 
 
 def _by_query(left: Sequence[int], heads: Group) -> list[int]:

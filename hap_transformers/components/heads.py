@@ -15,6 +15,7 @@ from .architectures import Architecture, HeadNames
 from .groups import Group, Kind, empty_parameters, layer_paths, register_kind
 from .projections import Projection, find_projections
 from .releases import TRANSFORMERS_4
+from .spreading import set_and_hand_on
 from .subclasses import argument_names, cached, dense_class, empty_inputs, subclass, take_class
 
 
@@ -53,7 +54,8 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
         attention = model.base_model.get_submodule(path + names.attention)
         own = (writers, followers, [reader], list(range(total)), total, attention, names)
-        groups.append(Group(HEADS, layer, *own, head_size=head_size, shared=config.num_attention_heads // total))
+        sizes = {"head_size": head_size, "shared": config.num_attention_heads // total}
+        groups.append(Group(HEADS, layer, *own, **sizes, around=model.base_model.get_submodule(path[:-1])))
     return groups
 
 
@@ -74,7 +76,9 @@ def fit(group: Group) -> None:
     fit_to_heads(attention, names, group.kept, group.reader)
 
 
-def fit_to_heads(attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, width: int = 0) -> None:
+def fit_to_heads(
+    attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, width: int = 0
+) -> None:
     """Makes an attention module work with some heads.
 
     Args:
@@ -165,7 +169,8 @@ def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type
         outputs = attention_class.forward(self, **{**arguments, "position_bias": bias[:, self.kept_heads]})
         return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
 
-    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias)
+    method = {"__setattr__": set_and_hand_on}
+    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, **method)
 
 
 def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:

@@ -3,9 +3,13 @@
 Attention gives every head as many features as the others. A projection into it that has lost features gives zeros in
 their places. A projection out of it reads only the features that it has left. Features that are left are the first of
 their head.
+
+Adapters such as LoRA take a projection's place and call it inside, with the sizes that it has. So the module in the
+projection's place spreads and gathers: what holds it hands this on ([`hands_on`]).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,12 +82,37 @@ def zeros_after(features: torch.Tensor, sizes: Sequence[int], dim: int) -> torch
     return torch.cat(pieces, -1)
 
 
+def hands_on(holder: nn.Module) -> None:
+    """Lets whatever takes the place of a projection, an adapter for example, spread or gather instead of it."""
+    if dense_class(holder) is type(holder):
+        take_class(holder, _holding(type(holder)))
+
+
+def set_and_hand_on(self: nn.Module, name: str, value: Any) -> None:
+    """`__setattr__` of modules that hold projections."""
+    before = vars(self).get("_modules", {}).get(name)
+    nn.Module.__setattr__(self, name, value)
+    if before is None or before is value or not isinstance(value, nn.Module):
+        return
+    for attribute, make in (("spread_outputs", spread_outputs), ("gathered_inputs", gather_inputs)):
+        if attribute in vars(before):
+            sizes, dim = vars(before).pop(attribute)
+            take_class(before, dense_class(before))
+            make(value, sizes, dim)
+
+
+@cached
+def _holding(holder_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclasses a module that holds projections."""
+    return subclass("Pruned", holder_class, holder_class.forward, _holding, holder_class, __setattr__=set_and_hand_on)
+
+
 @cached
 def _spreading(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection that lacks outputs."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return zeros_after(projection_class.forward(self, hidden_states), *self.spread_outputs)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return zeros_after(projection_class.forward(self, hidden_states, *args, **kwargs), *self.spread_outputs)
 
     return subclass("Spreading", projection_class, forward, _spreading, projection_class)
 
@@ -92,7 +121,7 @@ def _spreading(projection_class: type[nn.Module]) -> type[nn.Module]:
 def _gathering(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection that reads fewer inputs than it is given."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return projection_class.forward(self, first_of_runs(hidden_states, *self.gathered_inputs))
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return projection_class.forward(self, first_of_runs(hidden_states, *self.gathered_inputs), *args, **kwargs)
 
     return subclass("Gathering", projection_class, forward, _gathering, projection_class)

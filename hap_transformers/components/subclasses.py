@@ -45,13 +45,14 @@ def subclass(
     forward: Callable[..., Any],
     factory: Callable[..., type[nn.Module]],
     *args: Any,
+    **methods: Callable[..., Any],
 ) -> type[nn.Module]:
     """Makes the class that `factory(*args)` returns, whose modules are pickled by that call."""
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         return _new, (factory, args), self.__dict__
 
-    attributes = {"forward": forward, "dense_class": base, "__reduce_ex__": __reduce_ex__}
+    attributes = {"forward": forward, "dense_class": base, "__reduce_ex__": __reduce_ex__, **methods}
     return type(prefix + base.__name__, (base,), attributes)
 
 
