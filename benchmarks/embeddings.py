@@ -21,6 +21,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 
 from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, reconstruct
+from hap_transformers.alignment.align_heads import align_heads
 from hap_transformers.efficiency import count_encoder_parameters
 
 from .embeddings_cells import DENSE, EXAMPLES, Cell, Key, append_cell, dense_key, keys_of
@@ -59,6 +60,7 @@ class Bench:
     def __init__(self, encoder: Encoder, held_out: HeldOut, data_dir: str, examples: int = EXAMPLES):
         self.encoder, self.held_out, self.data_dir, self.examples = encoder, held_out, data_dir, examples
         self.known: dict[tuple, tuple[Sensitivity, float]] = {}
+        self.bases: dict[tuple, tuple[PreTrainedModel, float]] = {}
 
     @cached_property
     def dense_embeddings(self) -> torch.Tensor:
@@ -92,7 +94,9 @@ class Bench:
         """Prunes a copy of the dense model, and notes the seconds of each phase."""
         method, dense = METHODS[key.method], self.encoder.model
         batches = self.calibration(key, self.examples)
-        sensitivity, seconds["score"] = self.scores(key, batches)
+        if method.align:
+            dense, seconds["align"] = self.aligned(key, batches)
+        sensitivity, seconds["score"] = self.scores(key, batches, dense)
         plan, seconds["plan"] = timed(lambda: method.plan(dense, sensitivity, batches, key.ratio))
         model = copy.deepcopy(dense)
         apply_plan(model, plan)
@@ -102,14 +106,23 @@ class Bench:
         method.finish(model)
         return model
 
-    def scores(self, key: Key, batches: Batches) -> tuple[Sensitivity, float]:
+    def aligned(self, key: Key, batches: Batches) -> tuple[PreTrainedModel, float]:
+        """The dense model with heads in the basis of a text and seed, and the seconds that it took."""
+        called = key.text, key.seed
+        if called not in self.bases:
+            model = copy.deepcopy(self.encoder.model)
+            _, seconds = timed(lambda: align_heads(model, batches, seed=key.seed))
+            self.bases = {called: (model, seconds)}
+        return self.bases[called]
+
+    def scores(self, key: Key, batches: Batches, dense: PreTrainedModel) -> tuple[Sensitivity, float]:
         """The dense model's scores and the seconds that they took; those of a text and seed are kept."""
         method = METHODS[key.method]
-        called = method.score, key.text, key.seed
+        called = method.score, method.align, key.text, key.seed
         if called not in self.known:
             self.known[called] = timed(
                 lambda: estimate_sensitivity(
-                    self.encoder.model,
+                    dense,
                     batches,
                     method.score,
                     seed=key.seed,

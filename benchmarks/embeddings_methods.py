@@ -89,6 +89,7 @@ class Method:
         scoring (`dict[str, Any]`): Arguments of `estimate_sensitivity`.
         plan (`Callable`): Plans from the model, its scores, the batches they are of, and the ratio.
         refit (`bool`): Whether what is left is refitted.
+        align (`bool`): Whether heads get the basis in which dimensions are left out.
         finish (`Callable`): Changes the pruned model in the end.
     """
 
@@ -96,14 +97,17 @@ class Method:
     scoring: dict[str, Any] = field(default_factory=dict)
     plan: Callable[[PreTrainedModel, Sensitivity, Batches, float], PruningPlan] = by_scores
     refit: bool = True
+    align: bool = False
     finish: Callable[[PreTrainedModel], None] = lambda model: None
 
 
 DEFAULT = "kronecker + refit"
+DIMENSIONS = "kronecker, heads of lower rank, refit"
 _GRADIENT = {"score": "gradient", "scoring": {"loss_fn": contrastive_loss}}
 
 METHODS = {
-    DEFAULT: Method(),
+    DEFAULT: Method(scoring={"components": ("heads", "neurons")}),
+    DIMENSIONS: Method(scoring={"components": ("query_key_dims", "value_dims", "neurons")}, align=True),
     "kronecker, no refit": Method(refit=False),
     "fisher, floor and refit": Method("fisher"),
     "relative trace, floor and refit": Method("gauss_newton_trace"),

@@ -144,3 +144,44 @@ def refit_costs_table(rows: list[dict]) -> str:
         name = "peak memory of the process" if row["measure"] == "peak" else "seconds an example"
         lines.append(f"| {name} | {values[0]} | {values[1]} | {spread} | {row['target']:.2f} |")
     return "\n".join(lines)
+
+
+def rank_latency_table(rows: list[dict]) -> str:
+    """Formats the time over dense of models without whole heads and of models with fewer dimensions a head."""
+    shares = sorted({row["share"] for row in rows})
+    lines = [
+        "| model | numbers | batch | " + " | ".join(f"{share:.0%} removed: heads / dimensions" for share in shares) + " |",
+        "| --- | --- | --- |" + " --- |" * len(shares),
+    ]
+    groups: dict[tuple, dict[tuple, dict]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("model", "dtype", "batch_size", "length"))
+        groups.setdefault(key, {})[row["way"], row["share"]] = row
+    for (model, dtype, size, length), group in groups.items():
+        cells = [" / ".join(f"{group[way, share]['time']:.2f}" for way in ("heads", "ranks")) for share in shares]
+        lines.append(f"| {model} | {dtype} | {size} x {length} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ranks_table(rows: list[dict]) -> str:
+    """Formats the divergence from the dense model of both ways to prune attention, and their paired ratio."""
+    lines = [
+        "| task | removed | whole heads: KL, agreement | dimensions: KL, agreement | KL, dimensions over heads |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    cells: dict[tuple, dict[str, dict[int, dict]]] = {}
+    for row in rows:
+        cells.setdefault((row["task"], row["ratio"]), {}).setdefault(row["kinds"], {})[row["sample"]] = row
+    for (task, ratio), kinds in cells.items():
+        samples = sorted(kinds["heads"].keys() & kinds.get("dimensions", {}).keys())
+        if not samples:
+            continue
+        shown = [
+            f"{statistics.mean(kinds[kind][s]['kl'] for s in samples):.4f}, "
+            f"{statistics.mean(kinds[kind][s]['agreement'] for s in samples):.1%}"
+            for kind in ("heads", "dimensions")
+        ]
+        ratios = [kinds["dimensions"][s]["kl"] / kinds["heads"][s]["kl"] for s in samples]
+        spread = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(samples)} samples)"
+        lines.append(f"| {task} | {ratio:.0%} | {shown[0]} | {shown[1]} | {spread} |")
+    return "\n".join(lines)

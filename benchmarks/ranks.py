@@ -1,0 +1,134 @@
+"""Compares removing whole heads with removing dimensions of heads, on classifiers, without training.
+
+    python -m benchmarks.ranks --data_dir ../shared/glue
+
+MiniLM is fine-tuned on a part of each task's training split. It is scored and refitted on samples of the same part. The
+divergence from the dense model, and how often both predict the same class, are measured on the part that was held out.
+A cell that is in the output file is kept, so the command can be interrupted. `docs.render_results` makes the tables.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+from transformers import DataCollatorWithPadding, HfArgumentParser, PreTrainedModel
+
+from glue_scripts.compare_glue.cells import Cell, read_cells
+from glue_scripts.compare_glue.job import Job
+from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
+from hap_transformers.alignment.align_heads import align_heads
+from hap_transformers.data.calibration import calibration_batches
+
+from .embeddings_cells import append_cell
+from .workloads import BATCH_SIZE
+
+
+HERE = Path(__file__).parent
+RATIOS = (0.6, 0.8, 0.9, 0.95)
+EXAMPLES = 1024
+KINDS = {"heads": ("heads", "neurons"), "dimensions": ("query_key_dims", "value_dims", "neurons")}
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+@dataclass
+class Arguments:
+    """What to measure, and where results go."""
+
+    data_dir: str = "../shared/glue"
+    output: str = str(HERE / "ranks.jsonl")
+    dense_dir: str = "build/refit"
+    tasks: list[str] = field(default_factory=lambda: ["mrpc", "sst2", "cola"])
+    samples: list[int] = field(default_factory=lambda: [0, 1, 2])
+
+
+class Key(NamedTuple):
+    """The fields that tell one cell from another: `sample` is the seed of the calibration sample."""
+
+    task: str
+    kinds: str
+    ratio: float
+    sample: int
+
+
+class Bench:
+    """One task's dense model, its batches, and its cells."""
+
+    def __init__(self, job: Job):
+        self.job, self.dense = job, job.dense().eval()
+        self.collate = DataCollatorWithPadding(job.tokenizer)
+        held_out = self.words(job.evaluated)
+        self.evaluated = self.batches(held_out, len(held_out), 0)
+
+    def words(self, rows: Any) -> Any:
+        """Rows without labels."""
+        return rows.select_columns([n for n in rows.column_names if n in self.job.tokenizer.model_input_names])
+
+    def batches(self, rows: Any, count: int, seed: int) -> Batches:
+        """Batches of a sample."""
+        return list(calibration_batches(rows, count, seed, BATCH_SIZE, self.collate))
+
+    def cells(self, kinds: str, sample: int) -> list[Cell]:
+        """One sample's cells of all ratios."""
+        batches = self.batches(self.words(self.job.train), EXAMPLES, sample)
+        start = time.process_time()
+        model = copy.deepcopy(self.dense)
+        if kinds == "dimensions":
+            align_heads(model, batches, progress=False)
+        scores = estimate_sensitivity(model, batches, components=KINDS[kinds], progress=False)
+        seconds = time.process_time() - start
+        return [self.cell(Key(self.job.name, kinds, ratio, sample), model, scores, batches, seconds) for ratio in RATIOS]
+
+    def cell(
+        self, key: Key, model: PreTrainedModel, scores: Sensitivity, batches: Batches, score_seconds: float
+    ) -> Cell:
+        """Prunes a copy and measures it."""
+        start = time.process_time()
+        pruned = copy.deepcopy(model)
+        apply_plan(pruned, plan_pruning(scores, pruned, ratio=key.ratio))
+        reconstruct(pruned, self.dense, batches, progress=False)
+        refit_seconds = time.process_time() - start
+        fidelity = compared(pruned, self.dense, self.evaluated)
+        return {
+            **key._asdict(),
+            **{name: round(value, 5) for name, value in fidelity.items()},
+            "seconds": {"score": round(score_seconds, 1), "refit": round(refit_seconds, 1)},
+        }
+
+
+def compared(model: PreTrainedModel, dense: PreTrainedModel, batches: Batches) -> dict[str, float]:
+    """How far a classifier's predictions are from the dense model's: mean divergence, share of equal classes."""
+    divergence, equal, count = 0.0, 0, 0
+    with torch.no_grad():
+        for batch in batches:
+            logs = [network(**batch).logits.log_softmax(-1) for network in (model, dense)]
+            divergence += F.kl_div(*logs, log_target=True, reduction="sum").item()
+            equal += int((logs[0].argmax(-1) == logs[1].argmax(-1)).sum())
+            count += len(logs[0])
+    return {"kl": divergence / count, "agreement": equal / count}
+
+
+def main() -> None:
+    """Computes the cells that are missing, a sample of every task before the next sample."""
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    output, benches = Path(args.output), dict[str, Bench]()
+    for sample in args.samples:
+        for task in args.tasks:
+            for kinds in KINDS:
+                known = read_cells(output, Key)
+                if all(Key(task, kinds, ratio, sample) in known for ratio in RATIOS):
+                    continue
+                if task not in benches:
+                    benches[task] = Bench(Job(task, 0, args.data_dir, args.dense_dir, fold=True))
+                for cell in benches[task].cells(kinds, sample):
+                    if Key(*(cell[name] for name in Key._fields)) not in known:
+                        append_cell(output, cell)
+                        print(cell, flush=True)
+
+
+if __name__ == "__main__":
+    main()
