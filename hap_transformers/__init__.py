@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import checkpoints as checkpoints
 from . import hub as hub
+from .alignment.align_heads import align_heads
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
 from .components.groups import emptied_modules
@@ -46,6 +47,7 @@ __all__ = [
     "SelfLoss",
     "Sensitivity",
     "__version__",
+    "align_heads",
     "apply_plan",
     "emptied_modules",
     "estimate_sensitivity",

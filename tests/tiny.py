@@ -23,6 +23,9 @@ LONG = bool(os.environ.get("HAP_LONG"))
 
 # Models whose scores are compared with explicit derivatives.
 SCORED_MODELS = ["bert", "distilbert", "electra", "gpt2", "roberta"]
+# The two views of what attention consists of.
+WHOLE_HEADS = ["heads", "neurons"]
+DIMENSIONS = ["query_key_dims", "value_dims", "neurons"]
 # Methods whose scores are changes of the loss, for heads and neurons alike.
 COMPARABLE = ("kronecker", "gauss_newton_trace", "hessian_trace", "fisher")
 

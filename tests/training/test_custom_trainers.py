@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny import make_model, untouched
+from tiny import WHOLE_HEADS, make_model, untouched
 from torch.utils.data import DataLoader
 from trainers import Rows, make_trainer
 from transformers import BertForSequenceClassification, TrainerCallback
@@ -144,7 +144,7 @@ def test_a_train_dataloader_of_ones_own_is_scored_and_refitted_through(tmp_path)
             return DataLoader(self.train_dataset, 6, collate_fn=collate)
 
     tuples = [tuple(row.values()) for row in rows]
-    config = HapConfig(ratio=0.5, max_examples=10, refit_examples=10)
+    config = HapConfig(ratio=0.5, max_examples=10, refit_examples=10, components=WHOLE_HEADS)
     trainer = make_trainer(tmp_path, Own, rows=tuples, hap_config=config, max_steps=1)
     model = copy.deepcopy(trainer.model)
     batches = [{name: torch.stack([row[name] for row in rows[i : i + 6]]) for name in rows[0]} for i in (0, 6)]

@@ -9,6 +9,7 @@ import torch
 from any_trainers import COMMON, CONFIG, agreement, texts
 from datasets import Dataset
 from script_inputs import save_model
+from tiny import WHOLE_HEADS
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BertTokenizerFast
 from zoo import ZOO
@@ -49,7 +50,7 @@ def batch_of(trainer):
 
 
 def test_sft_trainer(tmp_path):
-    config = dataclasses.replace(CONFIG, distillation=0.9, refit=False, recovery_epochs=8)
+    config = dataclasses.replace(CONFIG, distillation=0.9, refit=False, recovery_epochs=8, components=WHOLE_HEADS)
     trainer = sft(tmp_path, hap_config=config)
     trainer.train()
     dense = copy.deepcopy(trainer.model.state_dict())
@@ -77,7 +78,7 @@ def test_sft_trainer(tmp_path):
 
 def test_sft_scores_are_those_of_the_models_loss(tmp_path):
     """And metrics of scoring are not those of the next evaluation."""
-    trainer = sft(tmp_path)
+    trainer = sft(tmp_path, hap_config=dataclasses.replace(CONFIG, components=WHOLE_HEADS))
     copied = AutoModelForCausalLM.from_config(copy.deepcopy(trainer.model.config))
     copied.load_state_dict(trainer.model.state_dict())
     before = trainer.evaluate()
@@ -141,7 +142,8 @@ def test_sft_with_a_loss_of_ones_own_on_top(tmp_path):
             found = super().compute_loss(model, inputs, return_outputs, **kwargs)
             return (2 * found[0], found[1]) if return_outputs else 2 * found
 
-    plain, doubled = (sft(tmp_path, bases=bases) for bases in ((), (Doubled,)))
+    config = dataclasses.replace(CONFIG, components=WHOLE_HEADS)
+    plain, doubled = (sft(tmp_path, bases=bases, hap_config=config) for bases in ((), (Doubled,)))
     for kind, layers in plain.estimate_sensitivity().scores.items():
         twice = [2 * scores for scores in layers]
         torch.testing.assert_close(doubled.estimate_sensitivity().scores[kind], twice, rtol=1e-3, atol=1e-7)

@@ -12,7 +12,7 @@ import torch
 from any_trainers import COMMON, CONFIG, texts, without_dropout
 from datasets import Dataset, DatasetDict
 from script_inputs import save_model
-from tiny import untouched
+from tiny import WHOLE_HEADS, untouched
 from torch.nn import functional as F
 
 from hap_transformers import HapConfig, HapTrainerMixin, SelfLoss, estimate_sensitivity
@@ -78,7 +78,8 @@ def ranking(encoder):
 
 @pytest.mark.parametrize("distillation", [0.9, 1.0])
 def test_sentence_transformer_trainer(tmp_path, distillation):
-    config = dataclasses.replace(CONFIG, distillation=distillation, recovery_epochs=8, refit=False)
+    settings = {"recovery_epochs": 8, "refit": False, "components": WHOLE_HEADS}  # The teacher has the weights.
+    config = dataclasses.replace(CONFIG, distillation=distillation, **settings)
     trainer = sentence_trainer(tmp_path, loss=ranking, hap_config=config, learning_rate=3e-3)
     encoder = trainer.model
     trainer.train()
@@ -123,7 +124,8 @@ def test_encoders_without_labels_or_a_loss(tmp_path):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_encoders_are_scored_by_embeddings_of_all_columns(tmp_path, normalize):
-    trainer = sentence_trainer(tmp_path, encoder_of(tmp_path, normalize), hap_config=CONFIG)
+    config = dataclasses.replace(CONFIG, components=WHOLE_HEADS)
+    trainer = sentence_trainer(tmp_path, encoder_of(tmp_path, normalize), hap_config=config)
     inner = copy.deepcopy(trainer.model[0].auto_model)
     found = trainer.estimate_sensitivity()
     order = torch.randperm(24, generator=torch.Generator().manual_seed(trainer.args.seed))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import HfApi, ModelCard, RepoUrl
-from tiny import make_batch, make_model
+from tiny import DIMENSIONS, make_batch, make_model
 from trainers import Rows, make_trainer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -25,6 +25,7 @@ from hap_transformers import (
     HapConfig,
     HapTrainer,
     PruningPlan,
+    align_heads,
     apply_plan,
     estimate_sensitivity,
     plan_pruning,
@@ -204,9 +205,10 @@ def test_half_the_encoder_goes_and_what_is_left_is_refitted(tmp_path):
     assert plan.neurons and plan.promise["parameters"] == sum(p.numel() for p in trainer.model.parameters())
     rows, order = Rows().rows, torch.randperm(24, generator=torch.Generator().manual_seed(3))[:12]
     batches = [{k: torch.stack([rows[i][k] for i in order[j : j + 4]]) for k in rows[0]} for j in (0, 4, 8)]
-    sensitivity = estimate_sensitivity(model, batches, progress=False)
-    assert plan_pruning(sensitivity, model, ratio=0.5) == plan
     dense = copy.deepcopy(model)
+    align_heads(model, batches, seed=3, progress=False)
+    sensitivity = estimate_sensitivity(model, batches, components=DIMENSIONS, seed=3, progress=False)
+    assert plan_pruning(sensitivity, model, ratio=0.5) == plan
     apply_plan(model, plan)
     reconstruct(model, dense, batches, progress=False)
     for name, tensor in trainer.model.state_dict().items():

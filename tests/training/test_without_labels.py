@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from datasets import Dataset
-from tiny import make_batch, make_model, untouched
+from tiny import WHOLE_HEADS, make_batch, make_model, untouched
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 from trainers import Rows, make_trainer
@@ -76,7 +76,8 @@ def distance(name, model, dense, rows):
 def test_scored_refitted_and_recovered_by_the_dense_models_outputs(tmp_path, name):
     model, rows = make_task(name)
     dense = copy.deepcopy(model)
-    config = HapConfig(ratio=0.5, refit=False, distillation=1.0, recovery_epochs=15, max_examples=12)
+    settings = {"distillation": 1.0, "recovery_epochs": 15, "components": WHOLE_HEADS}
+    config = HapConfig(ratio=0.5, refit=False, max_examples=12, **settings)
     settings = {"hap_config": config, "learning_rate": 1e-2, "seed": 3}
     trainer = make_trainer(tmp_path, model=model, rows=rows, **settings)
     trainer.prune()
@@ -97,7 +98,7 @@ def test_scores_are_those_with_labels(tmp_path):
     """The curvature of a softmax does not depend on labels; the refit reads none."""
     ends = []
     for labels in (True, False):
-        config = HapConfig(ratio=0.5, max_examples=12, distillation=1.0)
+        config = HapConfig(ratio=0.5, max_examples=12, distillation=1.0, components=WHOLE_HEADS)
         trainer = make_trainer(tmp_path, rows=Rows(labels=labels), hap_config=config)
         trainer.prune()
         ends.append((trainer.sensitivity.scores, trainer.pruning_plan.removed, trainer.model.state_dict()))
