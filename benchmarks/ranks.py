@@ -3,7 +3,8 @@
     python -m benchmarks.ranks --data_dir ../shared/glue
 
 MiniLM is fine-tuned on a part of each task's training split. It is scored and refitted on samples of the same part. The
-divergence from the dense model, and how often both predict the same class, are measured on the part that was held out.
+divergence from the dense model, and how often both predict the same class, are measured on the part that was held out,
+and the time of a forward pass over the dense model's in the same rounds.
 A cell that is in the output file is kept, so the command can be interrupted. `docs.render_results` makes the tables.
 """
 
@@ -22,6 +23,7 @@ from glue_scripts.compare_glue.job import Job
 from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
 from hap_transformers.alignment.align_heads import align_heads
 from hap_transformers.data.calibration import calibration_batches
+from hap_transformers.efficiency import compare_latency, example_inputs
 
 from .embeddings_cells import append_cell
 from .workloads import BATCH_SIZE
@@ -30,6 +32,8 @@ from .workloads import BATCH_SIZE
 HERE = Path(__file__).parent
 RATIOS = (0.6, 0.8, 0.9, 0.95)
 EXAMPLES = 1024
+# Texts and tokens of the batch whose time is measured, and how often.
+LATENCY_INPUTS, ROUNDS = (32, 64), 7
 KINDS = {"heads": ("heads", "neurons"), "dimensions": ("query_key_dims", "value_dims", "neurons")}
 
 Batches = list[dict[str, torch.Tensor]]
@@ -93,9 +97,12 @@ class Bench:
         reconstruct(pruned, self.dense, batches, progress=False)
         refit_seconds = time.process_time() - start
         fidelity = compared(pruned, self.dense, self.evaluated)
+        inputs = example_inputs(self.dense, *LATENCY_INPUTS)
+        timed = compare_latency({"dense": self.dense, "pruned": pruned}, inputs, ROUNDS)
         return {
             **key._asdict(),
             **{name: round(value, 5) for name, value in fidelity.items()},
+            "time": round(timed["pruned"] / timed["dense"], 4),
             "seconds": {"score": round(score_seconds, 1), "refit": round(refit_seconds, 1)},
         }
 
