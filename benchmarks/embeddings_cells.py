@@ -9,10 +9,10 @@ from typing import NamedTuple
 from glue_scripts.compare_glue.cells import Cell
 
 from .embeddings_data import CALIBRATION
-from .embeddings_methods import DEFAULT, METHODS
+from .embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
 
 
-RATIOS = (0.2, 0.4, 0.6, 0.8)
+RATIOS = (0.2, 0.4, 0.6, 0.8, 0.9)
 HEAVY = (0.6, 0.8)
 # Sentences to score on, and to refit on.
 EXAMPLES, REFIT_EXAMPLES = 1024, 4096
@@ -67,7 +67,7 @@ def keys_of(grid: str, model: str, seeds: Sequence[int]) -> list[Key]:
         "main": lambda seed: [Key(model, method, HOME, r, seed) for method in METHODS for r in RATIOS],
         "elsewhere": lambda seed: [Key(model, method, ELSEWHERE, r, seed) for method in METHODS for r in HEAVY],
         "sizes": lambda seed: [
-            Key(model, DEFAULT, text, r, seed, size) for text in CALIBRATION for size in REFIT_SIZES for r in HEAVY
+            Key(model, WHOLE_HEADS, text, r, seed, size) for text in CALIBRATION for size in REFIT_SIZES for r in HEAVY
         ],
         "rates": lambda seed: [
             Key(model, DEFAULT, HOME, r, seed, phase="recovered", learning_rate=rate, hidden=hidden)

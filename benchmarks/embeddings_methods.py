@@ -102,13 +102,13 @@ class Method:
 
 
 DEFAULT = "kronecker + refit"
-DIMENSIONS = "kronecker, heads of lower rank, refit"
+WHOLE_HEADS = "kronecker, whole heads, refit"
 _GRADIENT = {"score": "gradient", "scoring": {"loss_fn": contrastive_loss}}
 
 METHODS = {
-    DEFAULT: Method(scoring={"components": ("heads", "neurons")}),
-    DIMENSIONS: Method(scoring={"components": ("query_key_dims", "value_dims", "neurons")}, align=True),
-    "kronecker, no refit": Method(refit=False),
+    DEFAULT: Method(scoring={"components": ("query_key_dims", "value_dims", "neurons")}, align=True),
+    WHOLE_HEADS: Method(),
+    "kronecker, whole heads, no refit": Method(refit=False),
     "fisher, floor and refit": Method("fisher"),
     "relative trace, floor and refit": Method("gauss_newton_trace"),
     "gradient, floor and refit": Method(**_GRADIENT),

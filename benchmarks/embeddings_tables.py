@@ -17,7 +17,7 @@ from .embeddings_cells import (
     dense_key,
 )
 from .embeddings_data import MODELS
-from .embeddings_methods import DEFAULT, METHODS
+from .embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
 
 
 # What a figure is called, its factor, and its decimals.
@@ -30,7 +30,7 @@ FIGURES = {
     "mrr_stsb": ("MRR x 100, STS-B", 100, 1),
 }
 # Points of STS-B's Spearman correlation that may be lost, by phase and ratio.
-TARGETS = {"pruned": {0.6: 1.0, 0.8: 3.5}, "recovered": {0.6: 0.5, 0.8: 1.5}}
+TARGETS = {"pruned": {0.6: 1.0, 0.8: 3.0, 0.9: 6.0}, "recovered": {0.6: 0.5, 0.8: 1.5}}
 
 # What is said of a model; its tables.
 NAMES = ("similarity", "distance and retrieval", "other text", "seconds")
@@ -84,10 +84,10 @@ def seconds_table(cells: Cells, model: str) -> str:
         row = [method]
         for ratio in ratios:
             found = [cell["seconds"] for cell in _of_seeds(cells, Key(model, method, HOME, ratio, 0))]
-            phases = [phase for phase in ("score", "plan", "refit") if found and phase in found[0]]
+            phases = [phase for phase in ("align", "score", "plan", "refit") if found and phase in found[0]]
             row.append(" + ".join(f"{mean(seconds[phase] for seconds in found):.0f}" for phase in phases))
         rows += [row] if any(row[1:]) else []
-    return _markdown(["seconds: score + plan + refit", *(f"{ratio:.0%}" for ratio in ratios)], rows)
+    return _markdown(["seconds: (align +) score + plan + refit", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 
 
 def sizes_table(cells: Cells, model: str, text: str) -> str:
@@ -97,7 +97,7 @@ def sizes_table(cells: Cells, model: str, text: str) -> str:
     header = [f"refitted on, {text}", *(f"{FIGURES[name][0]}, {ratio:.0%}" for name, ratio in columns)]
     rows = []
     for size in REFIT_SIZES:
-        found = {ratio: _of_seeds(cells, Key(model, DEFAULT, text, ratio, 0, size)) for ratio in HEAVY}
+        found = {ratio: _of_seeds(cells, Key(model, WHOLE_HEADS, text, ratio, 0, size)) for ratio in HEAVY}
         if not all(found.values()):
             continue
         seconds = " / ".join(f"{mean(cell['seconds']['refit'] for cell in found[ratio]):.0f}" for ratio in HEAVY)
@@ -129,8 +129,10 @@ def targets_text(cells: Cells, models: Iterable[str]) -> str:
     for model in models:
         for phase, targets in TARGETS.items():
             losses = {ratio: _losses(cells, model, phase, ratio) for ratio in targets}
-            if all(losses.values()):
-                found = " and ".join(f"{mean(losses[r]):.1f} at {r:.0%} (at most {targets[r]:.1f})" for r in targets)
+            found = ", ".join(
+                f"{mean(lost):.1f} at {ratio:.0%} (at most {targets[ratio]:.1f})" for ratio, lost in losses.items() if lost
+            )
+            if found:
                 lines.append(f"{model}, {phase}: {found}.")
     lost = "Points of Spearman's correlation that the default method loses to the dense model, and the targets."
     return "\n".join(textwrap.fill(line, 119) for line in (lost, "", *(f"- {line}" for line in lines)))
