@@ -21,7 +21,7 @@ from benchmarks import (
 )
 from benchmarks.embeddings_cells import HOME, Key
 from benchmarks.embeddings_data import Encoder
-from benchmarks.embeddings_methods import DEFAULT, METHODS
+from benchmarks.embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
 
 
 WORDS = ["good", "bad", "film", "plot", *"abcdefghij"]
@@ -193,11 +193,10 @@ def test_tables():
         f"| {DEFAULT} | 88.5 (88.0 to 89.0) | 85.0 |",
     ]
     assert found["seconds of tiny"].splitlines()[-1] == f"| {DEFAULT} | 10 + 0 + 20 | 10 + 0 + 20 |"
-    assert (
-        found["targets"].splitlines()[-1] == "- tiny, pruned: 1.5 at 60% (at most 1.0) and 5.0 at 80% (at most 3.5)."
-    )
+    assert found["targets"].splitlines()[-1] == "- tiny, pruned: 1.5 at 60% (at most 1.0), 5.0 at 80% (at most 3.0)."
     assert found["recovery"] == found["similarity of all-mpnet-base-v2"] == embeddings_tables.OPEN
-    assert "4,096 sentences" in found["refit"]
+    whole_heads = {key._replace(method=WHOLE_HEADS) if key.method == DEFAULT else key: cells[key] for key in cells}
+    assert "4,096 sentences" in embeddings_tables.sections(whole_heads)["refit"]
 
 
 def test_the_table_of_recovery_begins_with_the_pruned_model():
