@@ -164,24 +164,24 @@ def rank_latency_table(rows: list[dict]) -> str:
 
 
 def ranks_table(rows: list[dict]) -> str:
-    """Formats the divergence from the dense model of both ways to prune attention, and their paired ratio."""
+    """Formats both ways to prune attention: divergence from the dense model, agreement with it, and time over its."""
     lines = [
-        "| task | removed | whole heads: KL, agreement | dimensions: KL, agreement | KL, dimensions over heads |",
+        "| task | removed | whole heads: KL, agreement, time | dimensions: KL, agreement, time | KL over that of heads |",
         "| --- | --- | --- | --- | --- |",
     ]
     cells: dict[tuple, dict[str, dict[int, dict]]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["ratio"]), {}).setdefault(row["kinds"], {})[row["sample"]] = row
     for (task, ratio), kinds in cells.items():
-        samples = sorted(kinds["heads"].keys() & kinds.get("dimensions", {}).keys())
+        samples = sorted(kinds.get("heads", {}).keys() & kinds.get("dimensions", {}).keys())
         if not samples:
             continue
-        shown = [
-            f"{statistics.mean(kinds[kind][s]['kl'] for s in samples):.4f}, "
-            f"{statistics.mean(kinds[kind][s]['agreement'] for s in samples):.1%}"
-            for kind in ("heads", "dimensions")
-        ]
-        ratios = [kinds["dimensions"][s]["kl"] / kinds["heads"][s]["kl"] for s in samples]
-        spread = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(samples)} samples)"
-        lines.append(f"| {task} | {ratio:.0%} | {shown[0]} | {shown[1]} | {spread} |")
+        shown = []
+        for way in ("heads", "dimensions"):
+            found = [kinds[way][sample] for sample in samples]
+            kl, agreement, time = (statistics.mean(cell[name] for cell in found) for name in ("kl", "agreement", "time"))
+            shown.append(f"{kl:.4f}, {agreement:.1%}, {time:.2f}")
+        ratios = [kinds["dimensions"][sample]["kl"] / kinds["heads"][sample]["kl"] for sample in samples]
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+        lines.append(f"| {task} | {ratio:.0%} | {shown[0]} | {shown[1]} | {statistics.mean(ratios):.2f}{spread} |")
     return "\n".join(lines)

@@ -4,7 +4,7 @@
 
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
 The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,refit,imports}.json`, and,
-on a machine with a GPU, `benchmarks/device.json`, and `benchmarks/embeddings.jsonl`.
+on a machine with a GPU, `benchmarks/device.json`, and `benchmarks/{embeddings,ranks}.jsonl`.
 """
 
 import json
@@ -21,10 +21,12 @@ from benchmarks.markdown_table import (
     multiples_table,
     phases_table,
     promises_table,
+    ranks_table,
     refit_costs_table,
     refit_examples_table,
 )
 from benchmarks.markdown_table import table as table_of_ratios
+from benchmarks.ranks import Key as RanksKey
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -236,6 +238,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
     for name, text in sections_on_embeddings(read_cells(BENCHMARKS / "embeddings.jsonl", Key)).items():
         found[HERE / "embeddings.md", name] = text
+    ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
+    found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found
 
