@@ -30,6 +30,7 @@ from .folds import split_fold
 from .methods import METHODS
 from .remembered_teacher import remember_logits
 from .settings import (
+    COMPONENTS,
     LEARNING_RATE,
     MAX_LENGTH,
     RECOVERY_LEARNING_RATE,
@@ -97,7 +98,7 @@ class Job:
         file = self.output_dir / "scores" / self.folder / f"{method}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            trainer = self._trainer(self.dense(), HapConfig(method=method))
+            trainer = self._trainer(self.dense(), HapConfig(method=method, components=COMPONENTS))
             unfinished = file.with_suffix(".unfinished")
             trainer.estimate_sensitivity().save(unfinished)
             unfinished.rename(file)
@@ -118,6 +119,8 @@ class Job:
         method, dense = METHODS[name], self.dense()
         changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES}
         changes["recovery_learning_rate"] = RECOVERY_LEARNING_RATE
+        if budget not in COMPONENTS:
+            changes["components"] = COMPONENTS
         trainer = self._trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))
         cell = {"task": self.name, "method": name, "budget": budget, "ratio": ratio, "seed": self.seed}
         cell |= {"fold": self.fold, "bf16": bf16_is_fast(), "dense": self.dense_metrics}

@@ -38,6 +38,8 @@ SETTINGS = {
 LEARNING_RATE, WARMUP_STEPS = 1e-4, 50
 # All methods get this same recovery. It is short, as the study has hundreds of cells.
 RECOVERY_LEARNING_RATE, RECOVERY_STEPS = 5e-5, 100
+# Whole heads, so that all methods choose among the same components.
+COMPONENTS = ["heads", "neurons"]
 # All methods refit on the examples that the default method scores.
 REFIT_EXAMPLES = 1024
 # Nearly all examples of these tasks are shorter.

@@ -73,6 +73,8 @@ def prune(
         if source.named and not _is_empty(given):
             examples = load_examples(loaded, source, refit_examples)
     if _is_empty(chosen):
+        if scores is not None:  # Its heads may have been aligned.
+            loaded = load(model, device, scoring.embedding)
         loaded.save(output)
         chosen.save(output / "pruning_plan.json")
         why = "The plan removes nothing" if given else nothing_to_remove(settings)

@@ -40,6 +40,8 @@ class HeadNames:
         bilinear (`bool`, *optional*, defaults to `True`): Whether the attention logits depend on queries and keys by
             their products alone, so that both may change their basis. They do not with rotary embeddings, or with
             norms of queries and keys.
+        query_norm (`str`, *optional*): The norm of every query head. A norm hides the size of what it reads, so what
+            masks on queries cost is measured behind it.
         attention_norm (`str`, *optional*): The LayerNorm that the attention module itself applies to the sum of its
             input and output.
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
@@ -59,6 +61,7 @@ class HeadNames:
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
     bilinear: bool = True
+    query_norm: str | None = None
     attention_norm: str | None = None
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
@@ -141,6 +144,7 @@ LLAMA = Architecture(
     },
     norm_first=True,
 )
+QWEN3_HEADS = replace(LLAMA.names["heads"], query_norm="self_attn.q_norm")
 VIT_HEADS = replace(
     BERT_HEADS,
     attention="attention.attention",
@@ -280,7 +284,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "modernbert": MODERNBERT,
     "mpnet": replace(BERT, names={"heads": MPNET_HEADS, "neurons": BERT_NEURONS}),
     "qwen2": LLAMA,
-    "qwen3": LLAMA,
+    "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
     "roberta": BERT,
     "t5": T5,
     "vit": VIT,

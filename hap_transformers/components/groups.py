@@ -7,7 +7,7 @@ give its names to the entries of `ARCHITECTURES`.
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Group:
         head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
         shared (`int`, *optional*, defaults to 1): Of attention heads, how many query heads read each of them.
         around (`nn.Module`, *optional*): Of attention heads, the layer, from which their names lead.
+        masked (`list[Projection]`, *optional*): Of components that nothing reads, the writers and followers whose
+            outputs a mask multiplies: one factor of every product that the components are in.
     """
 
     kind: "Kind"
@@ -57,6 +59,7 @@ class Group:
     head_size: int = 0
     shared: int = 1
     around: nn.Module | None = None
+    masked: list[Projection] = field(default_factory=list)
 
     @property
     def num_components(self) -> int:

@@ -21,7 +21,7 @@ from .architectures import Architecture
 from .groups import Group, Kind, Runs, register_kind
 from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
-from .projections import GroupedReader, GroupedWriter, Projection
+from .projections import GroupedReader, GroupedWriter, NormedHeads, Projection
 from .spreading import gather_inputs, hands_on, spread_outputs
 
 
@@ -45,8 +45,20 @@ def find_query_key_dims(model: PreTrainedModel, architecture: Architecture) -> l
         query, key, _ = heads.writers
         if heads.shared > 1:
             query = GroupedWriter(**vars(query), order=_by_component(QUERY_KEY_DIMS, runs))
-        groups.append(_group(QUERY_KEY_DIMS, [query, key], heads.followers, [], runs))
+        group = _group(QUERY_KEY_DIMS, [query, key], heads.followers, [], runs)
+        group.masked = [_normed(query, heads)]
+        group.masked += [p for p in heads.followers if p.name.endswith(heads.names.position_inputs[1:])]
+        groups.append(group)
     return groups
+
+
+def _normed(query: Projection, heads: Group) -> Projection:
+    """What attention logits are products of: queries, or what a norm gives of them."""
+    norm = heads.names.query_norm
+    if norm is None:
+        return query
+    assert heads.around is not None
+    return NormedHeads(norm, heads.around.get_submodule(norm), given_by=query)
 
 
 def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> list[Runs]:

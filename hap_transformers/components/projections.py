@@ -195,6 +195,27 @@ class GroupedReader(Projection):
         return torch.tensor(self.order)[index].sort().values
 
 
+@dataclass(frozen=True)
+class NormedHeads(Projection):
+    """The norm of every head of what a projection gives, which is seen as if it were the projection's own output.
+
+    Args:
+        given_by (`Projection`, *optional*): The projection.
+    """
+
+    given_by: Projection | None = None
+
+    def cotangents(self, gradients: torch.Tensor, examples: int) -> torch.Tensor:
+        """Gradients of the norm's outputs, shape `(examples, tokens, outputs of the projection)`."""
+        assert self.given_by is not None
+        return self.given_by.cotangents(gradients.flatten(-2), examples)
+
+    def outputs_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The projection's part of a tensor whose last dimension is its module's outputs."""
+        assert self.given_by is not None
+        return self.given_by.outputs_of(tensor)
+
+
 class Conv1DProjection(Projection):
     """A `Conv1D` of GPT-2, which stores (inputs, outputs), or a part of a fused one."""
 

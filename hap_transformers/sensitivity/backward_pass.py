@@ -63,6 +63,9 @@ class BackwardPass(ABC):
                 belong to each example's loss, multiplied by `task.precision.scale`.
         """
 
+    def finish_direction(self) -> None:  # noqa: B027  # Few passes have something to do.
+        """Processes what `receive` has kept of all modules for one direction."""
+
     def run(self) -> OutputDirections:
         """Runs the model and backpropagates all directions.
 
@@ -91,6 +94,7 @@ class BackwardPass(ABC):
                 torch.autograd.grad(outputs, self.leaves, scaled, retain_graph=not last, allow_unused=True)
                 for module in list(self.cotangents):
                     self._hand_on(module)  # Some calls of this module do not contribute to the outputs.
+                self.finish_direction()
         finally:
             # The graph's hooks refer to this object. The graph would otherwise stay until the next garbage collection.
             self.leaves.clear()

@@ -177,5 +177,7 @@ register_method(
         has_traces=True,
         per_example=False,
         scores_sharded=False,
+        # Its probes belong to whole modules, and fused projections are those of both kinds.
+        except_kinds=("query_key_dims", "value_dims"),
     ),
 )

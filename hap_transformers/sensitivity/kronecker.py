@@ -13,10 +13,10 @@ from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
 from .ghost_norms import squared_gradient_norms
+from .mask_costs import costs_without_refit
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
 from .statistics import SampleMoments
-from .mask_costs import costs_without_refit
 from .surgeon import elimination_bytes, removal_costs
 from .task import Samples, ScoringTask
 
@@ -77,30 +77,41 @@ class _FactorPass(BackwardPass):
         # A fused projection is written by one group and read by none.
         views = [_view(group) for group in task.groups]
         self.columns = {view.module: part for view, part in zip(views, columns, strict=True)}
-        self.masked = {view.module: group for view, group in zip(views, task.groups, strict=True) if not group.readers}
         self.curvatures: dict[nn.Module, torch.Tensor] = {
             view.module: self.values.new_zeros(2 * (view.out_features if group.readers else group.num_components,))
             for view, group in zip(views, task.groups, strict=True)
         }
-        super().__init__(task, batch, views, [_view(group) for group in self.masked.values()])
+        masked = [(group, projection) for group in task.groups for projection in group.masked]
+        self.masked = {projection.module: (_view(group).module, projection) for group, projection in masked}
+        self.jacobians: dict[nn.Module, torch.Tensor] = {}
+        outputs = [projection for _, projection in masked]
+        super().__init__(task, batch, [*views, *outputs], outputs)
 
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
-        columns = self.columns[module]
         if module in self.masked:
-            jacobian = mask_jacobian(self.masked[module], self.outputs_of(self.views[module]), cotangents.to(self.dtype))
-            columns += jacobian**2
-            self.curvatures[module] += products(jacobian)
+            key, projection = self.masked[module]
+            count = self.columns[key].shape[1]
+            jacobian = mask_jacobian(projection, count, self.outputs_of(projection), cotangents.to(self.dtype))
+            self.jacobians[key] = self.jacobians.get(key, 0) + jacobian
             return
+        columns = self.columns[module]
         norms = squared_gradient_norms(tokens, cotangents)
         columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
         flat = cotangents.flatten(0, -2).to(self.dtype)
         self.curvatures[module] += products(flat)
 
+    def finish_direction(self) -> None:
+        for key, jacobian in self.jacobians.items():
+            self.columns[key] += jacobian**2
+            self.curvatures[key] += products(jacobian)
+        self.jacobians.clear()
+
     def sums(self) -> Iterator[torch.Tensor]:
         """Yields all sums in the order in which `_lengths` counts them."""
         mask = self.batch.inputs.get("attention_mask")
+        without_readers = {key for key, _ in self.masked.values()}
         for module, curvature in self.curvatures.items():
-            if module not in self.masked:
+            if module not in without_readers:
                 tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs.pop(module)])
                 tokens = self.views[module].read(tokens).to(self.dtype)
                 yield tokens.new_tensor(len(tokens))
@@ -111,22 +122,25 @@ class _FactorPass(BackwardPass):
 
 def _view(group: Group) -> Projection:
     """The projection whose cotangents a group's curvature is computed from."""
-    return group.reader if group.readers else group.writers[0]
+    return group.reader if group.readers else group.masked[0]
 
 
-def mask_jacobian(group: Group, outputs: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
-    """Every example's derivatives in masks that multiply what a group's first writer gives.
+def mask_jacobian(
+    projection: Projection, num_components: int, outputs: torch.Tensor, cotangents: torch.Tensor
+) -> torch.Tensor:
+    """Every example's derivatives in masks that multiply what a projection gives.
 
     Args:
-        group (`Group`): The group.
-        outputs (`torch.Tensor`): What the writer's module gave, shape `(examples, tokens, features)`.
+        projection (`Projection`): The projection.
+        num_components (`int`): How many components have equal parts of its outputs.
+        outputs (`torch.Tensor`): What its module gave, shape `(examples, tokens, features)`.
         cotangents (`torch.Tensor`): Gradients of that, of the same shape.
 
     Returns:
         `torch.Tensor`: Shape `(examples, num_components)`.
     """
     features = (outputs * cotangents).sum(1)
-    return group.writers[0].outputs_of(features).unflatten(-1, (group.num_components, -1)).sum(-1)
+    return projection.outputs_of(features).unflatten(-1, (num_components, -1)).sum(-1)
 
 
 def num_sums(task: ScoringTask) -> int:

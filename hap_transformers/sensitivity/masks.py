@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..components.projections import Projection
 from .batches import ScoredBatch
 from .task import ScoringTask
 
@@ -29,7 +31,7 @@ def masked_components(task: ScoringTask, batch: ScoredBatch) -> Iterator[list[to
         weight = group.readers[0].module.weight
         mask = torch.ones(batch.size, group.num_components, dtype=weight.dtype, device=weight.device)
         masks.append(mask.requires_grad_())
-        handles += [reader.module.register_forward_pre_hook(_multiply_by(mask)) for reader in group.readers]
+        handles += [reader.module.register_forward_pre_hook(_multiply_by(mask, reader)) for reader in group.readers]
     try:
         yield masks
     finally:
@@ -37,10 +39,14 @@ def masked_components(task: ScoringTask, batch: ScoredBatch) -> Iterator[list[to
             handle.remove()
 
 
-def _multiply_by(mask: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor]]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+def _multiply_by(mask: torch.Tensor, reader: Projection) -> Callable[[nn.Module, tuple[torch.Tensor]], Any]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         (activations,) = inputs
-        components = activations.reshape(len(mask), -1, mask.shape[1], activations.shape[-1] // mask.shape[1])
-        return ((components * mask[:, None, :, None].to(components.dtype)).reshape(activations.shape),)
+        width = activations.shape[-1]
+        places = reader.read(torch.arange(width, device=mask.device))  # In the order of the components.
+        of_features = mask.repeat_interleave(len(places) // mask.shape[1], 1)
+        whole = torch.ones_like(mask[:, :1]).expand(-1, width).index_copy(1, places, of_features)
+        tokens = activations.reshape(len(mask), -1, width)
+        return ((tokens * whole[:, None].to(tokens.dtype)).reshape(activations.shape),)
 
     return hook

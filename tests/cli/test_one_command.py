@@ -25,6 +25,7 @@ from hap_transformers.cli.road import estimate_sensitivity, reconstruct
 from hap_transformers.data.demo import demo_model_path
 
 
+WHOLE = ("--components", "heads", "--components", "neurons")
 FILES = ["README.md", "pruning_plan.json", "report.html", "results.json", "sensitivity.safetensors", "structure.png"]
 
 
@@ -50,7 +51,7 @@ def embedded(folder):
 
 def test_a_sentence_encoder(here):
     source = save_encoder(here, dense=True)
-    printed = hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small", "--length", 12)
+    printed = hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small", *WHOLE, "--length", 12)
     small, dense = SentenceTransformer("small", device="cpu"), SentenceTransformer(str(source), device="cpu")
     left = sum(p.numel() for p in small[0].auto_model.parameters())
     assert printed["parameters"] == {"dense": sum(p.numel() for p in dense[0].auto_model.parameters()), "pruned": left}
@@ -116,9 +117,13 @@ def test_the_table_for_people(here):
     source = save_encoder(here)
     command = ["prune", str(source), "--texts", "texts.txt", "--ratio", "0.5", "--output", "small"]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
-    steps = ["scoring by kronecker on 36 examples", "planning to remove 50% of params", "pruning and refitting"]
+    steps = [
+        "aligning heads",
+        "scoring query/key dimensions, value dimensions and FFN neurons by kronecker on 36 examples",
+    ]
+    steps += ["planning to remove 50% of params", "pruning and refitting"]
     steps.append("comparing with the dense model on 4 held-out examples")
-    assert [f"hap: {step}" for step in steps] == result.stderr.splitlines()[:4]
+    assert [f"hap: {step}" for step in steps] == result.stderr.splitlines()[:5]
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines[0][1] == "of" and lines[0][-2:] == ["refitted:", "small"]
     assert lines[2] == ["dense", "pruned", "left"]
@@ -239,7 +244,7 @@ def test_a_plan_is_the_other_road(here):
 
 def test_a_page_of_an_earlier_model_is_removed(here):
     source = save_encoder(here)
-    hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
+    hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small", *WHOLE)
     hap("prune", source, "--plan", "small/pruning_plan.json", "--output", "small", "--overwrite")
     assert not (here / "small" / "report.html").exists() and (here / "small" / "README.md").exists()
 

@@ -61,6 +61,8 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     done = launch("prune", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     first, second = results(tmp_path / "run")
+    removed, basis = first["agreed"]["plan"]
+    assert basis and removed["value_dims"] and removed["query_key_dims"]
     assert first["agreed"] == second["agreed"] and first["agreed"]["pruned"] != first["agreed"]["recovered"]
     assert first["written"] and not second["written"]
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
@@ -75,7 +77,8 @@ def test_the_main_job_in_two_processes(tmp_path, model_dir):
     results = json.loads((out / "results.json").read_text())
     assert list(results["metrics"]) == ["dense", "pruned", "recovered"] and not (out / "_unfinished_run").exists()
     model = AutoModelForSequenceClassification.from_pretrained(out)
-    assert model.config.pruned_heads == PruningPlan.load(out / "pruning_plan.json").heads
+    plan, left = PruningPlan.load(out / "pruning_plan.json"), model.config.quantization_config["value_dims"]
+    assert plan.count("value_dims") == sum(plan.original["value_dims"]) - sum(map(sum, left.values())) > 0
 
 
 def test_different_plans_are_an_error_in_every_process(tmp_path):
@@ -94,6 +97,7 @@ def test_sharded_models_are_scored_and_saved(tmp_path):
         assert max(result["differences"].values()) < 1e-12
         assert "'hessian_trace' cannot score a model whose weights are sharded" in result["told"][0]
         assert "(FSDP). Prune before the model is wrapped. Nothing was pruned." in result["told"][1]
+        assert "(FSDP). " in result["told"][2]
     whole, sharded = (
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / name) for name in ("whole", "sharded")
     )

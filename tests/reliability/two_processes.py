@@ -28,6 +28,7 @@ from hap_transformers import (  # noqa: E402
     HapConfig,
     HapTrainer,
     PruningPlan,
+    align_heads,
     apply_plan,
     estimate_sensitivity,
 )
@@ -96,7 +97,7 @@ def prune(folder: Path) -> dict:
     trainer.train()
     trainer.save_model()
     trainer.create_model_card()
-    agreed = {"plan": [plan.heads, plan.neurons], "pruned": pruned, "recovered": digest(trainer.model)}
+    agreed = {"plan": [plan.removed, plan.basis], "pruned": pruned, "recovered": digest(trainer.model)}
     return {"agreed": agreed, "written": len(written)}
 
 
@@ -137,15 +138,20 @@ def shard(folder: Path) -> dict:
         expected = estimate_sensitivity(whole, batches(), **{**settings, "accelerator": None})
         pairs = zip(found.heads + found.neurons, expected.heads + expected.neurons, strict=True)
         differences[method] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-    try:
-        apply_plan(model, PruningPlan.for_model(model, heads={0: [0]}))
-    except ValueError as error:
-        told.append(str(error))
+    for change in (lambda: apply_plan(model, PruningPlan.for_model(model, heads={0: [0]})), aligned(model)):
+        try:
+            change()
+        except ValueError as error:
+            told.append(str(error))
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if accelerator.is_main_process:
         whole.save_pretrained(folder / "whole")
         model.save_pretrained(folder / "sharded", state_dict=weights)
     return {"told": told, "differences": differences}
+
+
+def aligned(model):
+    return lambda: align_heads(model, batches(), progress=False)
 
 
 def die(folder: Path) -> dict:

@@ -212,7 +212,7 @@ def test_half_the_encoder_goes_and_what_is_left_is_refitted(tmp_path):
     apply_plan(model, plan)
     reconstruct(model, dense, batches, progress=False)
     for name, tensor in trainer.model.state_dict().items():
-        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", ["flops", "latency"])
