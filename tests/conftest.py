@@ -1,4 +1,4 @@
-"""Hooks. Fixtures are in `common_fixtures`; tests import helpers from `tiny`, `trainers`, `script_inputs`, `zoo` and others."""
+"""Hooks. Fixtures are in `common_fixtures`, helpers in `tiny`, `trainers`, `script_inputs`, `zoo` and others."""
 
 import gc
 import os
