@@ -57,6 +57,7 @@ class Sizes:
         max_memory (`int`): Bytes for the sums of the Llama's scores.
         latency_batches (`tuple[int, ...]`): Batch sizes that latency is measured at.
         promised (`tuple[tuple[str, str, int], ...]`): Dtypes, modes and batch sizes of plans by latency.
+        promised_seconds (`float`): Of measuring each of their models.
     """
 
     bert: dict
@@ -70,6 +71,7 @@ class Sizes:
     max_memory: int
     latency_batches: tuple[int, ...]
     promised: tuple[tuple[str, str, int], ...]
+    promised_seconds: float
 
 
 FULL = Sizes(
@@ -91,6 +93,7 @@ FULL = Sizes(
     max_memory=8 * 10**9,
     latency_batches=(1, 8, 32, 256),
     promised=(("float32", "eager", 32), ("bfloat16", "eager", 32), ("bfloat16", "cuda_graphs", 32)),
+    promised_seconds=1.0,
 )
 SMALL = Sizes(
     bert={"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 1000},
@@ -111,6 +114,7 @@ SMALL = Sizes(
     max_memory=300_000,
     latency_batches=(1, 2),
     promised=(("float32", "eager", 2),),
+    promised_seconds=0.1,
 )
 
 
@@ -324,5 +328,5 @@ def promises(device: torch.device, sizes: Sizes) -> Iterator[dict]:
     """Measures what of the latency that plans promise their models keep."""
     for dtype, mode, batch in sizes.promised:
         dense, inputs = encoder(device, sizes, getattr(torch, dtype)), make_inputs(device, batch, sizes.length)
-        for row in cpu_latency.promises(dense, inputs, PROMISED_SHARES, 1.0, mode):
+        for row in cpu_latency.promises(dense, inputs, PROMISED_SHARES, sizes.promised_seconds, mode):
             yield {"model": f"BERT-base, {dtype}, {mode}", **row}

@@ -130,7 +130,9 @@ def targets_text(cells: Cells, models: Iterable[str]) -> str:
         for phase, targets in TARGETS.items():
             losses = {ratio: _losses(cells, model, phase, ratio) for ratio in targets}
             found = ", ".join(
-                f"{mean(lost):.1f} at {ratio:.0%} (at most {targets[ratio]:.1f})" for ratio, lost in losses.items() if lost
+                f"{mean(lost):.1f} at {ratio:.0%} (at most {targets[ratio]:.1f})"
+                for ratio, lost in losses.items()
+                if lost
             )
             if found:
                 lines.append(f"{model}, {phase}: {found}.")

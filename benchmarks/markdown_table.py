@@ -150,7 +150,9 @@ def rank_latency_table(rows: list[dict]) -> str:
     """Formats the time over dense of models without whole heads and of models with fewer dimensions a head."""
     shares = sorted({row["share"] for row in rows})
     lines = [
-        "| model | numbers | batch | " + " | ".join(f"{share:.0%} removed: heads / dimensions" for share in shares) + " |",
+        "| model | numbers | batch | "
+        + " | ".join(f"{share:.0%} removed: heads / dimensions" for share in shares)
+        + " |",
         "| --- | --- | --- |" + " --- |" * len(shares),
     ]
     groups: dict[tuple, dict[tuple, dict]] = {}
@@ -179,7 +181,9 @@ def ranks_table(rows: list[dict]) -> str:
         shown = []
         for way in ("heads", "dimensions"):
             found = [kinds[way][sample] for sample in samples]
-            kl, agreement, time = (statistics.mean(cell[name] for cell in found) for name in ("kl", "agreement", "time"))
+            kl, agreement, time = (
+                statistics.mean(cell[name] for cell in found) for name in ("kl", "agreement", "time")
+            )
             shown.append(f"{kl:.4f}, {agreement:.1%}, {time:.2f}")
         ratios = [kinds["dimensions"][sample]["kl"] / kinds["heads"][sample]["kl"] for sample in samples]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""

@@ -85,7 +85,9 @@ class Bench:
             align_heads(model, batches, progress=False)
         scores = estimate_sensitivity(model, batches, components=KINDS[kinds], progress=False)
         seconds = time.process_time() - start
-        return [self.cell(Key(self.job.name, kinds, ratio, sample), model, scores, batches, seconds) for ratio in RATIOS]
+        return [
+            self.cell(Key(self.job.name, kinds, ratio, sample), model, scores, batches, seconds) for ratio in RATIOS
+        ]
 
     def cell(
         self, key: Key, model: PreTrainedModel, scores: Sensitivity, batches: Batches, score_seconds: float

@@ -1,58 +1,22 @@
-"""Fixtures and hooks. Tests import helpers from `tiny`, `trainers`, `script_inputs`, `zoo` and `explicit`."""
+"""Hooks. Fixtures are in `common_fixtures`, helpers in `tiny`, `trainers`, `script_inputs`, `zoo` and others."""
 
 import gc
-import json
 import os
-from unittest import mock
 
 import pytest
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+# Until all is collected: what is imported stays, and to look through it again and again takes seconds.
+gc.disable()
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
     os.environ["OMP_NUM_THREADS"] = "1"  # Workers share the cores, and so do the processes that tests start.
 
-from accelerate.state import AcceleratorState
-from script_inputs import save_model
-from tiny import LONG, ROOT, SCORED_MODELS
-from zoo import ZOO
 
-
-@pytest.fixture(autouse=True)
-def fresh_settings():
-    """Resets what TrainingArguments set for Accelerate: a singleton, and variables that other processes inherit."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION="no"):
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(params=sorted(ZOO))
-def model_type(request) -> str:
-    return request.param
-
-
-@pytest.fixture(params=SCORED_MODELS)
-def scored_model_type(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model_dir(tmp_path):
-    """The folder of a tiny BERT with a tokenizer."""
-    return save_model(tmp_path)
-
-
-@pytest.fixture
-def tell():
-    """Writes figures for docs/reliability.md. Short runs write none."""
-
-    def keep(**figures):
-        file = ROOT / "docs" / "results" / "reliability.json"
-        if LONG:
-            known = json.loads(file.read_text()) if file.exists() else {}
-            file.write_text(json.dumps({**known, **figures}, indent=2) + "\n")
-
-    return keep
+def pytest_configure(config):
+    """The process that hands tests to workers runs none, and the workers need not wait for what it would import."""
+    if IS_WORKER or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("common_fixtures")
 
 
 def pytest_collection_modifyitems(items):
@@ -66,3 +30,4 @@ def pytest_collection_finish(session):
     """Accelerate collects garbage in every `prune()`; what is imported by now need not be looked through each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()

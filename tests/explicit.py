@@ -12,7 +12,7 @@ def paths_of(model) -> Tiny:
 def scored_weights(model) -> dict[str, torch.Tensor]:
     """All weights that heads and neurons own, by name."""
     tiny, parameters, names = paths_of(model), dict(model.named_parameters()), []
-    for i in range(LAYERS):
+    for i in range(model.config.num_hidden_layers):
         layer = tiny.layer.format(i)
         for module in dict.fromkeys((*tiny.heads_in, *tiny.neurons_in)):
             names += [f"{layer}.{module}.weight", f"{layer}.{module}.bias"]
@@ -21,7 +21,7 @@ def scored_weights(model) -> dict[str, torch.Tensor]:
 
 
 def sum_by_component(model, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums numbers given for each weight into heads, `(LAYERS, HEADS)`, and neurons, `(LAYERS, neurons)`."""
+    """Sums numbers given for each weight into heads, `(layers, HEADS)`, and neurons, `(layers, neurons)`."""
     tiny = paths_of(model)
     transposed = model.config.model_type == "gpt2"  # Conv1D stores (inputs, outputs).
 
@@ -39,7 +39,7 @@ def sum_by_component(model, values: dict[str, torch.Tensor]) -> tuple[torch.Tens
                 total = total + part.reshape(components, -1).sum(1)
         return total
 
-    prefixes = [tiny.layer.format(i) for i in range(LAYERS)]
+    prefixes = [tiny.layer.format(i) for i in range(model.config.num_hidden_layers)]
     heads = [sums(prefix, tiny.heads_in, tiny.heads_out, HEADS) for prefix in prefixes]
     neurons = [sums(prefix, tiny.neurons_in, tiny.neurons_out) for prefix in prefixes]
     return torch.stack(heads), torch.stack(neurons)

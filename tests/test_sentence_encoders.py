@@ -118,27 +118,26 @@ def test_dropout_of_other_modules_is_off_while_scoring(tmp_path):
 # ---- saved folders
 
 
+# All are forked from a process that has imported Transformers, which takes most of the time, and no more.
 LOAD = """
-import json, sys
-if sys.argv[1] == "without":
-    sys.modules["hap_transformers"] = None
-else:
-    import hap_transformers
-import sentence_transformers, torch
-for kind, folder, inputs in json.load(sys.stdin):
-    model = getattr(sentence_transformers, kind)(folder, device="cpu", trust_remote_code=sys.argv[1] == "without")
-    run = model.encode if kind == "SentenceTransformer" else model.predict
-    torch.save(torch.from_numpy(run([tuple(x) if isinstance(x, list) else x for x in inputs])), folder + ".pt")
+import json, multiprocessing, sys
+import torch, transformers.trainer
+
+def load(how, given):
+    if how == "without":
+        sys.modules["hap_transformers"] = None
+    else:
+        import hap_transformers
+    import sentence_transformers
+    for kind, folder, inputs in given:
+        model = getattr(sentence_transformers, kind)(folder, device="cpu", trust_remote_code=how == "without")
+        run = model.encode if kind == "SentenceTransformer" else model.predict
+        torch.save(torch.from_numpy(run([tuple(x) if isinstance(x, list) else x for x in inputs])), folder + ".pt")
+
+assert not {"hap_transformers", "sentence_transformers"} & sys.modules.keys()
+with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    pool.starmap(load, json.load(sys.stdin).items(), chunksize=1)
 """
-
-
-def in_another_process(given, how, tmp_path):
-    """Outputs of folders that a process loads, with or without this package."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run(
-        [sys.executable, "-P", "-c", LOAD, how], input=json.dumps(given), text=True, check=True, env=environment
-    )
-    return [torch.load(folder + ".pt") for _, folder, _ in given]
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +164,28 @@ def pruned(tmp_path_factory):
     return made
 
 
-@pytest.mark.any_release
-def test_other_processes_load_what_was_saved(pruned, tmp_path):
-    given = [(kind, folder, texts) for kind, _, folder, texts, _ in pruned]
-    for (*_, expected), found in zip(pruned, in_another_process(given, "with", tmp_path), strict=True):
+@pytest.fixture(scope="module")
+def in_other_processes(pruned, tmp_path_factory):
+    """Outputs of the folders in a process with this package, and of exported ones in a process without it."""
+    root, given = tmp_path_factory.mktemp("exported"), {"with": [], "without": []}
+    for i, (kind, _, folder, texts, _) in enumerate(pruned):
+        shutil.copytree(folder, root / str(i))
+        export_remote_code(root / str(i))
+        given["with"].append((kind, folder, texts))
+        given["without"].append((kind, str(root / str(i)), texts))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
+    command = [sys.executable, "-P", "-c", LOAD]
+    subprocess.run(command, input=json.dumps(given), text=True, check=True, env=environment, timeout=300)
+    return {how: [torch.load(folder + ".pt") for _, folder, _ in folders] for how, folders in given.items()}
+
+
+def test_other_processes_load_what_was_saved(pruned, in_other_processes):
+    for (*_, expected), found in zip(pruned, in_other_processes["with"], strict=True):
         assert torch.equal(found, expected)
 
 
-def test_without_this_package_exported_code_loads_them(pruned, tmp_path):
-    given = []
-    for kind, _, folder, texts, _ in pruned:
-        shutil.copytree(folder, tmp_path / f"exported{len(given)}")
-        export_remote_code(tmp_path / f"exported{len(given)}")
-        given.append((kind, str(tmp_path / f"exported{len(given)}"), texts))
-    for (*_, expected), found in zip(pruned, in_another_process(given, "without", tmp_path), strict=True):
+def test_without_this_package_exported_code_loads_them(pruned, in_other_processes):
+    for (*_, expected), found in zip(pruned, in_other_processes["without"], strict=True):
         torch.testing.assert_close(found, expected)
 
 

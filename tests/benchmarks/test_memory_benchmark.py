@@ -1,7 +1,8 @@
-"""`benchmarks.memory`: its formulas, and a small process."""
+"""`benchmarks.memory`: its formulas, and its jobs on a small model."""
 
 import pytest
 import torch
+from in_process import run_here
 from transformers import LlamaForCausalLM
 
 from benchmarks import markdown_table, memory
@@ -38,7 +39,9 @@ def test_bytes_of_the_largest_part(shape_and_model, share):
     assert shape.score_bytes(max_memory) - shape.model_bytes() == pytest.approx(max(needs), rel=0.01)
 
 
-def test_jobs_run():
+def test_jobs_run(monkeypatch):
+    """Here, what a new process would be told to run."""
+    monkeypatch.setattr(memory.subprocess, "run", run_here)
     found = memory.measure("tiny", "score")
     assert found["before"] > 1e8 and 0 <= found["peak"] < 1e8 and found["seconds"] > 0
     model = LlamaForCausalLM(memory.SHAPES["tiny"].config())

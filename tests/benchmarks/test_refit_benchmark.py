@@ -1,9 +1,10 @@
-"""`benchmarks.refit`: its divergence, its ratios, and a small process."""
+"""`benchmarks.refit`: its divergence, its ratios, and a small refit."""
 
 import copy
 
 import pytest
 import torch
+from in_process import run_here
 from tiny import make_batches
 from zoo import ZOO
 
@@ -22,7 +23,9 @@ def test_divergence():
     assert refit.divergence(model, model, batches) == 0
 
 
-def test_refits_in_a_process():
+def test_refits_by_its_command(monkeypatch):
+    """Here, what a new process would be told to run."""
+    monkeypatch.setattr(refit.subprocess, "run", run_here)
     found = refit.measure(32)
     assert found["examples"] == 32 and found["seconds"] > 0 and found["peak"] > 1e8
 

@@ -1,6 +1,7 @@
 """Plain `from_pretrained` reloads pruned models, in a new process and with any of its options."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -96,11 +97,17 @@ def test_prune_save_reload_prune_save_reload(tmp_path, model_type):
     torch.testing.assert_close(logits(last, tiny), logits(model, tiny))
 
 
+@functools.cache
+def names_in_transformers():
+    """To list them takes half a second."""
+    return dir(transformers)
+
+
 def head_classes(tiny):
     """Names of all classes of an architecture, except decoders without their encoder."""
     return [
         name
-        for name in dir(transformers)
+        for name in names_in_transformers()
         if name.startswith((tiny.family + "For", tiny.family + "Model", tiny.family + "LMHead"))
         and isinstance(getattr(transformers, name), type)
         and not name.endswith(("Output", "WithTeacher"))

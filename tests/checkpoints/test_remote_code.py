@@ -56,27 +56,49 @@ def load_without_package(root, tmp_path):
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
 
 
+def export(model, folder, inputs):
+    """Leaves an exported checkpoint with inputs in a folder, and returns its logits here."""
+    model.save_pretrained(folder)
+    export_remote_code(folder)
+    save_file(inputs, folder / "inputs")
+    return model(**inputs).logits
+
+
+def with_an_entry_of_ones_own(patch):
+    """A pruned model whose architecture has an entry that differs from the package's while a patch lasts."""
+    entry = ARCHITECTURES["bert"]
+    neurons = dataclasses.replace(entry.names["neurons"], inputs=("intermediate.dense", "absent"))
+    names = {**entry.names, "neurons": neurons}
+    patch.setitem(ARCHITECTURES, "bert", dataclasses.replace(entry, names=names))
+    return prune(make_model(dtype=torch.float32))
+
+
 @pytest.fixture(scope="module")
-def loaded_without_package(tmp_path_factory):
+def exported(tmp_path_factory):
+    """Where all checkpoints are, and the logits that each has here and in a process without the package."""
     root, here = tmp_path_factory.mktemp("exported"), {}
     for name, tiny in ZOO.items():
-        model = prune(tiny.model(torch.float32))
-        model.save_pretrained(root / name)
         with pytest.MonkeyPatch.context() as patch:
             if name == "bert":  # As if the loading release lacked a class that this one has.
                 patch.setattr(
                     remote_code, "_classes_of", lambda c: {**_classes_of(c), "AutoModelForTelling": "BertTeller"}
                 )
-            export_remote_code(root / name)
-        inputs = tiny.batch(dtype=torch.float32)
-        save_file(inputs, root / name / "inputs")
-        here[name] = model(**inputs).logits
+            here[name] = export(prune(tiny.model(torch.float32)), root / name, tiny.batch(dtype=torch.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        here["own"] = export(with_an_entry_of_ones_own(patch), root / "own", ZOO["bert"].batch())
     load_without_package(root, tmp_path_factory.mktemp("elsewhere"))
-    return {name: (value, load_file(root / name / "reloaded")["logits"]) for name, value in here.items()}
+    return root, {name: (value, load_file(root / name / "reloaded")["logits"]) for name, value in here.items()}
 
 
-def test_same_logits_without_the_package(loaded_without_package, model_type):
-    here, elsewhere = loaded_without_package[model_type]
+def test_same_logits_without_the_package(exported, model_type):
+    here, elsewhere = exported[1][model_type]
+    assert torch.equal(here, elsewhere)
+
+
+def test_an_entry_of_ones_own_is_exported(exported):
+    root, (here, elsewhere) = exported[0], exported[1]["own"]
+    assert "absent" in (root / "own" / "modeling_hap.py").read_text()
+    assert "absent" not in (root / "bert" / "modeling_hap.py").read_text()
     assert torch.equal(here, elsewhere)
 
 
@@ -90,23 +112,6 @@ def test_loads_with_the_package_too(tmp_path):
         inputs = ZOO["bert"].batch()
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
         assert type(again).__name__ == ("Pruned" if trust else "") + "BertForSequenceClassification"
-
-
-def test_an_entry_of_ones_own_is_exported(tmp_path, monkeypatch):
-    entry = ARCHITECTURES["bert"]
-    neurons = dataclasses.replace(entry.names["neurons"], inputs=("intermediate.dense", "absent"))
-    names = {**entry.names, "neurons": neurons}
-    monkeypatch.setitem(ARCHITECTURES, "bert", dataclasses.replace(entry, names=names))
-    (tmp_path / "root").mkdir()
-    folder = tmp_path / "root" / "own"
-    model = prune(make_model(dtype=torch.float32))
-    model.save_pretrained(folder)
-    export_remote_code(folder)
-    inputs = ZOO["bert"].batch()
-    save_file(inputs, folder / "inputs")
-    load_without_package(tmp_path / "root", tmp_path)
-    assert "absent" in (folder / "modeling_hap.py").read_text()
-    assert torch.equal(load_file(folder / "reloaded")["logits"], model(**inputs).logits)
 
 
 def test_refuses_what_cannot_be_exported(tmp_path):

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import re
+import runpy
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -222,15 +224,14 @@ def test_errors_in_one_line(fine_tuned, monkeypatch, capsys, arguments, code, me
         assert printed.startswith("hap: ") and len(printed.splitlines()) == 1
 
 
-@pytest.mark.any_release
-@pytest.mark.parametrize(
-    "command",
-    [[Path(sys.executable).with_name("hap")], [sys.executable, "-m", "hap_transformers.cli"]],
-    ids=["installed", "module"],
-)
-def test_starts_from_the_shell_and_debugs(command):
-    done = subprocess.run([*command, "--debug", "plan", "nothing"], capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+def test_the_command_and_the_module_debug(monkeypatch):
+    """Above, the installed command starts in a process of its own; here is what it and `python -m` run."""
+    (command,) = entry_points(group="console_scripts", name="hap")
+    monkeypatch.setattr(sys, "argv", ["hap", "--debug", "plan", "nothing"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own.
+    for start in (command.load(), lambda: runpy.run_module("hap_transformers.cli", run_name="__main__")):
+        with pytest.raises(FileNotFoundError, match="No sensitivity file at 'nothing'"):
+            start()
 
 
 def test_a_model_for_another_task(fine_tuned):

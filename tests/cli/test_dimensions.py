@@ -61,8 +61,8 @@ def test_step_by_step(source):
     hap("align", source, "--texts", "texts.txt", "--output", "aligned")
     torch.testing.assert_close(embedded("aligned"), before, rtol=1e-4, atol=1e-5)
     scored = hap("score", "aligned", "--texts", "texts.txt")
-    assert (
-        "not aligned" not in scored.stderr and set(Sensitivity.load("sensitivity.safetensors").scores) == set(DIMENSIONS)
+    assert "not aligned" not in scored.stderr and set(Sensitivity.load("sensitivity.safetensors").scores) == set(
+        DIMENSIONS
     )
     planned = hap("plan", "sensitivity.safetensors", "--ratio", 0.5, "--no-check-latency").stdout
     assert "query_key_dims" in planned and "value_dims removed" in planned

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import ALL_HEADS, ALL_NEURONS, LAYERS, ZOO, logits, masked
+from zoo import ALL_HEADS, ALL_NEURONS, LAYERS, ZOO, logits, masked_logits
 
 from hap_transformers import PruningPlan, apply_plan
 
@@ -56,7 +56,7 @@ def test_pruned_after_recording_attention_maps(model_type):
     tiny = ZOO[model_type]
     model = tiny.model(attn_implementation="eager")
     heads, neurons = {0: ALL_HEADS, 1: [0]}, {0: [3], 1: ALL_NEURONS}
-    expected = logits(masked(model, tiny, heads, neurons), tiny)
+    expected = masked_logits(model, tiny, heads, neurons)
     model(**tiny.batch(), output_attentions=True)
     apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons))
     torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)
@@ -67,7 +67,7 @@ def test_models_dispatched_by_accelerate(model_type):
     tiny = ZOO[model_type]
     model = tiny.model()
     heads, neurons = {0: ALL_HEADS, 1: [0]}, {0: [3], 1: ALL_NEURONS}
-    expected = logits(masked(model, tiny, heads, neurons), tiny)
+    expected = masked_logits(model, tiny, heads, neurons)
     model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
     apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons))
     torch.testing.assert_close(logits(model, tiny), expected, rtol=0, atol=1e-10)

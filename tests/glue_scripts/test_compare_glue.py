@@ -3,6 +3,7 @@
 import json
 import operator
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
-from script_inputs import ROWS
+from script_inputs import ROWS, save_model
 from tiny import ROOT, make_batch, make_model
 
 from glue_scripts.compare_glue import job as job_module
@@ -35,25 +36,47 @@ from hap_transformers.efficiency import count_encoder_parameters
 pytestmark = pytest.mark.any_release
 
 
-@pytest.fixture
-def tiny(tmp_path, model_dir, monkeypatch):
+def make_tiny(folder, model_dir, patch):
     """Flags for a task of a few sentences and a tiny model."""
     rows = {"sentence": [text for text, _ in ROWS], "label": [int(label == "yes") for _, label in ROWS]}
-    (tmp_path / "sst2").mkdir()
+    (folder / "sst2").mkdir()
     features = Dataset.from_dict(rows).features
     features["label"] = ClassLabel(names=["negative", "positive"])
     for split in ("train", "validation"):
-        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(folder / "sst2" / f"{split}.parquet")
     for module in (job_module, latency):
-        monkeypatch.setattr(module, "demo_model_path", lambda: str(model_dir))
-    monkeypatch.setitem(SETTINGS, "sst2", Setting(16, 1, held_out=8))
-    monkeypatch.setattr(job_module, "RECOVERY_STEPS", 2)
-    folders = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+        patch.setattr(module, "demo_model_path", lambda: str(model_dir))
+    patch.setitem(SETTINGS, "sst2", Setting(16, 1, held_out=8))
+    patch.setattr(job_module, "RECOVERY_STEPS", 2)
+    folders = ["--data_dir", str(folder), "--output_dir", str(folder / "out")]
     return [*folders, "--tasks", "sst2", "--seeds", "0", "--ratios", "0.5"]
 
 
-def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
-    cells = main([*tiny, "--methods", *METHODS])["grid"]
+@pytest.fixture
+def tiny(tmp_path, model_dir, monkeypatch):
+    return make_tiny(tmp_path, model_dir, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def every_method(tmp_path_factory):
+    """The command that ran every method, its cells, its output folder, and each recovery step and its distillation."""
+    folder, seen = tmp_path_factory.mktemp("every"), []
+    compute_loss = HapTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        if model.training and self.args.max_steps > 0:  # Else it is the fine-tuning, which counts epochs.
+            step = self.state.global_step, self.args.learning_rate, inputs["input_ids"].tolist()
+            seen.append((step, self.hap_config.distillation))
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        command = [*make_tiny(folder, save_model(folder), patch), "--methods", *METHODS]
+        patch.setattr(HapTrainer, "compute_loss", spy)
+        return command, main(command)["grid"], folder / "out", seen
+
+
+def test_every_method_once_and_never_again(every_method, monkeypatch, capsys):
+    command, cells, out, _ = every_method
     assert [cell["method"] for cell in cells] == list(METHODS)
     by_method = {cell["method"]: cell for cell in cells}
     encoder = count_encoder_parameters(make_model(vocab_size=40))
@@ -70,15 +93,25 @@ def test_every_method_once_and_never_again(tiny, tmp_path, monkeypatch, capsys):
     floored = by_method["top layers, floor and refit"]
     assert floored["heads"][1] == 1 and 0 < floored["neurons"][1] <= 8
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("the cell was run again"))
-    assert main([*tiny, "--methods", *METHODS])["grid"] == cells
-    lines = (tmp_path / "out" / "cells.jsonl").read_text().splitlines()
+    assert main(command)["grid"] == cells
+    lines = (out / "cells.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == cells
-    assert (tmp_path / "out" / "grid.md").read_text() in capsys.readouterr().out
-    assert len((tmp_path / "out" / "grid.csv").read_text().splitlines()) == 1 + len(cells)
-    latencies = json.loads((tmp_path / "out" / "latencies.json").read_text())
+    assert (out / "grid.md").read_text() in capsys.readouterr().out
+    assert len((out / "grid.csv").read_text().splitlines()) == 1 + len(cells)
+    latencies = json.loads((out / "latencies.json").read_text())
     assert {structure(cell) for cell in cells} == set(latencies)
     for kind in ("gains", "kept", "latency", "ranks"):
-        assert is_drawn(tmp_path / "out" / f"grid-{kind}.png")
+        assert is_drawn(out / f"grid-{kind}.png")
+
+
+def test_all_methods_recover_alike(every_method):
+    *_, seen = every_method
+    first, second = usual = [step for step, _ in seen[:2]]
+    assert first[:2] == (0, 5e-5) and second[:2] == (1, 5e-5)
+    assert [step for step, _ in seen] == usual * len(METHODS)
+    others = {CONTROL: 0.0, f"{DEFAULT}, no distillation": 0.0}
+    others |= dict.fromkeys([PAPER, f"{PAPER}, exact trace"], HapConfig.paper().distillation)
+    assert [share for _, share in seen[::2]] == [others.get(name, 0.5) for name in METHODS]
 
 
 def test_dropped_layers_leave_a_shorter_model():
@@ -154,26 +187,6 @@ def test_a_report_of_what_there_is_runs_nothing(tiny, tmp_path, monkeypatch):
     assert main([*tiny, "--methods", "random", "--report_only"])["grid"] == []
 
 
-def test_all_methods_recover_alike(tiny, monkeypatch):
-    seen = []
-    compute_loss = HapTrainer.compute_loss
-
-    def spy(self, model, inputs, *args, **kwargs):
-        if model.training and self.args.max_steps > 0:  # Else it is the fine-tuning, which counts epochs.
-            step = self.state.global_step, self.args.learning_rate, inputs["input_ids"].tolist()
-            seen.append((step, self.hap_config.distillation))
-        return compute_loss(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(HapTrainer, "compute_loss", spy)
-    main([*tiny, "--methods", *METHODS])
-    first, second = usual = [step for step, _ in seen[:2]]
-    assert first[:2] == (0, 5e-5) and second[:2] == (1, 5e-5)
-    assert [step for step, _ in seen] == usual * len(METHODS)
-    others = {CONTROL: 0.0, f"{DEFAULT}, no distillation": 0.0}
-    others |= dict.fromkeys([PAPER, f"{PAPER}, exact trace"], HapConfig.paper().distillation)
-    assert [share for _, share in seen[::2]] == [others.get(name, 0.5) for name in METHODS]
-
-
 def test_a_fold_is_not_trained_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(SETTINGS, "sst2", Setting(None, 1))
     features = load_dataset("parquet", data_files=str(tmp_path / "sst2" / "train.parquet"))["train"].features
@@ -232,8 +245,9 @@ import os, time
 from glue_scripts.compare_glue.workers import make_pool
 if __name__ == "__main__":
     with make_pool(2) as pool:
-        futures = [pool.submit(os.getpid), pool.submit(time.sleep, 600), pool.submit(time.sleep, 600)]
-        print(futures[0].result(), flush=True)
+        worker = pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 600)  # By the same worker: no other is started while one is idle.
+        print(worker, flush=True)
         time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
@@ -252,12 +266,12 @@ def _is_running(process: int) -> bool:
     return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
-def test_workers_of_the_command_find_their_modules(tmp_path):
+def test_workers_of_the_command_find_their_modules(tmp_path, monkeypatch):
     """In their own processes, where the command's main module has another name."""
-    command = [sys.executable, "-m", "glue_scripts.compare_glue", "--workers", "2", "--tasks", "mrpc", "--seeds", "0"]
     folders = ["--data_dir", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")]
-    run = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1 and "compare_glue: --data_dir lacks" in run.stderr  # Raised where the job is made.
+    monkeypatch.setattr(sys, "argv", ["", "--workers", "2", "--tasks", "mrpc", "--seeds", "0", *folders])
+    with pytest.raises(SystemExit, match="compare_glue: --data_dir lacks"):  # Raised where the job is made.
+        runpy.run_module("glue_scripts.compare_glue", run_name="__main__", alter_sys=True)
 
 
 def is_drawn(path):

@@ -50,18 +50,26 @@ by_arguments.prune()
 by_arguments.save_model()
 print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
 """
+# Both loads are forked from a process that has imported Transformers, which takes most of the time, and no more.
 LOAD = """
-import json, sys
-if sys.argv[1] == "without":
-    sys.modules["hap_transformers"] = None
-else:
-    import hap_transformers
-import torch, transformers
-load = transformers.AutoModelForSequenceClassification.from_pretrained
-inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[2]).items()}
-models = [load(repository, trust_remote_code=sys.argv[1] == "without") for repository in sys.argv[3:]]
-print([model.double()(**inputs).logits.tolist() for model in models])
+import json, multiprocessing, sys
+import torch, transformers, transformers.trainer
+
+def load(package, repositories):
+    if package == "without":
+        sys.modules["hap_transformers"] = None
+    else:
+        import hap_transformers
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[1]).items()}
+    models = [load(repository, trust_remote_code=package == "without") for repository in repositories]
+    return [model.double()(**inputs).logits.tolist() for model in models]
+
+assert "hap_transformers" not in sys.modules
+with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    print(json.dumps(pool.starmap(load, json.loads(sys.argv[2]).items(), chunksize=1)))
 """
+LOADED = {"with": ["me/by-trainer", "me/by-model"], "without": ["me/by-trainer", "me/with-code"]}
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +99,20 @@ def pushed(tmp_path_factory):
         yield hub, run, run(PUSH, str(ROOT / "tests"), str(folder / "output"))
 
 
-@pytest.mark.parametrize(
-    "package, repositories",
-    [("with", ["me/by-trainer", "me/by-model"]), ("without", ["me/by-trainer", "me/with-code"])],
-)
-def test_loads_from_the_hub(pushed, package, repositories):
-    _, run, (expected,) = pushed
+@pytest.fixture(scope="module")
+def loaded(pushed):
+    """The logits of models that processes with and without the package loaded."""
+    _, run, _ = pushed
     row = {name: value[None].tolist() for name, value in Rows()[0].items() if name != "labels"}
-    for (loaded,) in run(LOAD, package, json.dumps(row), *repositories):
-        assert loaded == pytest.approx(expected, rel=1e-12)
+    return dict(zip(LOADED, run(LOAD, json.dumps(row), json.dumps(LOADED)), strict=True))
+
+
+@pytest.mark.parametrize("package", LOADED)
+def test_loads_from_the_hub(pushed, loaded, package):
+    *_, (expected,) = pushed
+    assert len(loaded[package]) == 2
+    for (logits,) in loaded[package]:
+        assert logits == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_commit_with_weights_card_and_picture(pushed):

@@ -1,46 +1,12 @@
 """Two processes find what one finds, without triggering DDP's hooks."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import ROOT, make_batch, make_model
+from accelerate import Accelerator, debug_launcher
+from safetensors.torch import load_file, save_file
+from tiny import make_batch, make_model
 
 from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, reconstruct
-
-
-SCRIPT = """
-import sys
-import torch
-from accelerate import Accelerator
-from tiny import make_batch, make_model
-from hap_transformers import METHODS, estimate_sensitivity
-from safetensors.torch import save_file
-from sensitivity.test_accumulate import refitted
-
-accelerator = Accelerator(cpu=True)
-torch.manual_seed(accelerator.process_index)  # Processes need not agree in their random state.
-model = accelerator.prepare(make_model())
-assert type(model).__name__ == "DistributedDataParallel"
-def forbidden(state, bucket):
-    raise AssertionError("a DDP hook fired")
-model.register_comm_hook(None, forbidden)
-batches = [make_batch(size=2 + seed % 3, seed=seed) for seed in range(5)]
-for method in METHODS:
-    for name, settings in (("all", {}), ("tolerance", {"tolerance": 0.6})):
-        state_file = sys.argv[1] + "/state"
-        result = estimate_sensitivity(
-            model, batches, method, accelerator=accelerator, progress=False, state_file=state_file, **settings
-        )
-        result.save(f"{sys.argv[1]}/{method}-{name}-{accelerator.process_index}")
-smaller = refitted(batches, accelerator)
-save_file(smaller.state_dict(), f"{sys.argv[1]}/refitted-{accelerator.process_index}")
-accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()  # Otherwise its threads may still run when the interpreter ends.
-"""
 
 
 def refitted(batches, accelerator=None):
@@ -52,21 +18,34 @@ def refitted(batches, accelerator=None):
     return smaller
 
 
+def forbidden(state, bucket):
+    raise AssertionError("a DDP hook fired")
+
+
+def in_a_process(folder):
+    """What each of two processes does."""
+    torch.set_num_threads(1)  # Threads of the process that this one was forked from are not here.
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    torch.manual_seed(accelerator.process_index)  # Processes need not agree in their random state.
+    model = accelerator.prepare(make_model())
+    assert type(model).__name__ == "DistributedDataParallel"
+    model.register_comm_hook(None, forbidden)
+    batches = [make_batch(size=2 + seed % 3, seed=seed) for seed in range(5)]
+    for method in METHODS:
+        for name, settings in (("all", {}), ("tolerance", {"tolerance": 0.6})):
+            settings = {**settings, "accelerator": accelerator, "state_file": str(folder / "state"), "progress": False}
+            result = estimate_sensitivity(model, batches, method, **settings)
+            result.save(folder / f"{method}-{name}-{accelerator.process_index}")
+    save_file(refitted(batches, accelerator).state_dict(), folder / f"refitted-{accelerator.process_index}")
+    accelerator.wait_for_everyone()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where two processes have left their results."""
+    """Where two processes have left their results. They are forked: to import everything takes them seconds."""
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(folder / "script.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    debug_launcher(in_a_process, (folder,), num_processes=2)
     return folder
 
 

@@ -16,6 +16,11 @@ def small():
     return model, batch, explicit_traces(model, batch)
 
 
+def of_one_layer():
+    """A model for what does not depend on the number of layers, and takes many passes."""
+    return make_model(hidden_size=8, intermediate_size=12, num_hidden_layers=1, attn_implementation="eager")
+
+
 def explicit_traces(model, batch):
     """Diagonals of the Hessian, weight by weight, summed up."""
     weights, diagonals = scored_weights(model), {}
@@ -54,8 +59,8 @@ def test_agrees_with_the_explicit_hessian(small):
 
 
 @pytest.mark.any_release
-def test_reported_standard_error_is_the_spread_of_repeated_runs(small):
-    model, batch, _ = small
+def test_reported_standard_error_is_the_spread_of_repeated_runs():
+    model, batch = of_one_layer(), make_batch()
     runs = [
         estimate_sensitivity(model, [batch], "hessian_trace", num_probes=6, seed=seed, progress=False)
         for seed in range(200)
@@ -81,9 +86,9 @@ def test_a_loss_without_the_model_is_refused(small):
 
 
 @pytest.mark.any_release
-def test_batches_of_different_sizes_weigh_by_examples(small):
+def test_batches_of_different_sizes_weigh_by_examples():
     """Two batches give the mean over their examples."""
-    model, _, _ = small
+    model = of_one_layer()
     batch = make_batch(size=5, length=6)
     parts = [{k: v[:2] for k, v in batch.items()}, {k: v[2:] for k, v in batch.items()}]
     whole = estimate_sensitivity(model, [batch], "hessian_trace", num_probes=300, progress=False)
@@ -99,7 +104,7 @@ def test_batches_of_different_sizes_weigh_by_examples(small):
 def test_large_batches(reduction, monkeypatch):
     """A batch is split only if its loss is a mean over examples, not if it is a mean over tokens."""
     monkeypatch.setattr("hap_transformers.sensitivity.hutchinson.EXAMPLES_A_GRAPH", 3)
-    model = make_model(hidden_size=8, intermediate_size=12, attn_implementation="eager")
+    model = of_one_layer()
     batch = make_batch(size=5)
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0] if reduction == "examples" else [1.0, 5.0, 0.0, 2.0, 9.0])
 

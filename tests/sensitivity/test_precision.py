@@ -34,7 +34,7 @@ def test_low_precision_agrees_with_full(method, precision, error, scored_model_t
 
 def test_sums_are_not_rounded_to_low_precision():
     """A sum kept in bf16 stops growing at 256 terms: 400 batches must give the mean of their own results."""
-    model = make_model(dtype=torch.float32)
+    model = make_model(dtype=torch.float32, num_hidden_layers=1)
     single = [
         scores(estimate_sensitivity(model, [batch], method="gauss_newton_trace", precision="bf16", progress=False))
         for batch in BATCHES

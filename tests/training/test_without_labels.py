@@ -76,7 +76,7 @@ def distance(name, model, dense, rows):
 def test_scored_refitted_and_recovered_by_the_dense_models_outputs(tmp_path, name):
     model, rows = make_task(name)
     dense = copy.deepcopy(model)
-    settings = {"distillation": 1.0, "recovery_epochs": 15, "components": WHOLE_HEADS}
+    settings = {"distillation": 1.0, "recovery_epochs": 8, "components": WHOLE_HEADS}
     config = HapConfig(ratio=0.5, refit=False, max_examples=12, **settings)
     settings = {"hap_config": config, "learning_rate": 1e-2, "seed": 3}
     trainer = make_trainer(tmp_path, model=model, rows=rows, **settings)

@@ -1,0 +1,49 @@
+"""Fixtures of all tests. `conftest.py` loads them where tests run."""
+
+import json
+import os
+from unittest import mock
+
+import pytest
+from accelerate.state import AcceleratorState
+from script_inputs import save_model
+from tiny import LONG, ROOT, SCORED_MODELS
+from zoo import ZOO
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings():
+    """Resets what TrainingArguments set for Accelerate: a singleton, and variables that other processes inherit."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION="no"):
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(params=sorted(ZOO))
+def model_type(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=SCORED_MODELS)
+def scored_model_type(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """The folder of a tiny BERT with a tokenizer."""
+    return save_model(tmp_path)
+
+
+@pytest.fixture
+def tell():
+    """Writes figures for docs/reliability.md. Short runs write none."""
+
+    def keep(**figures):
+        file = ROOT / "docs" / "results" / "reliability.json"
+        if LONG:
+            known = json.loads(file.read_text()) if file.exists() else {}
+            file.write_text(json.dumps({**known, **figures}, indent=2) + "\n")
+
+    return keep
