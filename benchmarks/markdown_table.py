@@ -168,7 +168,7 @@ def rank_latency_table(rows: list[dict]) -> str:
 def ranks_table(rows: list[dict]) -> str:
     """Formats both ways to prune attention: divergence from the dense model, agreement with it, and time over its."""
     lines = [
-        "| task | removed | whole heads: KL, agreement, time | dimensions: KL, agreement, time | KL over that of heads |",
+        "| task | removed | heads: KL, agreement, time | dimensions: KL, agreement, time | KL over that of heads |",
         "| --- | --- | --- | --- | --- |",
     ]
     cells: dict[tuple, dict[str, dict[int, dict]]] = {}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ranks --data_dir ../shared/glue
 
-MiniLM is fine-tuned on a part of each task's training split. It is scored and refitted on samples of the same part. The
-divergence from the dense model, and how often both predict the same class, are measured on the part that was held out,
-and the time of a forward pass over the dense model's in the same rounds.
+MiniLM is fine-tuned on a part of each task's training split. It is scored and refitted on samples of the same part.
+The divergence from the dense model, and how often both predict the same class, are measured on the part that was held
+out, and the time of a forward pass over the dense model's in the same rounds.
 A cell that is in the output file is kept, so the command can be interrupted. `docs.render_results` makes the tables.
 """
 

@@ -118,7 +118,7 @@ def test_methods_that_mask_what_is_read_refuse_query_key_dimensions(method):
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 @pytest.mark.parametrize("method", ["fisher", "gradient"])
 def test_masks_lie_on_the_columns_of_their_dimensions(model_type, method):
-    """The derivative in a mask is that in a factor of the columns that read the dimension, also where some are gone."""
+    """The derivative in a mask is that in a factor of the columns that read the dimension."""
     tiny = ZOO[model_type]
     batch = {**tiny.batch(4), "labels": torch.tensor([0, 1, 1, 0])}
     smaller = without(tiny.model(), tiny, {0: {1: (ALL, ALL), 2: ([], [0, 3])}})
