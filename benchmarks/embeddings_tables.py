@@ -140,6 +140,31 @@ def targets_text(cells: Cells, models: Iterable[str]) -> str:
     return "\n".join(textwrap.fill(line, 119) for line in (lost, "", *(f"- {line}" for line in lines)))
 
 
+def summary(cells: Cells, ratios: Sequence[float] = (0.6, 0.8, 0.9)) -> str:
+    """One sentence a model: what the default method and whole heads keep, without training."""
+    lines = []
+    for model in MODELS:
+        found = {
+            method: [_of_seeds(cells, Key(model, method, HOME, ratio, 0)) for ratio in ratios]
+            for method in (DEFAULT, WHOLE_HEADS)
+        }
+        places = [i for i in range(len(ratios)) if all(found[method][i] for method in found)]
+        if not places:
+            continue
+        dense = cells[dense_key(model)]["spearman"]
+        kept = [
+            " / ".join(f"{100 * mean(cell['spearman'] for cell in found[method][i]):.1f}" for i in places)
+            for method in found
+        ]
+        removed = " / ".join(f"{100 * ratios[i]:.0f}" for i in places)
+        lines.append(
+            f"With {removed} % of its encoder removed, without labels and without training, {model} keeps a rank "
+            f"correlation of {kept[0]} on STS-B, of {100 * dense:.1f}; with whole heads in place of dimensions, "
+            f"{kept[1]}."
+        )
+    return textwrap.fill(" ".join(lines), 119)
+
+
 def _losses(cells: Cells, model: str, phase: str, ratio: float) -> list[float]:
     """By seed; of several settings of recovery, those of the one that loses least on average."""
     dense = cells[dense_key(model)]["spearman"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.device_tables import section_text
 from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
+from benchmarks.embeddings_tables import summary as summary_of_embeddings
 from benchmarks.markdown_table import (
     elimination_table,
     latency_table,
@@ -236,7 +237,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[speed, "refit"] = "\n\n".join(tables)
     found[speed, "device"] = describe_device(BENCHMARKS / "device.json")
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
-    for name, text in sections_on_embeddings(read_cells(BENCHMARKS / "embeddings.jsonl", Key)).items():
+    encoders = read_cells(BENCHMARKS / "embeddings.jsonl", Key)
+    found[README, "encoders"] = summary_of_embeddings(encoders)
+    for name, text in sections_on_embeddings(encoders).items():
         found[HERE / "embeddings.md", name] = text
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
