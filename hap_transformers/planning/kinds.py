@@ -11,9 +11,7 @@ from ..sensitivity.methods import get_method
 from .settings import PlanningSettings
 
 
-# By default heads lose dimensions where the method foresees what a refit of the others gives, and all dimensions save
-# alike. Elsewhere heads go whole.
-METHOD_OF_FINER_KINDS = "kronecker"
+# Budgets of which all dimensions of a kind save the same.
 BUDGETS_OF_FINER_KINDS = ("params", "flops")
 
 
@@ -28,9 +26,9 @@ def kinds_to_prune(
     """The kinds of component that are scored and may go.
 
     A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
-    kinds of a model where the method is `"kronecker"`, the budget `"params"` or `"flops"`, and nothing is set about
-    whole heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. A budget
-    that is named after a kind is for that kind alone.
+    kinds of a model where the method scores them and foresees a refit (`"kronecker"`), the budget is `"params"` or
+    `"flops"`, and nothing is set about whole heads (`min_heads`). Otherwise heads go whole, unless the model has lost
+    dimensions of heads before. A budget that is named after a kind is for that kind alone.
 
     Args:
         components (`Sequence[str]`, *optional*): The kinds that are asked for.
@@ -55,8 +53,8 @@ def kinds_to_prune(
             )
         components = [settings.budget]
     if components is None:
-        finer = method == METHOD_OF_FINER_KINDS and settings.budget in BUDGETS_OF_FINER_KINDS and aligned
-        names = _default(method, finer and not _floors_of_replaced(settings), model)
+        finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not _floors_of_replaced(settings)
+        names = _default(method, finer and _foresees_finer(method), model)
         validate_view([KINDS[name] for name in names], settings)
         return names
     if isinstance(components, str) or not components or not set(components) <= KINDS.keys():
@@ -97,6 +95,12 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
                 f"min_{whole} is a floor of whole {whole}, but {kind.name} are to go. Leave min_{whole} out, or set "
                 f"components={others}."
             )
+
+
+def _foresees_finer(method: str) -> bool:
+    """Whether a method scores all finer kinds, and foresees what a refit of the other components gives."""
+    finer = [name for name, kind in KINDS.items() if kind.instead_of]
+    return get_method(method).foresees_refit and all(map(get_method(method).can_score, finer))
 
 
 def _floors_of_replaced(settings: PlanningSettings) -> list[str]:

@@ -39,7 +39,7 @@ def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
     out = tmp_path / "out"
     assert results == json.loads((out / "results.json").read_text())
     assert set(results["metrics"]) == {"dense", "pruned", "recovered"}
-    assert results["heads"] == {"dense": 8, "pruned": 4}
+    assert results["components"]["heads"] == {"dense": 8, "pruned": 4}
     assert results["parameters"]["dense"] - results["parameters"]["pruned"] == 4 * (4 * 4 * 16 + 3 * 4)
     assert results["flops"]["pruned"] < results["flops"]["dense"]
     assert results["num_examples"] == {"train": 32, "validation": 32}
@@ -67,7 +67,10 @@ def test_flags_in_a_file(tmp_path, model_dir, ending):
     values |= {"report_to": ["none"], "min_heads": None}
     file.write_text(json.dumps({**values, "ratio": 0.5, "budget": "heads"})[:-1] + ', "learning_rate": 5e-5}')
     results = main([str(file)])
-    assert results["heads"] == {"dense": 8, "pruned": 4} and results["training"]["per_device_train_batch_size"] == 32
+    assert (
+        results["components"]["heads"] == {"dense": 8, "pruned": 4}
+        and results["training"]["per_device_train_batch_size"] == 32
+    )
     assert results["training"]["learning_rate"] == 5e-5  # A text, for YAML.
     file.write_text("just text")
     with pytest.raises(ValueError, match="has no flags"):
@@ -135,6 +138,32 @@ def test_precision_of_latencies_after_a_resumption(tmp_path, model_dir, monkeypa
             main(command)
     main(command)
     assert found == [torch.bfloat16, torch.bfloat16]  # Of the dense model and of the pruned one.
+
+
+def test_a_run_killed_after_scoring_goes_on_in_the_same_basis(tmp_path, model_dir, monkeypatch, capsys):
+    """With dimensions of heads, the default: scores are those of aligned heads, which are kept with them."""
+    settings = [*own_files(tmp_path), "--max_examples", "16", "--per_device_train_batch_size", "8"]
+    whole = main(flags(tmp_path, model_dir, *settings))
+    (tmp_path / "out").rename(tmp_path / "whole")
+    with monkeypatch.context() as broken:
+        broken.setattr(HapTrainer, "prune", lambda self, plan: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            main(flags(tmp_path, model_dir, *settings))
+    with monkeypatch.context() as broken:
+        broken.setattr(HapTrainer, "estimate_sensitivity", lambda self: pytest.fail("scored again"))
+        results = main(flags(tmp_path, model_dir, *settings))
+    assert results["metrics"] == whole["metrics"] and results["head_ranks"] == whole["head_ranks"]
+    assert list(results["components"]) == ["query_key_dims", "value_dims", "neurons"]
+    told = capsys.readouterr().out
+    assert "2. score query/key dimensions, value dimensions and FFN neurons by kronecker" in told
+    assert "  query_key_dims  value_dims  neurons  " in told
+    plans = [PruningPlan.load(tmp_path / name / "pruning_plan.json") for name in ("whole", "out")]
+    assert plans[0] == plans[1] and plans[0].basis
+    models = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("whole", "out")]
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Dimensions left in each head" in page and (tmp_path / "out" / "head_ranks.png").exists()
 
 
 def test_unsupported_model_is_refused_before_training(tmp_path, model_dir):

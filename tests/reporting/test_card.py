@@ -73,7 +73,7 @@ def test_own_words_in_the_output_folder_are_kept(tmp_path):
     trainer.prune()
     trainer.create_model_card()
     written = ModelCard.load(tmp_path / "README.md")
-    assert "Heads and neurons left" in written.text  # In the place of Trainer's.
+    assert "Attention heads and FFN neurons left" in written.text  # In the place of Trainer's.
     mark = next(line for line in written.text.splitlines() if line.startswith("<!-- Written by hap_transformers"))
     (tmp_path / "README.md").write_text(written.content.replace(mark, "My own words.").replace("- pruned\n", ""))
     trainer.create_model_card(tags="later")
@@ -86,7 +86,7 @@ def test_a_repository_with_a_license_alone_gets_a_card(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     trainer.prune()
     trainer.create_model_card()
-    assert "Heads and neurons left" in ModelCard.load(tmp_path / "README.md").text
+    assert "Attention heads and FFN neurons left" in ModelCard.load(tmp_path / "README.md").text
 
 
 def test_metrics_of_all_phases_have_columns(tmp_path):

@@ -55,7 +55,10 @@ def test_card_and_its_picture(tmp_path, pruned):
     assert "| heads | 4 of 4 | 3 of 4 |\n| pairs | 8 | 12 |\n" in text and "neurons |" not in text
     assert "a share of 0.5 of all pairs of FFN neurons" in text
     write_card(model, tmp_path)
-    assert "![Heads and pairs left in each layer](structure.png)" in (tmp_path / "README.md").read_text()
+    assert (
+        "![Attention heads and pairs of FFN neurons left in each layer](structure.png)"
+        in (tmp_path / "README.md").read_text()
+    )
     assert (tmp_path / "structure.png").stat().st_size
 
 

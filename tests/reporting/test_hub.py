@@ -39,7 +39,8 @@ own_words = "---\\ntags:\\n- mine\\n---\\n\\n# My own words\\n"
 HfApi().create_repo("me/own-words")
 HfApi().upload_file(path_or_fileobj=own_words.encode(), path_in_repo="README.md", repo_id="me/own-words")
 trainer.model.push_to_hub("me/own-words", tags=["later"], revision="main")
-again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again")
+config = HapConfig(ratio=0.5)
+again = make_trainer(sys.argv[2] + "-again", model=trainer.model, hub_model_id="me/again", hap_config=config)
 again.results = trainer.results
 again.push_to_hub(dataset="my rows", dataset_tags="me/rows", dataset_args="all", license="apache-2.0")
 trainer.model.push_to_hub("me/again", tags=["later"])
@@ -119,7 +120,7 @@ def test_one_commit_with_weights_card_and_picture(pushed):
     hub, _, _ = pushed
     by_model = [commit["paths"] for commit in hub.commits if commit["repository"] == "me/by-model"]
     assert [sorted(paths) for paths in by_model] == [
-        ["README.md", "config.json", "model.safetensors", "structure.png"]
+        ["README.md", "config.json", "head_ranks.png", "model.safetensors", "structure.png"]
     ]
     assert not any("modeling_hap.py" in paths for paths in by_model)
     assert hub.repositories["me/by-model"]["structure.png"].startswith(b"\x89PNG")
@@ -143,7 +144,7 @@ def test_card(pushed, repository):
         dense, pruned = (float(cell.replace(",", "")) for cell in line.strip(" |").split(" | ")[1:])
         assert cost.startswith("latency") or pruned < dense
     assert "BertForSequenceClassification.from_pretrained" in card.text
-    assert "| heads | " in card.text and "(structure.png)" in card.text and "arXiv:2101.08940" in card.text
+    assert "| value_dims | " in card.text and "(structure.png)" in card.text and "arXiv:2101.08940" in card.text
 
 
 def test_what_only_the_trainer_knows(pushed):

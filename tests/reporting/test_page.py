@@ -41,7 +41,7 @@ def run(tmp_path):
         "metrics": {phase: {"loss": 0.3, "accuracy": value} for phase, value in metrics.items()},
         "intervals": {"dense": {"accuracy": [0.89, 0.928]}, "pruned": {}, "recovered": {"accuracy": [0.88, 0.92]}},
         "num_examples": {"train": 100, "validation": 872},
-        "heads": {"dense": 8, "pruned": 6},
+        "components": {"heads": {"dense": 8, "pruned": 6}, "neurons": {"dense": 48, "pruned": 36}},
         "parameters": {"dense": 10_000, "pruned": 7_500},
         "encoder_parameters": {"dense": 5_000, "pruned": 2_500},
         "flops": {"dense": 4e9, "pruned": 3e9},

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from matplotlib.axes import Axes
 from tiny import hand_made, make_model
 
-from hap_transformers import PruningPlan
-from hap_transformers.reporting.plots import plot_head_sensitivity, plot_structure
+from hap_transformers import PruningPlan, apply_plan
+from hap_transformers.components.groups import find_groups
+from hap_transformers.reporting.plots import plot_head_ranks, plot_head_sensitivity, plot_structure
+from hap_transformers.reporting.ranks import head_ranks
 
 
 def test_draws_negative_scores_and_crosses(tmp_path):
@@ -26,3 +29,35 @@ def test_draws_what_is_left(tmp_path):
     model.prune_heads({0: range(4), 1: [0]})
     plot_structure(model, tmp_path / "pruned.png")
     assert (tmp_path / "dense.png").read_bytes() != (tmp_path / "pruned.png").read_bytes()
+
+
+def test_ranks_of_heads(tmp_path, monkeypatch):
+    """Every number that is drawn is that of the record, and every panel has a kind's name."""
+    model = make_model()
+    with pytest.raises(ValueError, match="The heads of this BertForSequenceClassification are whole"):
+        plot_head_ranks(model, tmp_path / "ranks.png")
+    apply_plan(model, PruningPlan.for_model(model, value_dims={0: [0, 5, 6]}, query_key_dims={1: [4, 5, 6, 7]}))
+    drawn = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: drawn.append((x, y, text)))
+    plot_head_ranks(model, tmp_path / "ranks.png")
+    expected = {"query_key_dims": [[4, 4, 4, 4], [4, 0, 4, 4]], "value_dims": [[3, 2, 4, 4], [4, 4, 4, 4]]}
+    assert head_ranks(model) == expected
+    assert drawn == [
+        (head, layer, str(rank))
+        for rows in expected.values()
+        for layer, row in enumerate(rows)
+        for head, rank in enumerate(row)
+    ]
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    plot_structure(model, tmp_path / "structure.png")
+
+
+def test_ranks_of_heads_that_rotate(tmp_path):
+    """Their query/key dimensions go together, and count one by one all the same."""
+    model = make_model("llama")
+    groups = find_groups(model, ["query_key_dims"])
+    apply_plan(model, PruningPlan.for_model(model, query_key_dims={0: [1]}))
+    heads, size = groups[0].num_components, groups[0].runs.whole.head_size
+    ranks = head_ranks(model)
+    assert ranks["query_key_dims"] == [[0 if head == 1 else size for head in range(heads)], heads * [size]]
+    plot_head_ranks(model, tmp_path / "ranks.png")
