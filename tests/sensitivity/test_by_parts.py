@@ -22,13 +22,13 @@ BATCHES = [make_batch(size=3 + seed % 2, seed=seed) for seed in range(4)]
 def parts(monkeypatch):
     """Numbers of the layers that were scored together, pass after pass."""
     seen = []
-    accumulated = by_parts._accumulated
+    accumulated = by_parts.accumulated
 
     def noted(task, *args):
         seen.append(sorted({group.layer for group in task.groups}))
         return accumulated(task, *args)
 
-    monkeypatch.setattr(by_parts, "_accumulated", noted)
+    monkeypatch.setattr(by_parts, "accumulated", noted)
     return seen
 
 
