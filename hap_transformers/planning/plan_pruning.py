@@ -109,8 +109,8 @@ def _chosen(
         to_save = round(to_save)
     slack = 1e-9 * budget.dense
     most = sum(unit.saves for unit in units)
-    able = [(groups[place], floors[place]) for place in scored]
-    _validate_reachable(to_save - slack, most, budget, settings, able)
+    able = [floors[place] if place in scored else None for place in range(len(groups))]
+    _validate_reachable(to_save - slack, most, budget, settings, groups, able)
     rankings = [units] if sensitivity.comparable else _apart(units, groups)
     removed: list[Unit] = []
     implants: dict[int, int] = {}
@@ -196,16 +196,19 @@ def _validate_reachable(
     most: float,
     budget: Budget,
     settings: PlanningSettings,
-    able: Sequence[tuple[Group, int]],
+    groups: Sequence[Group],
+    floors: Sequence[int | None],
 ) -> None:
-    """Checks that the budget can be met by groups that can lose components, given what each keeps at least."""
+    """Checks that the budget can be met, given what every group keeps at least; `None` where nothing may go."""
     if to_save <= most:
         return
     reachable = 1 - (budget.now - most) / budget.dense
     kept: dict[str, list[int]] = {}
-    for group, floor in able:
-        kept.setdefault(group.kind.name, []).append(floor)
-    words = " and ".join(f"at least {max(floors)} {kind}" for kind, floors in kept.items())
+    for group, floor in zip(groups, floors, strict=True):
+        if floor is not None:
+            kept.setdefault(group.kind.name, []).append(floor)
+    words = " and ".join(f"at least {max(least)} {kind}" for kind, least in kept.items())
+    words += "".join(f" and all {kind.name}" for kind in by_kind(groups) if kind.name not in kept)
     raise ValueError(
         f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: every layer keeps {words}, so at most "
         f"{math.floor(1000 * reachable) / 1000} can go. The rest are floors and weights that belong to no component. "
