@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import mul
 from typing import Any
@@ -27,6 +27,9 @@ class Budget:
         costs (`list[Callable[[int], float]]`): For each group, the cost of so many of its components.
         outside (`float`): What the rest of the model costs.
         linear (`bool`, *optional*, defaults to `True`): Whether all components of a group cost the same.
+        whole_parts (`dict[int, float]`, *optional*): For the places of groups whose components are parts of others,
+            what such a part costs beside its components for as long as it has any, as attention between projections
+            does for a head.
     """
 
     dense: float
@@ -34,6 +37,13 @@ class Budget:
     costs: list[Callable[[int], float]]
     outside: float
     linear: bool = True
+    whole_parts: dict[int, float] = field(default_factory=dict)
+
+    def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
+        """What some parts, each a layer and a place in it, cost beside their components."""
+        return sum(
+            cost for place, cost in self.whole_parts.items() for layer, _ in parts if groups[place].layer == layer
+        )
 
 
 @dataclass
@@ -102,7 +112,12 @@ def _same_groups(model: PreTrainedModel, groups: Sequence[Group]) -> list[Group]
 
 
 def _linear_budget(
-    dense: float, whole: float, costs: list[float], before: Sequence[Group], now: Sequence[Group]
+    dense: float,
+    whole: float,
+    costs: list[float],
+    before: Sequence[Group],
+    now: Sequence[Group],
+    whole_parts: dict[int, float] | None = None,
 ) -> Budget:
     """A budget in which every component of a group costs the same.
 
@@ -112,10 +127,16 @@ def _linear_budget(
         costs (`list[float]`): What a component of each group costs.
         before (`Sequence[Group]`): The dense model's groups.
         now (`Sequence[Group]`): The model's groups as they are.
+        whole_parts (`dict[int, float]`, *optional*): As in [`Budget`].
     """
     gone = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)]
     present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True))
-    return Budget(dense, present, [partial(mul, cost) for cost in costs], whole - present)
+    for place, cost in (whole_parts or {}).items():
+        runs = now[place].runs
+        present -= cost * (0 if runs is None else runs.left.count(0))
+    return Budget(
+        dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=whole_parts or {}
+    )
 
 
 def _counting_budget(kind: str, given: Surroundings) -> Budget:
@@ -142,7 +163,17 @@ def _flop_budget(given: Surroundings) -> Budget:
     flops = count_flops_by_module(original, given.inputs)
     costs = [_flops(group, flops) / group.num_components for group in before]
     dense = float(sum(flops.get(layer, 0) for layer in set(layers(original))))
-    return _linear_budget(dense, count_flops(given.model, given.inputs), costs, before, given.groups)
+    needed = {kind.needs for kind in KINDS.values()}
+    between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
+    return _linear_budget(dense, count_flops(given.model, given.inputs), costs, before, given.groups, between)
+
+
+def _flops_between(group: Group, flops: Mapping[Module, int]) -> float:
+    """FLOPs of one of the parts that components belong to, beside those of its projections."""
+    assert group.runs is not None and group.core is not None  # Others need components of such groups only.
+    whole = group.runs.whole
+    inside = {projection.module for projection in whole.projections} & set(group.core.modules())
+    return (flops.get(group.core, 0) - sum(flops.get(module, 0) for module in inside)) / whole.original
 
 
 def _flops(group: Group, flops: Mapping[Module, int]) -> int:

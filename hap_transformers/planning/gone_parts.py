@@ -28,9 +28,13 @@ def parts_without(groups: Sequence[Group], removed: Sequence[Unit]) -> set[Part]
             continue
         gone = {position for unit in removed if unit.group == place for position in unit.components}
         left = {part for position, part in enumerate(group.runs.of_each()) if position not in gone}
-        had = {part for part, count in enumerate(group.runs.left) if count}
-        found |= {(group.layer, part) for part in had - left}
+        found |= {(group.layer, part) for part in parts_left(group) - left}
     return found
+
+
+def parts_left(group: Group) -> set[int]:
+    """Places of the parts that have any of a group's components."""
+    return set() if group.runs is None else {part for part, count in enumerate(group.runs.left) if count}
 
 
 def positions_of(group: Group, parts: set[Part]) -> list[int]:

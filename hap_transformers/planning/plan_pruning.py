@@ -13,7 +13,7 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
-from .gone_parts import Part, Scored, parts_without, positions_of, scored_without
+from .gone_parts import Part, Scored, parts_left, parts_without, positions_of, scored_without
 from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
@@ -71,9 +71,8 @@ def plan_pruning(
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     gone: set[Part] = set()
     while True:
-        removed, implants = _chosen(
-            scored_without(scored, groups, gone), groups, floors, budget, settings, sensitivity
-        )
+        left = scored_without(scored, groups, gone)
+        removed, implants = _chosen(left, groups, floors, budget, settings, sensitivity, gone)
         if not (found := parts_without(groups, removed) - gone):
             break
         gone |= found
@@ -97,20 +96,23 @@ def _chosen(
     budget: Budget,
     settings: PlanningSettings,
     sensitivity: Sensitivity,
+    gone: set[Part],
 ) -> tuple[list[Unit], dict[int, int]]:
-    """What goes, and the ranks of implants."""
+    """What goes, and the ranks of implants, where some parts go as a whole."""
     units = [
         unit
         for place, scores in scored.items()
         for unit in _units(place, groups[place], scores, floors[place], budget, settings)
     ]
-    to_save = budget.now - (1 - settings.ratio) * budget.dense
+    to_save = budget.now - (1 - settings.ratio) * budget.dense - budget.of_parts(groups, gone)
     if settings.budget in KINDS:  # Whole components are counted.
         to_save = round(to_save)
     slack = 1e-9 * budget.dense
     most = sum(unit.saves for unit in units)
     able = [floors[place] if place in scored else None for place in range(len(groups))]
-    _validate_reachable(to_save - slack, most, budget, settings, groups, able)
+    # Parts save something more when the last of their components goes.
+    others = {(groups[place].layer, part) for place in budget.whole_parts for part in parts_left(groups[place])} - gone
+    _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, able)
     rankings = [units] if sensitivity.comparable else _apart(units, groups)
     removed: list[Unit] = []
     implants: dict[int, int] = {}
@@ -245,5 +247,9 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         total = budget.outside + budget.now
         for group, cost in zip(given.groups, budget.costs, strict=True):
             total += cost(plan.left_in(group)) - cost(group.num_components)
+        for place in budget.whole_parts:
+            group = given.groups[place]
+            gone = parts_left(group) - {part for part, left in enumerate(plan.left_of_parts(group)) if left}
+            total -= budget.of_parts(given.groups, {(group.layer, part) for part in gone})
         promise[name] = total if measure == "latency" else round(total)
     return promise

@@ -219,7 +219,7 @@ class PruningPlan:
 
     def _validate_needed(self, groups: Sequence[Group]) -> None:
         """Checks that nothing stays that is of no use without what goes."""
-        parts = {(group.kind.name, group.layer): self._left_of_parts(group) for group in groups if group.runs}
+        parts = {(group.kind.name, group.layer): self.left_of_parts(group) for group in groups if group.runs}
         for group in groups:
             if group.runs is None or group.kind.needs is None:
                 continue
@@ -233,7 +233,7 @@ class PruningPlan:
                     f"no {group.kind.needs}, without which they are of no use. Remove them, too. Nothing was pruned."
                 )
 
-    def _left_of_parts(self, group: Group) -> list[int]:
+    def left_of_parts(self, group: Group) -> list[int]:
         """Components that every part of a group has afterwards."""
         assert group.runs is not None
         gone, left = set(self.of_group(group)), len(group.runs.left) * [0]
