@@ -111,7 +111,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         rows = [
             (p, p.out_features * p.parts // dense * count, p.in_features)
             for p in (*group.writers, *group.followers)
-            if group.runs is None or p.parts == 1  # The parts of a fused projection lose different dimensions.
+            if group.runs is None or p.parts == 1  # Transformers itself checks the size of fused ones.
         ]
         columns = [(p, p.out_features * p.parts, p.in_features // dense * count) for p in group.readers]
         if files and max((outputs * inputs for _, outputs, inputs in rows + columns), default=0) > stored:

@@ -148,12 +148,24 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
             "does not know. Upgrade the package, or register the kinds it names."
         )
     found = by_kind(find_groups(model, kinds_in_use(model, structure)))
+    _validate_one_view(model, structure, found)
     for kind, groups in found.items():
         if kind.keeps_numbers:
             _validate_numbers(model, kind, groups)
     counts = [pair for kind, groups in found.items() for pair in _counts_of_kind(model, structure, kind, groups)]
     _recorded_implants([group for group, _ in counts], structure)
     return counts
+
+
+def _validate_one_view(model: PreTrainedModel, structure: Mapping[str, Any], found: Iterable[Kind]) -> None:
+    """Checks that nothing is recorded of a kind of which a finer view is recorded, too."""
+    for whole in {kind.instead_of for kind in found} - {None}:
+        if structure.get(str(whole)) or getattr(model.config, f"pruned_{whole}", None):
+            parts = " and ".join(kind.name for kind in found if kind.instead_of == whole)
+            raise ValueError(
+                f"The checkpoint's config records both {whole} and {parts}, which are parts of them. Remove its "
+                f"{whole} and pruned_{whole}: {whole} that are gone have the number 0 among the {parts}."
+            )
 
 
 def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> None:
