@@ -1,7 +1,6 @@
 """Closed-form refit of what pruning has left: no labels, no gradient descent."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,6 +14,7 @@ from ..components.slicing import validate_sliceable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
+from ..surgery.undo import values_undone
 from .dense_copy import own_refitted
 from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns
@@ -90,7 +90,7 @@ def reconstruct(
                 yield position, send_to_device(kept["batch", position], model.device)
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
-        with plain_forward(model), plain_forward(dense), _put_back_on_error(sites), bar:
+        with plain_forward(model), plain_forward(dense), values_undone(_written(sites)), bar:
             for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
                 for position, inputs in numbered():
                     seen = original.calls_of_layer(position, inputs, layer)
@@ -165,16 +165,8 @@ def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
     sums.refit(group.reader, ridge)
 
 
-@contextmanager
-def _put_back_on_error(groups: list[Group]) -> Iterator[None]:
-    """Restores the weights that a refit changes, if it fails or is interrupted."""
+def _written(groups: list[Group]) -> list[torch.Tensor]:
+    """The weights that a refit changes."""
     implanted = [group.writers for group in groups if group.implant_rank]
     projections = [group.reader for group in groups] + [projection for writers in implanted for projection in writers]
-    before = [(p, p.detach().clone()) for projection in projections for p in projection.parameters]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for parameter, values in before:
-                parameter.copy_(values)
-        raise
+    return [parameter for projection in projections for parameter in projection.parameters]
