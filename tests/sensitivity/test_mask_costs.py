@@ -86,10 +86,12 @@ def explicit_matrix(model, batch, paths, spread):
     return found
 
 
-def assert_costs(scores, order, costs):
+def assert_costs(scores, order, costs, model_type="bert"):
     """Whether scores in the order of removal are running maxima of costs."""
     expected = costs.cummax(0).values
-    torch.testing.assert_close(scores[order], expected, rtol=1e-5, atol=1e-6 * float(expected[-1]))
+    # DeBERTa's loss is of logits in float32, whatever the model's are.
+    rounding = 1e-6 if model_type.startswith("deberta") else 1e-9
+    torch.testing.assert_close(scores[order], expected, rtol=1e-5, atol=rounding * float(expected[-1]))
 
 
 def spreader(model_type, model, layer):
@@ -119,7 +121,7 @@ def test_costs_are_those_of_explicit_masks(model_type):
         order, costs = costs_without_refit(F[None])
         scores, places = found.scores["query_key_dims"][layer], found.order["query_key_dims"][layer]
         assert places.argsort().tolist() == order[0].tolist()
-        assert_costs(scores, order[0], costs[0])
+        assert_costs(scores, order[0], costs[0], model_type)
 
 
 def test_batches_and_padding_do_not_matter():
