@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dims import CASES, without
 from zoo import HEADS, NEURONS, ZOO
 
 from hap_transformers import PruningPlan, apply_plan
@@ -25,6 +26,24 @@ def pruned(model_type):
     return model, tiny.batch(dtype=torch.float32)
 
 
+def with_fewer_dimensions(model_type):
+    """A model whose heads have lost dimensions, one of them all."""
+    tiny = ZOO[model_type]
+    model = without(tiny.model(torch.float32, use_cache=False), tiny, CASES["a head"])
+    return model, tiny.batch(dtype=torch.float32)
+
+
+# How attention is pruned.
+FORMS = {"heads": pruned, "dimensions": with_fewer_dimensions}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v3", "gpt2", "llama", "modernbert", "mpnet", "vit"])
+def test_torch_export_of_dimensions(model_type):
+    model, batch = with_fewer_dimensions(model_type)
+    program = torch.export.export(model, (), kwargs=batch, strict=False)
+    torch.testing.assert_close(program.module()(**batch).logits, model(**batch).logits)
+
+
 def test_torch_export(model_type):
     if model_type == "bart" and TRANSFORMERS_4:
         pytest.skip("BART's classification head in Transformers 4 cannot be exported, dense or pruned")
@@ -34,12 +53,16 @@ def test_torch_export(model_type):
 
 
 @pytest.mark.parametrize(
-    "model_type", ["albert", "bert", "deberta-v3", "gpt2", "llama", "modernbert", "t5-gated", "vit"]
+    ("model_type", "form"),
+    [
+        *((name, "heads") for name in ("albert", "deberta-v3", "gpt2", "llama", "modernbert", "t5-gated", "vit")),
+        *((name, "dimensions") for name in ("bert", "gpt2")),
+    ],
 )
-def test_onnx(tmp_path, model_type):
+def test_onnx(tmp_path, model_type, form):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, batch = pruned(model_type)
+    model, batch = FORMS[form](model_type)
     torch.onnx.export(model, (), kwargs=batch, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     outputs = session.run(None, {entry.name: batch[entry.name].numpy() for entry in session.get_inputs()})
@@ -49,9 +72,10 @@ def test_onnx(tmp_path, model_type):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
-def test_torch_compile():
+@pytest.mark.parametrize("form", FORMS)
+def test_torch_compile(form):
     """The whole model is one graph."""
-    model, batch = pruned("bert")
+    model, batch = FORMS[form]("bert")
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)(**batch).logits
     torch.testing.assert_close(compiled, model(**batch).logits)

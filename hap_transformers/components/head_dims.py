@@ -15,13 +15,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import Architecture
 from .groups import Group, Kind, Runs, register_kind
 from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
 from .projections import GroupedReader, GroupedWriter, NormedHeads, Projection
+from .record import recorded_structure
 from .spreading import gather_inputs, hands_on, spread_outputs
 
 
@@ -63,19 +64,25 @@ def _normed(query: Projection, heads: Group) -> Projection:
 
 def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> list[Runs]:
     """The components of a kind that every head of every layer has left; heads that are gone have none."""
-    found, gone = [], heads_gone(model.config)
+    found = []
     for heads in find_whole(model, architecture):
         assert heads.core is not None
         left = dims_left(heads.core)
         if left is None:
             lacks = heads.reader.in_features < heads.original * heads.shared * heads.head_size
-            missing = gone.get(heads.layer, ()) if lacks else ()
+            missing = _heads_gone(model.config, heads.layer) if lacks else ()
             left = {
                 name: [0 if head in missing else heads.head_size // _unit(name, heads) for head in heads.kept]
                 for name in (VALUE_DIMS.name, QUERY_KEY_DIMS.name)
             }
         found.append(Runs(heads, list(left[kind.name]), left))
     return found
+
+
+def _heads_gone(config: PretrainedConfig, layer: int) -> list[int]:
+    """The heads of a layer that went whole, by the record of heads or, after other layers' dimensions, by theirs."""
+    of_dims = ((recorded_structure(config) or {}).get(VALUE_DIMS.name) or {}).get(str(layer), ())
+    return heads_gone(config).get(layer) or [head for head, left in enumerate(of_dims) if not left]
 
 
 def _unit(kind: str, heads: Group) -> int:

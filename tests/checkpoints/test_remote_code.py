@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from dims import CASES, without
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoModelForSequenceClassification
@@ -73,6 +74,10 @@ def with_an_entry_of_ones_own(patch):
     return prune(make_model(dtype=torch.float32))
 
 
+# A fused projection, grouped queries, relative positions.
+WITH_DIMENSIONS = ("bert", "gpt2", "llama", "mpnet")
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Where all checkpoints are, and the logits that each has here and in a process without the package."""
@@ -86,12 +91,21 @@ def exported(tmp_path_factory):
             here[name] = export(prune(tiny.model(torch.float32)), root / name, tiny.batch(dtype=torch.float32))
     with pytest.MonkeyPatch.context() as patch:
         here["own"] = export(with_an_entry_of_ones_own(patch), root / "own", ZOO["bert"].batch())
+    for name in WITH_DIMENSIONS:
+        model = without(ZOO[name].model(torch.float32), ZOO[name], CASES["a head"])
+        here[f"{name}-dims"] = export(model, root / f"{name}-dims", ZOO[name].batch(dtype=torch.float32))
     load_without_package(root, tmp_path_factory.mktemp("elsewhere"))
     return root, {name: (value, load_file(root / name / "reloaded")["logits"]) for name, value in here.items()}
 
 
 def test_same_logits_without_the_package(exported, model_type):
     here, elsewhere = exported[1][model_type]
+    assert torch.equal(here, elsewhere)
+
+
+@pytest.mark.parametrize("name", WITH_DIMENSIONS)
+def test_dimensions_of_heads_without_the_package(exported, name):
+    here, elsewhere = exported[1][f"{name}-dims"]
     assert torch.equal(here, elsewhere)
 
 
