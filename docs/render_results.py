@@ -22,6 +22,7 @@ from benchmarks.markdown_table import (
     multiples_table,
     phases_table,
     promises_table,
+    rank_latency_table,
     ranks_table,
     refit_costs_table,
     refit_examples_table,
@@ -243,6 +244,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
         found[HERE / "embeddings.md", name] = text
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
+    found[HERE / "ranks.md", "rank latency"] = rank_latency_table(read(BENCHMARKS / "rank_latency.json")["rows"])
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found
 
