@@ -47,6 +47,9 @@ class HeadNames:
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
             of Transformers that have it.
         width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
+        head_size (`str`, *optional*): Attribute of the attention module with the head size, likewise.
+        scaled (`bool`, *optional*, defaults to `True`): Whether attention logits are products over the root of the
+            head size. Modules that keep this scale have it in `scaling`; others compute it from the head size.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
             model's heads per layer. Query heads that share a key/value head are one removable head.
         config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size.
@@ -65,6 +68,8 @@ class HeadNames:
     attention_norm: str | None = None
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
+    head_size: str = "attention_head_size"
+    scaled: bool = True
     config_heads: str = "num_attention_heads"
     config_head_size: str = "head_dim"
 
@@ -125,6 +130,7 @@ SELF_ATTENTION = HeadNames(
     value="self_attn.v_proj",
     output="self_attn.out_proj",
     num_heads="num_heads",
+    head_size="head_dim",
 )
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
 BART = Architecture(
@@ -163,6 +169,7 @@ if VIT_RENAMED:
                 key="attention.k_proj",
                 value="attention.v_proj",
                 output="attention.o_proj",
+                head_size="head_dim",
             ),
             "neurons": NeuronNames(("mlp.fc1",), "mlp.fc2", "mlp.activation_fn"),
         },
@@ -216,6 +223,7 @@ GPT2 = Architecture(
             output="attn.c_proj",
             num_heads="num_heads",
             width="split_size",
+            head_size="head_dim",
         ),
         "neurons": NeuronNames(("mlp.c_fc",), "mlp.c_proj", "mlp.act"),
     },
@@ -258,6 +266,8 @@ T5 = Architecture(
             position_bias="computed",
             num_heads="n_heads",
             width="inner_dim",
+            head_size="key_value_proj_dim",
+            scaled=False,
             config_head_size="d_kv",
         ),
         "neurons": NeuronNames(

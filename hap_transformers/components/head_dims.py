@@ -2,12 +2,13 @@
 
 A head's value projection and its part of the output projection only ever appear as a product, and so do its query and
 key projections. Each product keeps fewer dimensions than the head has: of value dimensions a row of the value
-projection and a column of the output projection, of query/key dimensions a row of either projection. Attention itself
-works with whole heads: projections give zeros in the places of dimensions that are gone ([`spread_outputs`]). A head
-without value dimensions is gone.
+projection and a column of the output projection, of query/key dimensions a row of either projection. Attention works
+with heads as wide as the widest that is left. To narrower ones, projections give zeros ([`spread_outputs`]). So a layer
+is fastest whose heads all have equally many dimensions. A head without value dimensions is gone.
 
 With grouped-query attention, a dimension belongs to a key/value head and to all its query heads. Where rotary
-embeddings or norms act on queries and keys, the query/key dimensions of a head go together.
+embeddings or norms act on queries and keys, the query/key dimensions of a head go together, and attention keeps the
+width of the dense model.
 """
 
 from collections import defaultdict
@@ -118,23 +119,45 @@ def fit(group: Group) -> None:
     dims = {**runs.of_kinds, **(dims_left(attention) or {}), group.kind.name: list(runs.left)}
     vars(attention)["dims_left"] = dims
     alive = [place for place, left in enumerate(dims[VALUE_DIMS.name]) if left]
-    width = len(alive) * heads.shared * heads.head_size
-    fit_to_heads(attention, heads.names, alive, heads.reader, width)
-    if not alive:
-        return
     value, query_key = (
         [dims[kind.name][place] * _unit(kind.name, heads) for place in alive] for kind in (VALUE_DIMS, QUERY_KEY_DIMS)
     )
+    size, factor = _size_and_factor(heads, [*value, *query_key])
+    width = len(alive) * heads.shared * size
+    fit_to_heads(
+        attention, heads.names, alive, heads.reader, {heads.names.width: width, heads.names.head_size: size}
+    )
+    if not alive:
+        return
     given: dict[nn.Module, list[int]] = defaultdict(list)
     sizes = [_by_query(query_key, heads), query_key, value]
     for projection, left in zip(heads.writers, sizes, strict=True):
         given[projection.module] += left
+    scaled = {heads.writers[0].module}
     for projection in heads.followers:
         given[projection.module] = query_key
+        if projection.name.endswith(heads.names.position_inputs[1]):
+            scaled.add(projection.module)
     for module, left in given.items():
-        spread_outputs(module, left, heads.head_size)
-    gather_inputs(heads.reader.module, _by_query(value, heads), heads.head_size)
+        spread_outputs(module, left, size, factor if module in scaled else 1.0)
+    gather_inputs(heads.reader.module, _by_query(value, heads), size)
     _let_holders_hand_on(heads)
+
+
+def _size_and_factor(heads: Group, left: Sequence[int]) -> tuple[int, float]:
+    """The head size that attention works with, and a factor of queries that keeps the scale of its logits.
+
+    Args:
+        heads (`Group`): The heads as in the dense model.
+        left (`Sequence[int]`): Dimensions of either kind that every head has left.
+    """
+    names, dense = heads.names, heads.head_size
+    size = max(left, default=dense) if names.bilinear else dense
+    if not names.scaled or "scaling" in vars(heads.core):
+        return size, 1.0
+    if heads.writers[0].parts > 1:  # Queries, keys and values come from one module, which has one factor.
+        return dense, 1.0
+    return size, (size / dense) ** 0.5
 
 
 def _let_holders_hand_on(heads: Group) -> None:

@@ -3,7 +3,7 @@
 With grouped-query attention a component is a key/value head with all its query heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def fit(group: Group) -> None:
 
 
 def fit_to_heads(
-    attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, width: int = 0
+    attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, sizes: Mapping[str, int] = {}
 ) -> None:
     """Makes an attention module work with some heads.
 
@@ -86,9 +86,9 @@ def fit_to_heads(
         names (`HeadNames`): Its names.
         kept (`Sequence[int]`): Numbers of the heads.
         reader (`Projection`): The output projection.
-        width (`int`, *optional*): Features of all heads; by default what the output projection reads.
+        sizes (`Mapping[str, int]`, *optional*): Other attributes of the module to set, if it has them.
     """
-    sizes = {names.num_heads: len(kept), names.width: width or reader.in_features}
+    sizes = {names.num_heads: len(kept), names.width: reader.in_features, **sizes}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
     dense = dense_class(attention)

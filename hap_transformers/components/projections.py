@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .spreading import given_features, read_features
+from .spreading import given_features, gradients_of_given, read_features
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -95,7 +95,7 @@ class Projection:
 
     def cotangents(self, gradients: torch.Tensor, examples: int) -> torch.Tensor:
         """Gradients of the module's outputs, shape `(examples, tokens, outputs of the module)`."""
-        gradients = given_features(self.module, gradients)
+        gradients = gradients_of_given(self.module, gradients)
         return gradients.reshape(examples, -1, gradients.shape[-1])
 
     def stored_shape(self, outputs: int, inputs: int) -> list[int]:

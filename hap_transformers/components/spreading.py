@@ -1,14 +1,14 @@
-"""Projections that hold fewer features of every head than the attention around them works with.
+"""Projections that hold fewer features of some heads than the attention around them works with.
 
-Attention gives every head as many features as the others. A projection into it that has lost features gives zeros in
-their places. A projection out of it reads only the features that it has left. Features that are left are the first of
-their head.
+Attention gives every head as many features as the others. A projection into it that has fewer features of a head gives
+zeros in the places of the others. A projection out of it reads only the features that it has. Features that are left
+are the first of their head.
 
 Adapters such as LoRA take a projection's place and call it inside, with the sizes that it has. So the module in the
 projection's place spreads and gathers: what holds it hands this on ([`hands_on`]).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +17,17 @@ from torch import nn
 from .subclasses import cached, dense_class, subclass, take_class
 
 
-def spread_outputs(module: nn.Module, sizes: Sequence[int], dim: int) -> None:
-    """Lets a projection give zeros in the places of the features that it lacks.
+def spread_outputs(module: nn.Module, sizes: Sequence[int], dim: int, factor: float = 1.0) -> None:
+    """Lets a projection give zeros in the places of the features that it lacks, and all others times a factor.
 
     Args:
         module (`nn.Module`): The projection; of a fused one, the heads of all parts count one after the other.
         sizes (`Sequence[int]`): The features that it has of every head.
         dim (`int`): Features that attention works with in every head.
+        factor (`float`, *optional*, defaults to 1.0): What makes up for a scale that attention computes from `dim`.
     """
-    vars(module)["spread_outputs"] = (list(sizes), dim)
-    take_class(module, _spreading(dense_class(module)))
+    whole = factor == 1 and set(sizes) <= {dim}
+    _set(module, "spread_outputs", None if whole else (list(sizes), dim, factor), _spreading)
 
 
 def gather_inputs(module: nn.Module, sizes: Sequence[int], dim: int) -> None:
@@ -37,8 +38,18 @@ def gather_inputs(module: nn.Module, sizes: Sequence[int], dim: int) -> None:
         sizes (`Sequence[int]`): The features that it reads of every head.
         dim (`int`): Features that attention gives of every head.
     """
-    vars(module)["gathered_inputs"] = (list(sizes), dim)
-    take_class(module, _gathering(dense_class(module)))
+    _set(module, "gathered_inputs", None if set(sizes) <= {dim} else (list(sizes), dim), _gathering)
+
+
+def _set(module: nn.Module, name: str, value: tuple | None, subclassed: Callable[[type], type]) -> None:
+    """Notes what a projection spreads or gathers, and gives it the class that does so."""
+    dense = dense_class(module)
+    if value is None:
+        vars(module).pop(name, None)
+        take_class(module, dense)
+    else:
+        vars(module)[name] = value
+        take_class(module, subclassed(dense))
 
 
 def read_features(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -48,9 +59,19 @@ def read_features(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def given_features(module: nn.Module, outputs: torch.Tensor) -> torch.Tensor:
-    """The features of a module's outputs, or of their gradients, that it has weights of."""
-    spread = vars(module).get("spread_outputs")
-    return outputs if spread is None else first_of_runs(outputs, *spread)
+    """What a module's weights and bias give, of its outputs."""
+    if (spread := vars(module).get("spread_outputs")) is None:
+        return outputs
+    sizes, dim, factor = spread
+    return first_of_runs(outputs, sizes, dim) / factor
+
+
+def gradients_of_given(module: nn.Module, gradients: torch.Tensor) -> torch.Tensor:
+    """The gradients of [`given_features`], of those of a module's outputs."""
+    if (spread := vars(module).get("spread_outputs")) is None:
+        return gradients
+    sizes, dim, factor = spread
+    return first_of_runs(gradients, sizes, dim) * factor
 
 
 def first_of_runs(features: torch.Tensor, sizes: Sequence[int], dim: int) -> torch.Tensor:
@@ -65,6 +86,8 @@ def first_of_runs(features: torch.Tensor, sizes: Sequence[int], dim: int) -> tor
         >>> first_of_runs(torch.arange(6), [1, 2], 3).tolist()
         [0, 3, 4]
     """
+    if set(sizes) <= {dim}:
+        return features
     # Slices are faster than an index.
     return torch.cat([features[..., i * dim : i * dim + size] for i, size in enumerate(sizes)], -1)
 
@@ -76,6 +99,8 @@ def zeros_after(features: torch.Tensor, sizes: Sequence[int], dim: int) -> torch
         >>> zeros_after(torch.tensor([7, 8, 9]), [1, 2], 3).tolist()
         [7, 0, 0, 8, 9, 0]
     """
+    if set(sizes) <= {dim}:
+        return features
     zeros = features.new_zeros(1).expand(*features.shape[:-1], dim)
     runs = features.split(list(sizes), -1)
     pieces = [piece for run, size in zip(runs, sizes, strict=True) for piece in (run, zeros[..., size:])]
@@ -96,9 +121,9 @@ def set_and_hand_on(self: nn.Module, name: str, value: Any) -> None:
         return
     for attribute, make in (("spread_outputs", spread_outputs), ("gathered_inputs", gather_inputs)):
         if attribute in vars(before):
-            sizes, dim = vars(before).pop(attribute)
+            arguments = vars(before).pop(attribute)
             take_class(before, dense_class(before))
-            make(value, sizes, dim)
+            make(value, *arguments)
 
 
 @cached
@@ -112,7 +137,9 @@ def _spreading(projection_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a projection that lacks outputs."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return zeros_after(projection_class.forward(self, hidden_states, *args, **kwargs), *self.spread_outputs)
+        sizes, dim, factor = self.spread_outputs
+        outputs = projection_class.forward(self, hidden_states, *args, **kwargs)
+        return zeros_after(outputs if factor == 1 else outputs * factor, sizes, dim)
 
     return subclass("Spreading", projection_class, forward, _spreading, projection_class)
 
