@@ -17,6 +17,14 @@ CASES: dict[str, Gone] = {
     "some": {0: {0: ([0, 2], [1]), 2: ([3], [0, 1, 3])}, 1: {1: ([], [0, 1]), 3: ([0, 1, 2], [])}},
     "a head": {0: {1: (ALL, ALL), 2: ([1], [])}, 1: {3: (ALL, ALL), 0: ([], [2])}},
     "all heads": {0: {head: (ALL, ALL) for head in range(HEADS)}, 1: {0: ([0], [0])}},
+    "narrower": {
+        0: {0: ([0, 1], [0, 1]), 1: ([0], [2]), 2: ([3], [1]), 3: ([0, 2], [3])},
+        1: {0: (ALL, ALL), 1: ([1, 2, 3], [0, 1]), 2: ([0, 2], [2, 3]), 3: ([0, 1], [1, 2, 3])},
+    },
+    "even": {
+        0: {head: ([head, (head + 1) % HEADS], [1, 3]) for head in range(HEADS)},
+        1: {0: (ALL, ALL), **{head: ([head], [3 - head]) for head in range(1, HEADS)}},
+    },
     "no queries": {0: {head: (ALL, []) for head in range(HEADS)}, 1: {2: (ALL, [1])}},
 }
 

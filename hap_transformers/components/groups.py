@@ -117,15 +117,34 @@ class Runs:
         whole (`Group`): The others.
         left (`list[int]`): Components that are left in each of them.
         of_kinds (`Mapping[str, list[int]]`): The same for all kinds that these consist of.
+        narrows (`bool`): Whether the module around them works with as many of each kind as the widest of them has. So
+            it costs least where all have equally many.
     """
 
     whole: Group
     left: list[int]
     of_kinds: Mapping[str, list[int]]
+    narrows: bool = False
+
+    def work_left(self, left: Mapping[str, Sequence[int]]) -> float:
+        """What the module around the others computes, in units of one of the dense model's.
+
+        Args:
+            left (`Mapping[str, Sequence[int]]`): Components that are left in each of them, by kind.
+        """
+        (needed,) = (kind for name in left if (kind := KINDS[name].needs))
+        alive = [place for place, count in enumerate(left[needed]) if count]
+        if not (self.narrows and alive):
+            return len(alive)
+        return len(alive) * max(counts[place] for counts in left.values() for place in alive) / self.whole.head_size
 
     def of_each(self) -> list[int]:
         """For every component, the place of what it is a part of."""
         return [place for place, count in enumerate(self.left) for _ in range(count)]
+
+    def places_left(self) -> set[int]:
+        """Places of those that have components left."""
+        return {place for place, count in enumerate(self.left) if count}
 
 
 def empty_parameters(group: Group) -> set[torch.Tensor]:

@@ -3,8 +3,8 @@
 A head's value projection and its part of the output projection only ever appear as a product, and so do its query and
 key projections. Each product keeps fewer dimensions than the head has: of value dimensions a row of the value
 projection and a column of the output projection, of query/key dimensions a row of either projection. Attention works
-with heads as wide as the widest that is left. To narrower ones, projections give zeros ([`spread_outputs`]). So a layer
-is fastest whose heads all have equally many dimensions. A head without value dimensions is gone.
+with heads as wide as the widest that is left. To narrower ones, projections give zeros ([`spread_outputs`]). So a
+layer is fastest whose heads all have equally many dimensions. A head without value dimensions is gone.
 
 With grouped-query attention, a dimension belongs to a key/value head and to all its query heads. Where rotary
 embeddings or norms act on queries and keys, the query/key dimensions of a head go together, and attention keeps the
@@ -76,7 +76,7 @@ def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> lis
                 name: [0 if head in missing else heads.head_size // _unit(name, heads) for head in heads.kept]
                 for name in (VALUE_DIMS.name, QUERY_KEY_DIMS.name)
             }
-        found.append(Runs(heads, list(left[kind.name]), left))
+        found.append(Runs(heads, list(left[kind.name]), left, _narrows(heads)))
     return found
 
 
@@ -124,9 +124,7 @@ def fit(group: Group) -> None:
     )
     size, factor = _size_and_factor(heads, [*value, *query_key])
     width = len(alive) * heads.shared * size
-    fit_to_heads(
-        attention, heads.names, alive, heads.reader, {heads.names.width: width, heads.names.head_size: size}
-    )
+    fit_to_heads(attention, heads.names, alive, heads.reader, {heads.names.width: width, heads.names.head_size: size})
     if not alive:
         return
     given: dict[nn.Module, list[int]] = defaultdict(list)
@@ -151,13 +149,19 @@ def _size_and_factor(heads: Group, left: Sequence[int]) -> tuple[int, float]:
         heads (`Group`): The heads as in the dense model.
         left (`Sequence[int]`): Dimensions of either kind that every head has left.
     """
-    names, dense = heads.names, heads.head_size
-    size = max(left, default=dense) if names.bilinear else dense
-    if not names.scaled or "scaling" in vars(heads.core):
-        return size, 1.0
-    if heads.writers[0].parts > 1:  # Queries, keys and values come from one module, which has one factor.
-        return dense, 1.0
-    return size, (size / dense) ** 0.5
+    size = max(left, default=heads.head_size) if _narrows(heads) else heads.head_size
+    return size, 1.0 if _keeps_scale(heads) else (size / heads.head_size) ** 0.5
+
+
+def _narrows(heads: Group) -> bool:
+    """Whether attention can work with narrower heads."""
+    # Where queries, keys and values come from one module, it has no factor for queries alone.
+    return heads.names.bilinear and (_keeps_scale(heads) or heads.writers[0].parts == 1)
+
+
+def _keeps_scale(heads: Group) -> bool:
+    """Whether the scale of attention logits does not depend on the head size that the module works with."""
+    return not heads.names.scaled or "scaling" in vars(heads.core)
 
 
 def _let_holders_hand_on(heads: Group) -> None:

@@ -28,8 +28,8 @@ class Budget:
         outside (`float`): What the rest of the model costs.
         linear (`bool`, *optional*, defaults to `True`): Whether all components of a group cost the same.
         whole_parts (`dict[int, float]`, *optional*): For the places of groups whose components are parts of others,
-            what such a part costs beside its components for as long as it has any, as attention between projections
-            does for a head.
+            what such a part, as wide as it is, costs beside its components for as long as it has any, as attention
+            between projections does for a head.
     """
 
     dense: float
@@ -55,12 +55,15 @@ class Surroundings:
         groups (`Sequence[Group]`): All its groups.
         inputs (`Mapping[str, Any]`, *optional*): The batch whose FLOPs count.
         latency_table (`LatencyTable`, *optional*): Seconds by number of components.
+        evened (`Sequence[int]`, *optional*): Places of groups whose parts have, and keep, equally many components.
+            What is around them then costs in proportion to these.
     """
 
     model: PreTrainedModel
     groups: Sequence[Group]
     inputs: Mapping[str, Any] | None = None
     latency_table: LatencyTable | None = None
+    evened: Sequence[int] = ()
 
 
 def make_budget(name: str, given: Surroundings) -> Budget:
@@ -131,12 +134,14 @@ def _linear_budget(
     """
     gone = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)]
     present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True))
+    parts = {}
     for place, cost in (whole_parts or {}).items():
         runs = now[place].runs
-        present -= cost * (0 if runs is None else runs.left.count(0))
-    return Budget(
-        dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=whole_parts or {}
-    )
+        assert runs is not None  # As in the dense model.
+        work = runs.work_left(runs.of_kinds)
+        present -= cost * (len(runs.left) - work)
+        parts[place] = cost * work / max(len(runs.places_left()), 1)
+    return Budget(dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=parts)
 
 
 def _counting_budget(kind: str, given: Surroundings) -> Budget:
@@ -165,6 +170,12 @@ def _flop_budget(given: Surroundings) -> Budget:
     dense = float(sum(flops.get(layer, 0) for layer in set(layers(original))))
     needed = {kind.needs for kind in KINDS.values()}
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
+    for place in given.evened:
+        runs = before[place].runs
+        assert runs is not None
+        (part,) = (between[p] for p in given.evened if p in between and before[p].layer == before[place].layer)
+        costs[place] += part / len(runs.of_kinds) / runs.whole.head_size
+    between = {place: cost for place, cost in between.items() if place not in given.evened}
     return _linear_budget(dense, count_flops(given.model, given.inputs), costs, before, given.groups, between)
 
 

@@ -15,34 +15,37 @@ IMPLANT_RANK = 0.5
 
 @dataclass
 class Unit:
-    """Components of a group that go together.
+    """Components of a group, or of several groups of a layer, that go together.
 
     Args:
-        group (`int`): The group's place among all groups.
-        place (`int`): Its place in the group's order of removal.
-        components (`list[int]`): Positions of the components.
+        components (`dict[int, list[int]]`): By the place of a group among all groups, positions of its components.
+        place (`int`): Its place in the order of removal of these groups.
         score (`float`): What it is ranked by.
         harm (`float`): The sum of its components' scores.
         saves (`float`): What its removal saves after those before it.
     """
 
-    group: int
+    components: dict[int, list[int]]
     place: int
-    components: list[int]
     score: float
     harm: float
     saves: float
 
+    @property
+    def group(self) -> int:
+        """The place of the first of its groups."""
+        return min(self.components)
+
 
 def ranked_in_runs(units: Sequence[Unit]) -> list[Unit]:
-    """Ranks the units of one group by the harm per saving of the run that each belongs to.
+    """Ranks units that go one after the other by the harm per saving of the run that each belongs to.
 
     A narrow block takes nearly as long as a wide one, so the last units save what the first do not. The units'
     cumulative harm over their cumulative savings has a lower convex hull; the units of each of its edges are a run,
     and its slope is their score. So a run goes as a whole if it goes at all, unless the budget is met before its end.
 
     Args:
-        units (`Sequence[Unit]`): The units of a group, in the order of removal.
+        units (`Sequence[Unit]`): The units, in the order of removal.
 
     Returns:
         `list[Unit]`: The same units with these scores, which never fall.
@@ -59,7 +62,7 @@ def ranked_in_runs(units: Sequence[Unit]) -> list[Unit]:
 
 @dataclass
 class _Run:
-    """Units of a group that go one after the other, their harm, and what they save together."""
+    """Units that go one after the other, their harm, and what they save together."""
 
     harm: float
     saves: float
@@ -77,7 +80,8 @@ def cheapest(
     """The units to remove, lowest score first, and the ranks of implants.
 
     Of the units chosen for removal, the most sensitive share is replaced by implants of half the rank. Further units
-    are removed to pay for the ranks. If even all units do not pay for them, there are no implants.
+    are removed to pay for the ranks. If even all units do not pay for them, there are no implants. Units that need not
+    go, because the last ones are large, stay.
 
     Args:
         units (`Sequence[Unit]`): What can go.
@@ -90,12 +94,28 @@ def cheapest(
         `tuple[list[Unit], dict[int, int]]`: The units, and the rank by layer.
     """
     ranking = sorted(units, key=lambda unit: (unit.score, unit.group, unit.place))
-    removed = ranking[: _fewest(ranking, {}, to_save, groups, budget)]
+    removed = _without_spare(ranking[: _fewest(ranking, {}, to_save, groups, budget)], to_save, budget)
     ranks = _ranks(removed, groups, settings)
     count = _fewest(ranking, ranks, to_save, groups, budget) if ranks else None
     if count is None:
         return removed, {}
     return ranking[:count], {groups[place].layer: rank for place, rank in ranks.items()}
+
+
+def _without_spare(removed: list[Unit], to_save: float, budget: Budget) -> list[Unit]:
+    """Leaves out units without which enough is saved, the most sensitive first."""
+    if not budget.linear:  # What a unit saves depends on others.
+        return removed
+    spare = sum(unit.saves for unit in removed) - to_save
+    kept: list[Unit] = []
+    needed: set[int] = set()  # Groups of which a later unit goes.
+    for unit in reversed(removed):
+        if needed.isdisjoint(unit.components) and unit.saves <= spare:
+            spare -= unit.saves
+        else:
+            needed |= unit.components.keys()
+            kept.append(unit)
+    return kept[::-1]
 
 
 def _fewest(
@@ -110,7 +130,8 @@ def _fewest(
 
     for count in range(len(ranking) + 1):
         if count:
-            gone[ranking[count - 1].group] += len(ranking[count - 1].components)
+            for place, components in ranking[count - 1].components.items():
+                gone[place] += len(components)
         fits = all(rank <= gone[place] for place, rank in ranks.items())
         if fits and sum(map(saved, range(len(groups)))) >= to_save:
             return count
@@ -120,12 +141,13 @@ def _fewest(
 def _ranks(removed: Sequence[Unit], groups: Sequence[Group], settings: PlanningSettings) -> dict[int, int]:
     """For the places of groups that get an implant, its rank."""
     replaceable = [unit for unit in removed if groups[unit.group].kind.implant is not None]
-    total = sum(len(unit.components) for unit in replaceable)
+    total = sum(len(unit.components[unit.group]) for unit in replaceable)
     replaced: dict[int, int] = {}
     for unit in reversed(replaceable):  # The most sensitive first.
-        if sum(replaced.values()) + len(unit.components) > settings.implant_ratio * total:
+        count = len(unit.components[unit.group])
+        if sum(replaced.values()) + count > settings.implant_ratio * total:
             break
-        replaced[unit.group] = replaced.get(unit.group, 0) + len(unit.components)
+        replaced[unit.group] = replaced.get(unit.group, 0) + count
     ranks = {}
     for place, count in replaced.items():
         multiple = settings.step_of(groups[place].kind)  # Widths stay multiples.

@@ -26,15 +26,10 @@ def parts_without(groups: Sequence[Group], removed: Sequence[Unit]) -> set[Part]
     for place, group in enumerate(groups):
         if group.runs is None or group.kind.name not in needed:
             continue
-        gone = {position for unit in removed if unit.group == place for position in unit.components}
+        gone = {position for unit in removed for position in unit.components.get(place, ())}
         left = {part for position, part in enumerate(group.runs.of_each()) if position not in gone}
-        found |= {(group.layer, part) for part in parts_left(group) - left}
+        found |= {(group.layer, part) for part in group.runs.places_left() - left}
     return found
-
-
-def parts_left(group: Group) -> set[int]:
-    """Places of the parts that have any of a group's components."""
-    return set() if group.runs is None else {part for part, count in enumerate(group.runs.left) if count}
 
 
 def positions_of(group: Group, parts: set[Part]) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
-from ..components.groups import KINDS, Kind, eager_model, kinds_in_use
+from ..components.groups import KINDS, Kind, eager_model, find_groups, kinds_in_use
 from ..components.record import recorded_structure
 from ..sensitivity.methods import get_method
 from .settings import PlanningSettings
@@ -26,9 +26,10 @@ def kinds_to_prune(
     """The kinds of component that are scored and may go.
 
     A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
-    kinds of a model where the method scores them and foresees a refit (`"kronecker"`), the budget is `"params"` or
-    `"flops"`, and nothing is set about whole heads (`min_heads`). Otherwise heads go whole, unless the model has lost
-    dimensions of heads before. A budget that is named after a kind is for that kind alone.
+    kinds of a model where the method scores them and foresees a refit (`"kronecker"`), attention can work with
+    narrower heads (without rotary embeddings), the budget is `"params"` or `"flops"`, and nothing is set about whole
+    heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. A budget that
+    is named after a kind is for that kind alone.
 
     Args:
         components (`Sequence[str]`, *optional*): The kinds that are asked for.
@@ -112,14 +113,23 @@ def _floors_of_replaced(settings: PlanningSettings) -> list[str]:
 def _default(method: str, finer: bool, model: PreTrainedModel | None) -> tuple[str, ...]:
     """All kinds of one view that the method scores and the model has."""
     replaced = {kind.instead_of for kind in KINDS.values()} - {None}
-    view = [name for name, kind in KINDS.items() if (name not in replaced if finer else not kind.instead_of)]
+    finest = [name for name in KINDS if name not in replaced]
+    whole = [name for name, kind in KINDS.items() if not kind.instead_of]
+    view = finest if finer else whole
     if model is not None:
         model = eager_model(model)
         if _lost_parts(model):
             view = kinds_in_use(model)
+        elif finer and not _narrows(model, finest):
+            view = whole
         known = get_architecture(model).names
         view = [name for name in view if (KINDS[name].instead_of or name) in known]
     return tuple(name for name in view if get_method(method).can_score(name))
+
+
+def _narrows(model: PreTrainedModel, kinds: Sequence[str]) -> bool:
+    """Whether what is around the parts of others works faster when all have fewer components."""
+    return all(group.runs.narrows for group in find_groups(model, kinds) if group.runs is not None)
 
 
 def _lost_parts(model: PreTrainedModel) -> set[str]:

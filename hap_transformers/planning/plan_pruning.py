@@ -13,7 +13,8 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
-from .gone_parts import Part, Scored, parts_left, parts_without, positions_of, scored_without
+from .even_parts import even_units, evened_layers
+from .gone_parts import Part, Scored, parts_without, positions_of, scored_without
 from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
@@ -66,13 +67,19 @@ def plan_pruning(
     kinds = [settings.budget] if settings.budget in KINDS else list(sensitivity.scores)
     timed = settings if latency_table is None else replace(settings, budget="latency")
     validate_view([KINDS[name] for name in kinds if name in KINDS], timed)
-    budget = make_budget(settings.budget, given)
     scored = _scores_of(sensitivity, groups, kinds)
+    evened = evened_layers(groups, scored) if settings.even_heads and sensitivity.comparable else []
+    given.evened = [place for places in evened for place in places]
+    budget = make_budget(settings.budget, given)
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     gone: set[Part] = set()
     while True:
         left = scored_without(scored, groups, gone)
-        removed, implants = _chosen(left, groups, floors, budget, settings, sensitivity, gone)
+        units = [unit for places in evened for unit in _even_units(places, groups, left, floors, budget)]
+        for place in left.keys() - set(given.evened):
+            units += _units(place, groups[place], left[place], floors[place], budget, settings)
+        able = [floors[place] if place in scored else None for place in range(len(groups))]
+        removed, implants = _chosen(units, groups, able, budget, settings, sensitivity.comparable, gone)
         if not (found := parts_without(groups, removed) - gone):
             break
         gone |= found
@@ -90,30 +97,25 @@ def plan_pruning(
 
 
 def _chosen(
-    scored: Scored,
+    units: Sequence[Unit],
     groups: Sequence[Group],
-    floors: Sequence[int],
+    floors: Sequence[int | None],
     budget: Budget,
     settings: PlanningSettings,
-    sensitivity: Sensitivity,
+    comparable: bool,
     gone: set[Part],
 ) -> tuple[list[Unit], dict[int, int]]:
     """What goes, and the ranks of implants, where some parts go as a whole."""
-    units = [
-        unit
-        for place, scores in scored.items()
-        for unit in _units(place, groups[place], scores, floors[place], budget, settings)
-    ]
     to_save = budget.now - (1 - settings.ratio) * budget.dense - budget.of_parts(groups, gone)
     if settings.budget in KINDS:  # Whole components are counted.
         to_save = round(to_save)
     slack = 1e-9 * budget.dense
     most = sum(unit.saves for unit in units)
-    able = [floors[place] if place in scored else None for place in range(len(groups))]
     # Parts save something more when the last of their components goes.
-    others = {(groups[place].layer, part) for place in budget.whole_parts for part in parts_left(groups[place])} - gone
-    _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, able)
-    rankings = [units] if sensitivity.comparable else _apart(units, groups)
+    present = {place: runs.places_left() for place in budget.whole_parts if (runs := groups[place].runs)}
+    others = {(groups[place].layer, part) for place, parts in present.items() for part in parts} - gone
+    _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, floors)
+    rankings = [units] if comparable else _apart(units, groups)
     removed: list[Unit] = []
     implants: dict[int, int] = {}
     for ranking in rankings:
@@ -188,9 +190,18 @@ def _units(
         score = float(values[components].mean()) / weight
         saves = cost(count - gone) - cost(count - gone - size)
         harm = float(values[components].sum())
-        units.append(Unit(place, len(units), components.tolist(), score, harm, saves))
+        units.append(Unit({place: components.tolist()}, len(units), score, harm, saves))
         gone += size
     return units if budget.linear or not settings.weigh_costs else ranked_in_runs(units)
+
+
+def _even_units(
+    places: Sequence[int], groups: Sequence[Group], scored: Scored, floors: Sequence[int], budget: Budget
+) -> list[Unit]:
+    """What can go from parts of a layer that keep equally many components."""
+    costs = {place: budget.costs[place](1) for place in places}
+    step = max(groups[place].kind.step for place in places)
+    return even_units(places, groups, scored, max(floors[place] for place in places), costs, step)
 
 
 def _validate_reachable(
@@ -219,7 +230,7 @@ def _validate_reachable(
 
 
 def _apart(units: Sequence[Unit], groups: Sequence[Group]) -> list[list[Unit]]:
-    """The units of each kind by themselves."""
+    """The units of each kind by themselves; none are of several."""
     kinds = dict.fromkeys(group.kind for group in groups)
     return [[unit for unit in units if groups[unit.group].kind == kind] for kind in kinds]
 
@@ -228,7 +239,7 @@ def _numbers(removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]) 
     """The numbers of the components that go, by kind and layer."""
     found: dict[str, dict[int, list[int]]] = {}
     for place, group in enumerate(groups):
-        positions = {position for unit in removed if unit.group == place for position in unit.components}
+        positions = {position for unit in removed for position in unit.components.get(place, ())}
         if positions := positions | set(positions_of(group, gone)):
             found.setdefault(group.kind.name, {})[group.layer] = [group.kept[position] for position in positions]
     return found
@@ -236,6 +247,7 @@ def _numbers(removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]) 
 
 def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
     """What the whole model will cost."""
+    given = replace(given, evened=())  # Exact in any case.
     promise: dict[str, float] = {}
     measures = {"parameters": "params"}
     if given.inputs is not None:
@@ -247,9 +259,12 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         total = budget.outside + budget.now
         for group, cost in zip(given.groups, budget.costs, strict=True):
             total += cost(plan.left_in(group)) - cost(group.num_components)
-        for place in budget.whole_parts:
-            group = given.groups[place]
-            gone = parts_left(group) - {part for part, left in enumerate(plan.left_of_parts(group)) if left}
-            total -= budget.of_parts(given.groups, {(group.layer, part) for part in gone})
+        for place, each in budget.whole_parts.items():
+            runs = given.groups[place].runs
+            members = [group for group in given.groups if group.layer == given.groups[place].layer and group.runs]
+            left = {group.kind.name: plan.left_of_parts(group) for group in members}
+            assert runs is not None
+            if before := runs.work_left(runs.of_kinds):
+                total -= each * len(runs.places_left()) * (1 - runs.work_left({**runs.of_kinds, **left}) / before)
         promise[name] = total if measure == "latency" else round(total)
     return promise

@@ -37,7 +37,11 @@ class PlanningSettings:
             methods that foresee a refit, and 0.05 for others. Where the floor is 0, whole blocks can go.
         neuron_multiple (`int`, *optional*, defaults to 8): Layers that lose neurons keep a multiple of this. Matrix
             products are faster for such widths.
+        even_heads (`bool`, *optional*, defaults to `True`): Whether the heads of a layer that lose dimensions keep
+            equally many, a multiple of 8. Attention works with heads as wide as the widest, so even heads are faster.
+            Uneven ones keep somewhat more of what matters.
         weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
+            Dimensions that heads lose evenly are always ranked by score over cost.
         implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons chosen for removal, this most sensitive
             share is replaced by a low-rank map ([HAP](https://arxiv.org/abs/2101.08940)) of half the rank. A rank
             costs what a neuron costs; further neurons are removed to stay in budget.
@@ -59,6 +63,9 @@ class PlanningSettings:
     )
     min_neurons: float | None = field(default=None, metadata={"help": "Share of neurons every layer keeps at least."})
     neuron_multiple: int = field(default=8, metadata={"help": "Layers that lose neurons keep a multiple of this."})
+    even_heads: bool = field(
+        default=True, metadata={"help": "Keep equally many dimensions of all heads of a layer, which is faster."}
+    )
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     implant_ratio: float = field(
         default=0.0, metadata={"help": "Most sensitive share of the removed neurons that low-rank maps replace."}
