@@ -166,26 +166,29 @@ def rank_latency_table(rows: list[dict]) -> str:
 
 
 def ranks_table(rows: list[dict]) -> str:
-    """Formats both ways to prune attention: divergence from the dense model, agreement with it, and time over its."""
+    """Formats the ways to prune attention: divergence from the dense model, agreement with it, and time over its."""
+    ways = ("heads", "dimensions", "uneven dimensions")
     lines = [
-        "| task | removed | heads: KL, agreement, time | dimensions: KL, agreement, time | KL over that of heads |",
-        "| --- | --- | --- | --- | --- |",
+        "| task | removed | "
+        + " | ".join(f"{way}: KL, agreement, time" for way in ways)
+        + " | KL over that of heads |",
+        "| --- | --- |" + " --- |" * (len(ways) + 1),
     ]
     cells: dict[tuple, dict[str, dict[int, dict]]] = {}
     for row in rows:
-        cells.setdefault((row["task"], row["ratio"]), {}).setdefault(row["kinds"], {})[row["sample"]] = row
-    for (task, ratio), kinds in cells.items():
-        samples = sorted(kinds.get("heads", {}).keys() & kinds.get("dimensions", {}).keys())
+        cells.setdefault((row["task"], row["ratio"]), {}).setdefault(row["way"], {})[row["sample"]] = row
+    for (task, ratio), by_way in sorted(cells.items()):
+        samples = sorted(set.intersection(*(set(by_way.get(way, {})) for way in ways)))
         if not samples:
             continue
         shown = []
-        for way in ("heads", "dimensions"):
-            found = [kinds[way][sample] for sample in samples]
+        for way in ways:
+            found = [by_way[way][sample] for sample in samples]
             kl, agreement, time = (
                 statistics.mean(cell[name] for cell in found) for name in ("kl", "agreement", "time")
             )
             shown.append(f"{kl:.4f}, {agreement:.1%}, {time:.2f}")
-        ratios = [kinds["dimensions"][sample]["kl"] / kinds["heads"][sample]["kl"] for sample in samples]
+        ratios = [by_way["dimensions"][sample]["kl"] / by_way["heads"][sample]["kl"] for sample in samples]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-        lines.append(f"| {task} | {ratio:.0%} | {shown[0]} | {shown[1]} | {statistics.mean(ratios):.2f}{spread} |")
+        lines.append(f"| {task} | {ratio:.0%} | {' | '.join(shown)} | {statistics.mean(ratios):.2f}{spread} |")
     return "\n".join(lines)

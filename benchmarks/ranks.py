@@ -1,4 +1,4 @@
-"""Compares removing whole heads with removing dimensions of heads, on classifiers, without training.
+"""Compares removing whole heads with removing dimensions, evenly or not, on classifiers, without training.
 
     python -m benchmarks.ranks --data_dir ../shared/glue
 
@@ -11,6 +11,7 @@ A cell that is in the output file is kept, so the command can be interrupted. `d
 import copy
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,13 @@ RATIOS = (0.6, 0.8, 0.9, 0.95)
 EXAMPLES = 1024
 # Texts and tokens of the batch whose time is measured, and how often.
 LATENCY_INPUTS, ROUNDS = (32, 64), 7
-KINDS = {"heads": ("heads", "neurons"), "dimensions": ("query_key_dims", "value_dims", "neurons")}
+DIMENSIONS = ("query_key_dims", "value_dims", "neurons")
+# By name, the kinds that are removed, and whether the heads of a layer lose dimensions evenly.
+WAYS = {
+    "heads": (("heads", "neurons"), True),
+    "dimensions": (DIMENSIONS, True),
+    "uneven dimensions": (DIMENSIONS, False),
+}
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -54,7 +61,7 @@ class Key(NamedTuple):
     """The fields that tell one cell from another: `sample` is the seed of the calibration sample."""
 
     task: str
-    kinds: str
+    way: str
     ratio: float
     sample: int
 
@@ -65,6 +72,7 @@ class Bench:
     def __init__(self, job: Job):
         self.job, self.dense = job, job.dense().eval()
         self.collate = DataCollatorWithPadding(job.tokenizer)
+        self.known: dict[tuple, tuple[PreTrainedModel, Sensitivity, float]] = {}
         held_out = self.words(job.evaluated)
         self.evaluated = self.batches(held_out, len(held_out), 0)
 
@@ -76,26 +84,27 @@ class Bench:
         """Batches of a sample."""
         return list(calibration_batches(rows, count, seed, BATCH_SIZE, self.collate))
 
-    def cells(self, kinds: str, sample: int) -> list[Cell]:
-        """One sample's cells of all ratios."""
-        batches = self.batches(self.words(self.job.train), EXAMPLES, sample)
-        start = time.process_time()
-        model = copy.deepcopy(self.dense)
-        if kinds == "dimensions":
-            align_heads(model, batches, progress=False)
-        scores = estimate_sensitivity(model, batches, components=KINDS[kinds], progress=False)
-        seconds = time.process_time() - start
-        return [
-            self.cell(Key(self.job.name, kinds, ratio, sample), model, scores, batches, seconds) for ratio in RATIOS
-        ]
+    def scored(
+        self, kinds: tuple[str, ...], batches: Batches, sample: int
+    ) -> tuple[PreTrainedModel, Sensitivity, float]:
+        """The dense model as it is scored, its scores, and the seconds that they took; those of a sample are kept."""
+        if (kinds, sample) not in self.known:
+            start = time.process_time()
+            model = copy.deepcopy(self.dense)
+            if kinds == DIMENSIONS:
+                align_heads(model, batches, progress=False)
+            scores = estimate_sensitivity(model, batches, components=kinds, progress=False)
+            self.known[kinds, sample] = model, scores, time.process_time() - start
+        return self.known[kinds, sample]
 
-    def cell(
-        self, key: Key, model: PreTrainedModel, scores: Sensitivity, batches: Batches, score_seconds: float
-    ) -> Cell:
+    def cell(self, key: Key) -> Cell:
         """Prunes a copy and measures it."""
+        kinds, even = WAYS[key.way]
+        batches = self.batches(self.words(self.job.train), EXAMPLES, key.sample)
+        model, scores, score_seconds = self.scored(kinds, batches, key.sample)
         start = time.process_time()
         pruned = copy.deepcopy(model)
-        apply_plan(pruned, plan_pruning(scores, pruned, ratio=key.ratio))
+        apply_plan(pruned, plan_pruning(scores, pruned, ratio=key.ratio, even_heads=even))
         reconstruct(pruned, self.dense, batches, progress=False)
         refit_seconds = time.process_time() - start
         fidelity = compared(pruned, self.dense, self.evaluated)
@@ -125,18 +134,16 @@ def main() -> None:
     """Computes the cells that are missing, a sample of every task before the next sample."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output, benches = Path(args.output), dict[str, Bench]()
-    for sample in args.samples:
-        for task in args.tasks:
-            for kinds in KINDS:
-                known = read_cells(output, Key)
-                if all(Key(task, kinds, ratio, sample) in known for ratio in RATIOS):
-                    continue
-                if task not in benches:
-                    benches[task] = Bench(Job(task, 0, args.data_dir, args.dense_dir, fold=True))
-                for cell in benches[task].cells(kinds, sample):
-                    if Key(*(cell[name] for name in Key._fields)) not in known:
-                        append_cell(output, cell)
-                        print(cell, flush=True)
+    known = read_cells(output, Key)
+    for sample, task, way, ratio in product(args.samples, args.tasks, WAYS, RATIOS):
+        key = Key(task, way, ratio, sample)
+        if key in known:
+            continue
+        if task not in benches:
+            benches[task] = Bench(Job(task, 0, args.data_dir, args.dense_dir, fold=True))
+        cell = benches[task].cell(key)
+        append_cell(output, cell)
+        print(cell, flush=True)
 
 
 if __name__ == "__main__":
