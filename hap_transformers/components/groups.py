@@ -126,8 +126,8 @@ class Runs:
     of_kinds: Mapping[str, list[int]]
     narrows: bool = False
 
-    def work_left(self, left: Mapping[str, Sequence[int]]) -> float:
-        """What the module around the others computes, in units of one of the dense model's.
+    def size_left(self, left: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+        """How many of the others are left, and how many components of a kind the module around them works with.
 
         Args:
             left (`Mapping[str, Sequence[int]]`): Components that are left in each of them, by kind.
@@ -135,8 +135,8 @@ class Runs:
         (needed,) = (kind for name in left if (kind := KINDS[name].needs))
         alive = [place for place, count in enumerate(left[needed]) if count]
         if not (self.narrows and alive):
-            return len(alive)
-        return len(alive) * max(counts[place] for counts in left.values() for place in alive) / self.whole.head_size
+            return len(alive), self.whole.head_size
+        return len(alive), max(counts[place] for counts in left.values() for place in alive)
 
     def of_each(self) -> list[int]:
         """For every component, the place of what it is a part of."""

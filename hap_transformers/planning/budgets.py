@@ -11,10 +11,14 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, find_groups, layers, of_kind
+from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
+
+
+# From the components that every part of a layer has left, by kind.
+JointCost = Callable[[Mapping[str, Sequence[int]]], float]
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Budget:
         whole_parts (`dict[int, float]`, *optional*): For the places of groups whose components are parts of others,
             what such a part, as wide as it is, costs beside its components for as long as it has any, as attention
             between projections does for a head.
+        joint (`dict[tuple[int, ...], JointCost]`, *optional*): Costs of several groups of a layer together, by their
+            places. Such groups are not in `costs`.
     """
 
     dense: float
@@ -38,6 +44,7 @@ class Budget:
     outside: float
     linear: bool = True
     whole_parts: dict[int, float] = field(default_factory=dict)
+    joint: dict[tuple[int, ...], JointCost] = field(default_factory=dict)
 
     def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
         """What some parts, each a layer and a place in it, cost beside their components."""
@@ -55,15 +62,14 @@ class Surroundings:
         groups (`Sequence[Group]`): All its groups.
         inputs (`Mapping[str, Any]`, *optional*): The batch whose FLOPs count.
         latency_table (`LatencyTable`, *optional*): Seconds by number of components.
-        evened (`Sequence[int]`, *optional*): Places of groups whose parts have, and keep, equally many components.
-            What is around them then costs in proportion to these.
+        joint (`Sequence[Sequence[int]]`, *optional*): Places of groups, layer by layer, to know costs together of.
     """
 
     model: PreTrainedModel
     groups: Sequence[Group]
     inputs: Mapping[str, Any] | None = None
     latency_table: LatencyTable | None = None
-    evened: Sequence[int] = ()
+    joint: Sequence[Sequence[int]] = ()
 
 
 def make_budget(name: str, given: Surroundings) -> Budget:
@@ -121,6 +127,7 @@ def _linear_budget(
     before: Sequence[Group],
     now: Sequence[Group],
     whole_parts: dict[int, float] | None = None,
+    joint: Sequence[Sequence[int]] = (),
 ) -> Budget:
     """A budget in which every component of a group costs the same.
 
@@ -130,7 +137,8 @@ def _linear_budget(
         costs (`list[float]`): What a component of each group costs.
         before (`Sequence[Group]`): The dense model's groups.
         now (`Sequence[Group]`): The model's groups as they are.
-        whole_parts (`dict[int, float]`, *optional*): As in [`Budget`].
+        whole_parts (`dict[int, float]`, *optional*): What each part of the dense model costs beside its components.
+        joint (`Sequence[Sequence[int]]`, *optional*): As in [`Surroundings`].
     """
     gone = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)]
     present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True))
@@ -138,10 +146,28 @@ def _linear_budget(
     for place, cost in (whole_parts or {}).items():
         runs = now[place].runs
         assert runs is not None  # As in the dense model.
-        work = runs.work_left(runs.of_kinds)
-        present -= cost * (len(runs.left) - work)
-        parts[place] = cost * work / max(len(runs.places_left()), 1)
-    return Budget(dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=parts)
+        count, size = runs.size_left(runs.of_kinds)
+        present -= cost * (len(runs.left) - count * size / runs.whole.head_size)
+        parts[place] = cost * size / runs.whole.head_size
+    together: dict[tuple[int, ...], JointCost] = {}
+    for places in joint:
+        runs = now[places[0]].runs
+        assert runs is not None
+        prices = {now[place].kind.name: costs[place] for place in places}
+        between = sum(cost for place, cost in (whole_parts or {}).items() if place in places)
+        together[tuple(places)] = partial(_linear_cost, runs, prices, between)
+        parts = {place: cost for place, cost in parts.items() if place not in places}
+    return Budget(
+        dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=parts, joint=together
+    )
+
+
+def _linear_cost(runs: Runs, prices: Mapping[str, float], between: float, left: Mapping[str, Sequence[int]]) -> float:
+    """What the parts of a layer cost, of which each and all components do, and what is around them for each part."""
+    count, size = runs.size_left(left)
+    return (
+        sum(price * sum(left[kind]) for kind, price in prices.items()) + between * count * size / runs.whole.head_size
+    )
 
 
 def _counting_budget(kind: str, given: Surroundings) -> Budget:
@@ -157,7 +183,7 @@ def _parameter_budget(given: Surroundings) -> Budget:
     before = _same_groups(original, given.groups)
     costs = [float(group.parameters_per_component()) for group in before]
     dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
-    return _linear_budget(dense, whole, costs, before, given.groups)
+    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint)
 
 
 def _flop_budget(given: Surroundings) -> Budget:
@@ -170,13 +196,8 @@ def _flop_budget(given: Surroundings) -> Budget:
     dense = float(sum(flops.get(layer, 0) for layer in set(layers(original))))
     needed = {kind.needs for kind in KINDS.values()}
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
-    for place in given.evened:
-        runs = before[place].runs
-        assert runs is not None
-        (part,) = (between[p] for p in given.evened if p in between and before[p].layer == before[place].layer)
-        costs[place] += part / len(runs.of_kinds) / runs.whole.head_size
-    between = {place: cost for place, cost in between.items() if place not in given.evened}
-    return _linear_budget(dense, count_flops(given.model, given.inputs), costs, before, given.groups, between)
+    whole = count_flops(given.model, given.inputs)
+    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint)
 
 
 def _flops_between(group: Group, flops: Mapping[Module, int]) -> float:
@@ -205,14 +226,26 @@ def _latency_budget(given: Surroundings) -> Budget:
         )
     dense = dense_counts(given.model, given.groups)
     table.validate(given.model, given.groups, dense)
+    joint: dict[tuple[int, ...], JointCost] = {}
+    whole = now = 0.0
+    for places in given.joint:
+        runs = given.groups[places[0]].runs
+        assert runs is not None
+        joint[tuple(places)] = partial(_seconds, table, runs)
+        whole += table.cost(runs.whole.kind.name, runs.whole.original)
+        now += joint[tuple(places)](runs.of_kinds)
+    together = {place for places in joint for place in places}
     costs: list[Callable[[int], float]] = [partial(table.cost, group.kind.name) for group in given.groups]
-    return Budget(
-        dense=sum(cost(count) for cost, count in zip(costs, dense, strict=True)),
-        now=sum(cost(group.num_components) for cost, group in zip(costs, given.groups, strict=True)),
-        costs=costs,
-        outside=table.outside,
-        linear=False,
-    )
+    for place, (group, cost, count) in enumerate(zip(given.groups, costs, dense, strict=True)):
+        if place not in together:
+            whole += cost(count)
+            now += cost(group.num_components)
+    return Budget(whole, now, costs, table.outside, linear=False, joint=joint)
+
+
+def _seconds(table: LatencyTable, runs: Runs, left: Mapping[str, Sequence[int]]) -> float:
+    """What the parts of a layer and all around them take."""
+    return table.cost(runs.whole.kind.name, *runs.size_left(left))
 
 
 _BUDGETS: dict[str, Callable[[Surroundings], Budget]] = {

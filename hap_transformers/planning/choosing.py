@@ -122,18 +122,19 @@ def _fewest(
     ranking: Sequence[Unit], ranks: dict[int, int], to_save: float, groups: Sequence[Group], budget: Budget
 ) -> int | None:
     """How many units must go to save enough beside some ranks."""
-    gone = [0] * len(groups)
+    gone, saved = [0] * len(groups), 0.0
 
-    def saved(place: int) -> float:
-        count, cost = groups[place].num_components, budget.costs[place]
-        return cost(count) - cost(count - gone[place] + ranks.get(place, 0))
+    def price(place: int, rank: int) -> float:
+        left, cost = groups[place].num_components - gone[place], budget.costs[place]
+        return cost(left + rank) - cost(left)
 
     for count in range(len(ranking) + 1):
         if count:
+            saved += ranking[count - 1].saves
             for place, components in ranking[count - 1].components.items():
                 gone[place] += len(components)
         fits = all(rank <= gone[place] for place, rank in ranks.items())
-        if fits and sum(map(saved, range(len(groups)))) >= to_save:
+        if fits and saved - sum(price(place, rank) for place, rank in ranks.items()) >= to_save:
             return count
     return None
 

@@ -4,16 +4,15 @@ What is around the parts works with as many components as the widest part has. A
 layer of fewer and narrower ones, and as fast.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..components.groups import KINDS, Group
+from .budgets import JointCost
 from .choosing import Unit, ranked_in_runs
 from .gone_parts import Scored
-
-
-# The least share of a dense part by which all get narrower.
-FINEST = 4
+from .settings import finest_step
 
 
 def evened_layers(groups: Sequence[Group], scored: Scored) -> list[list[int]]:
@@ -37,7 +36,7 @@ def _kinds(group: Group) -> int:
 
 
 def even_units(
-    places: Sequence[int], groups: Sequence[Group], scored: Scored, floor: int, costs: Mapping[int, float], step: int
+    places: Sequence[int], groups: Sequence[Group], scored: Scored, floor: int, cost: JointCost, step: int
 ) -> list[Unit]:
     """What can go from the parts of a layer, first unit first: one part, or some components of every part.
 
@@ -49,18 +48,18 @@ def even_units(
         groups (`Sequence[Group]`): All groups.
         scored (`Mapping[int, tuple[torch.Tensor, torch.Tensor]]`): Scores, and the order of removal, by place.
         floor (`int`): Components of the needed kind that the layer keeps at least.
-        costs (`Mapping[int, float]`): What a component costs, by place.
+        cost (`JointCost`): What the layer's parts cost.
         step (`int`): Parts keep a multiple of this many components, or of a quarter of a dense part if that is less.
     """
-    layer = _Layer.of(places, groups, scored, costs)
-    step = min(step, max(1, layer.dense_width // FINEST))
+    layer = _Layer.of(places, groups, scored, cost)
+    step = finest_step(step, layer.dense_width)
     units: list[Unit] = []
     while moves := [move for move in (layer.narrower(step), *layer.without_one()) if layer.keeps(move, floor)]:
-        move = min(moves, key=lambda move: move.harm / move.saves)
+        move = min(moves, key=lambda move: move.harm / max(move.saves, sys.float_info.min))
         layer.make(move)
         components = {place: [p for run in runs for p in run] for place, runs in move.gone.items()}
         components = {place: positions for place, positions in components.items() if positions}
-        units.append(Unit(components, len(units), move.harm / move.saves, move.harm, move.saves))
+        units.append(Unit(components, len(units), 0.0, move.harm, move.saves))  # Scored as runs.
     return ranked_in_runs(units)
 
 
@@ -79,15 +78,14 @@ class _Layer:
 
     left: dict[int, list[list[int]]]  # By place, for every part.
     scores: dict[int, list[float]]
-    costs: Mapping[int, float]
+    kinds: dict[int, str]
+    cost: JointCost
     needed: int  # Place of the group without whose components a part is gone.
     charged: list[float]  # For every part, the harm so far of components that are of no use once it is gone.
     dense_width: int
 
     @classmethod
-    def of(
-        cls, places: Sequence[int], groups: Sequence[Group], scored: Scored, costs: Mapping[int, float]
-    ) -> "_Layer":
+    def of(cls, places: Sequence[int], groups: Sequence[Group], scored: Scored, cost: JointCost) -> "_Layer":
         left: dict[int, list[list[int]]] = {}
         scores: dict[int, list[float]] = {}
         for place in places:
@@ -101,7 +99,8 @@ class _Layer:
         needs = {KINDS[groups[place].kind.name].needs for place in places}
         (needed,) = (place for place in places if groups[place].kind.name in needs)
         whole = groups[needed].runs.whole  # type: ignore[union-attr]
-        return cls(left, scores, costs, needed, [0.0] * len(left[needed]), whole.head_size)
+        kinds = {place: groups[place].kind.name for place in places}
+        return cls(left, scores, kinds, cost, needed, [0.0] * len(left[needed]), whole.head_size)
 
     def narrower(self, step: int) -> _Move:
         """All parts lose what they have beyond the next multiple."""
@@ -122,8 +121,8 @@ class _Layer:
 
     def keeps(self, move: _Move, floor: int) -> bool:
         """Whether a move takes anything, and leaves enough."""
-        left = sum(map(len, self.left[self.needed])) - sum(map(len, move.gone.get(self.needed, [])))
-        return move.saves > 0 and left >= floor
+        gone = sum(map(len, move.gone.get(self.needed, [])))
+        return gone > 0 and sum(map(len, self.left[self.needed])) - gone >= floor
 
     def make(self, move: _Move) -> None:
         """Takes the components away."""
@@ -134,7 +133,12 @@ class _Layer:
                 self.left[place][part] = self.left[place][part][len(run) :]
 
     def _move(self, gone: dict[int, list[list[int]]], harm: float) -> _Move:
-        return _Move(gone, harm, sum(len(run) * self.costs[place] for place, runs in gone.items() for run in runs))
+        now = {self.kinds[place]: [len(run) for run in runs] for place, runs in self.left.items()}
+        then = {
+            self.kinds[place]: [len(run) - len(lost) for run, lost in zip(runs, gone[place], strict=True)]
+            for place, runs in self.left.items()
+        }
+        return _Move(gone, harm, self.cost(now) - self.cost(then))
 
     def _harm(self, place: int, run: Sequence[int]) -> float:
         return sum(self.scores[place][position] for position in run)

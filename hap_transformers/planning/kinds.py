@@ -12,7 +12,7 @@ from .settings import PlanningSettings
 
 
 # Budgets of which all dimensions of a kind save the same.
-BUDGETS_OF_FINER_KINDS = ("params", "flops")
+BUDGETS_OF_FINER_KINDS = ("params", "flops", "latency")
 
 
 def kinds_to_prune(
@@ -27,7 +27,7 @@ def kinds_to_prune(
 
     A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
     kinds of a model where the method scores them and foresees a refit (`"kronecker"`), attention can work with
-    narrower heads (without rotary embeddings), the budget is `"params"` or `"flops"`, and nothing is set about whole
+    narrower heads (without rotary embeddings), the budget is no number of components, and nothing is set about whole
     heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. A budget that
     is named after a kind is for that kind alone.
 
@@ -86,10 +86,11 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
                 f"'{kind.name}' out of the components."
             )
         others = [name for name, other in KINDS.items() if not other.instead_of]
-        if settings.budget == "latency":
+        together = [name for name, other in KINDS.items() if other.instead_of == whole]
+        if settings.budget == "latency" and not (settings.even_heads and set(together) <= set(names)):
             raise ValueError(
-                f"budget='latency' cannot be planned for {kind.name} yet: their seconds are not measured. Set "
-                f"components={others}."
+                f"budget='latency' plans for {' and '.join(together)} together, evenly over {whole}. Name both and "
+                f"leave even_heads as it is, or set components={others}."
             )
         if whole in _floors_of_replaced(settings):
             raise ValueError(

@@ -69,14 +69,14 @@ def plan_pruning(
     validate_view([KINDS[name] for name in kinds if name in KINDS], timed)
     scored = _scores_of(sensitivity, groups, kinds)
     evened = evened_layers(groups, scored) if settings.even_heads and sensitivity.comparable else []
-    given.evened = [place for places in evened for place in places]
+    given.joint = evened
     budget = make_budget(settings.budget, given)
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     gone: set[Part] = set()
     while True:
         left = scored_without(scored, groups, gone)
         units = [unit for places in evened for unit in _even_units(places, groups, left, floors, budget)]
-        for place in left.keys() - set(given.evened):
+        for place in left.keys() - {place for places in evened for place in places}:
             units += _units(place, groups[place], left[place], floors[place], budget, settings)
         able = [floors[place] if place in scored else None for place in range(len(groups))]
         removed, implants = _chosen(units, groups, able, budget, settings, sensitivity.comparable, gone)
@@ -199,9 +199,8 @@ def _even_units(
     places: Sequence[int], groups: Sequence[Group], scored: Scored, floors: Sequence[int], budget: Budget
 ) -> list[Unit]:
     """What can go from parts of a layer that keep equally many components."""
-    costs = {place: budget.costs[place](1) for place in places}
-    step = max(groups[place].kind.step for place in places)
-    return even_units(places, groups, scored, max(floors[place] for place in places), costs, step)
+    step, floor = max(groups[place].kind.step for place in places), max(floors[place] for place in places)
+    return even_units(places, groups, scored, floor, budget.joint[tuple(places)], step)
 
 
 def _validate_reachable(
@@ -247,7 +246,11 @@ def _numbers(removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]) 
 
 def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
     """What the whole model will cost."""
-    given = replace(given, evened=())  # Exact in any case.
+    layers: dict[int, list[int]] = {}
+    for place, group in enumerate(given.groups):
+        if group.runs is not None:
+            layers.setdefault(group.layer, []).append(place)
+    given = replace(given, joint=list(layers.values()))
     promise: dict[str, float] = {}
     measures = {"parameters": "params"}
     if given.inputs is not None:
@@ -258,13 +261,13 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         budget = make_budget(measure, given)
         total = budget.outside + budget.now
         for group, cost in zip(given.groups, budget.costs, strict=True):
-            total += cost(plan.left_in(group)) - cost(group.num_components)
-        for place, each in budget.whole_parts.items():
-            runs = given.groups[place].runs
-            members = [group for group in given.groups if group.layer == given.groups[place].layer and group.runs]
-            left = {group.kind.name: plan.left_of_parts(group) for group in members}
+            if group.runs is None:
+                total += cost(plan.left_in(group)) - cost(group.num_components)
+        for places, joint in budget.joint.items():
+            members = [given.groups[place] for place in places]
+            runs = members[0].runs
             assert runs is not None
-            if before := runs.work_left(runs.of_kinds):
-                total -= each * len(runs.places_left()) * (1 - runs.work_left({**runs.of_kinds, **left}) / before)
+            left = {group.kind.name: plan.left_of_parts(group) for group in members}
+            total += joint({**runs.of_kinds, **left}) - joint(runs.of_kinds)
         promise[name] = total if measure == "latency" else round(total)
     return promise

@@ -12,6 +12,11 @@ from ..forward_modes import MODES, validate_mode
 MEASURES = ("params", "flops", "latency")
 
 
+def finest_step(step: int, dense: int) -> int:
+    """By how many components all parts of a layer get narrower: a quarter of a dense part's if that is less."""
+    return min(step, max(1, dense // 4))
+
+
 @dataclass
 class PlanningSettings:
     """How much is removed, and what may go.

@@ -8,12 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
-from ..components.groups import find_groups, validate_forwards
+from ..components.groups import find_groups, kinds_in_use, validate_forwards
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
+from ..planning.budgets import dense_counts
 from ..planning.kinds import kinds_to_prune
-from ..planning.latency_table import LatencyTable
+from ..planning.latency_table import LatencyTable, validate_measurable
 from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length
 from .config import HapConfig
@@ -39,21 +40,29 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         _validate_hidden_states("The model", model)
 
 
-def validate_latency(config: HapConfig, table: LatencyTable | None, device: torch.device) -> None:
+def validate_latency(
+    config: HapConfig, model: PreTrainedModel, table: LatencyTable | None, device: torch.device
+) -> None:
     """Checks that a configuration's latency can be planned for.
 
     Args:
         config (`HapConfig`): The configuration.
+        model (`PreTrainedModel`): The model.
         table (`LatencyTable`, *optional*): A table that was measured before; without it one is measured.
         device (`torch.device`): Where the model runs.
 
     Raises:
-        ValueError: If the table was measured in another mode, or the device cannot run in this one.
+        ValueError: If the table was measured in another mode or is of other models, or none can be measured with this
+            model, or on the device in this mode.
     """
     if table is not None:
         table.validate_mode(config.latency_mode)
+        kinds = kinds_to_prune(config.components, config.method, config, model)
+        groups = find_groups(model, kinds_in_use(model, kinds))
+        table.validate(model, groups, dense_counts(model, groups))
     elif config.budget == "latency":
         validate_mode(config.latency_mode, device)
+        validate_measurable(model)
 
 
 def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | None) -> None:

@@ -74,7 +74,7 @@ class HapTrainerMixin(PruningMixin):
         if hap_config is not None:
             self.hooks.validate(hap_config)
             validate_prunable(self._unwrapped_model(), hap_config)
-            validate_latency(hap_config, latency_table, self.args.device)
+            validate_latency(hap_config, self._unwrapped_model(), latency_table, self.args.device)
             self.hooks.validate_labels(super().compute_loss, hap_config)
             if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)

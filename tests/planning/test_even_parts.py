@@ -8,7 +8,15 @@ from dims import left_of
 from tiny import DIMENSIONS, WHOLE_HEADS, make_batch, make_model
 from zoo import HEADS, LAYERS, ZOO
 
-from hap_transformers import PlanningSettings, PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning
+from hap_transformers import (
+    LatencyTable,
+    PlanningSettings,
+    PruningPlan,
+    Sensitivity,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+)
 from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_encoder_parameters, count_flops
 from hap_transformers.planning.kinds import kinds_to_prune
@@ -146,3 +154,57 @@ def test_default_kinds_are_of_what_gets_faster(model_type):
     assert list(kinds_to_prune(None, "kronecker", settings, model)) == expected
     if model_type in ("llama", "mistral", "modernbert", "qwen2", "qwen3"):
         assert expected == WHOLE_HEADS
+
+
+def made_table(widths=(4, 8, SIZE), shares=(0.4, 0.5, 1.0)):
+    """Heads take a second each and have widths, neurons take a hundredth."""
+    return LatencyTable(
+        "bert",
+        counts={"heads": [0, HEADS], "neurons": [0, 64]},
+        seconds={"heads": [0.0, float(HEADS)], "neurons": [0.0, 0.64]},
+        outside=1.0,
+        batch={"input_ids": [1, 8]},
+        widths={"heads": list(widths)},
+        shares={"heads": list(shares)},
+    )
+
+
+def test_latency_of_narrow_heads():
+    """Widths between those of the table are interpolated; the promise is the table's."""
+    model = wide_model()
+    scores = planted(model, {0: [8, 0, 8, 8], 1: [12, 12, 12, 0]})
+    seconds = 3 * 0.5 + 3 * 0.75 + 2 * 0.64
+    plan = plan_pruning(
+        scores, model, budget="latency", ratio=1 - seconds / (8 + 1.28) - 1e-6, latency_table=made_table()
+    )
+    apply_plan(model, plan)
+    assert left(model)["value_dims"] == left(model)["query_key_dims"] == [[8, 0, 8, 8], [12, 12, 12, 0]]
+    assert plan.promise["latency"] == pytest.approx(1 + seconds)
+
+
+def test_heads_that_take_as_long_when_narrower_go_whole():
+    model = wide_model()
+    scores = planted(model, {layer: [12, 12, 4, 4] for layer in range(LAYERS)})
+    table = made_table(shares=(1.0, 1.0, 1.0))
+    apply_plan(model, plan_pruning(scores, model, budget="latency", ratio=0.4, latency_table=table))
+    assert all(set(heads) <= {0, SIZE} for heads in left(model)["value_dims"])
+
+
+def test_a_table_that_knows_no_widths_is_refused():
+    model = wide_model()
+    scores = planted(model, {layer: [8] * HEADS for layer in range(LAYERS)})
+    for table in (made_table((), ()), made_table((2, 4), (0.5, 1.0))):
+        table.widths = {name: widths for name, widths in table.widths.items() if widths}
+        with pytest.raises(ValueError, match="does not know heads with fewer than 16 dimensions. Measure it again"):
+            plan_pruning(scores, model, ratio=0.4, latency_table=table)
+
+
+def test_measured_widths(tmp_path):
+    model = wide_model()
+    table = LatencyTable.measure(model, make_batch(), points=2, repeats=2, progress=False)
+    assert table.widths == {"heads": [4, 8, 12, 16]} and table.shares["heads"][-1] == 1
+    assert sorted(table.shares["heads"]) == table.shares["heads"] and table.shares["heads"][0] >= 0
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json") == table
+    rotary = ZOO["llama"].model(torch.float32)
+    assert not LatencyTable.measure(rotary, ZOO["llama"].batch(), points=2, repeats=1, progress=False).widths

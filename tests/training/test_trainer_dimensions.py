@@ -35,7 +35,8 @@ def same(model, before) -> bool:
     [
         ({}, DIMENSIONS),
         ({"budget": "flops", "implant_ratio": 0.2}, DIMENSIONS),
-        ({"budget": "latency"}, WHOLE_HEADS),
+        ({"budget": "latency"}, DIMENSIONS),
+        ({"budget": "latency", "method": "magnitude"}, WHOLE_HEADS),
         ({"method": "gauss_newton_trace"}, WHOLE_HEADS),
         ({"min_heads": 1}, WHOLE_HEADS),
         ({"budget": "heads"}, ["heads"]),
@@ -63,8 +64,12 @@ def test_kinds_by_default_and_on_demand(settings, kinds):
         ),
         ({"components": DIMENSIONS, "method": "gradient"}, "'gradient' cannot score query_key_dims"),
         (
-            {"components": DIMENSIONS, "budget": "latency"},
-            r"budget='latency' cannot.*components=\['heads', 'neurons'\]",
+            {"components": DIMENSIONS[1:], "budget": "latency"},
+            r"budget='latency' plans for query_key_dims and value_dims together.*components=\['heads', 'neurons'\]",
+        ),
+        (
+            {"components": DIMENSIONS, "budget": "latency", "even_heads": False},
+            "budget='latency' plans for .* leave even_heads as it is",
         ),
         ({"components": DIMENSIONS, "min_heads": 1}, "min_heads is a floor of whole heads"),
         ({"components": ["neurons"], "budget": "heads"}, "budget='heads' removes heads alone"),
@@ -82,7 +87,7 @@ def test_a_model_that_lost_dimensions_has_no_other_view(tmp_path):
     for settings in ({"components": WHOLE_HEADS}, {"budget": "heads"}):
         with pytest.raises(ValueError, match="have lost dimensions.*Name query_key_dims and value_dims in place of"):
             make_trainer(tmp_path, model=model, hap_config=HapConfig(**settings))
-    with pytest.raises(ValueError, match="budget='latency' cannot be planned for"):
+    with pytest.raises(ValueError, match="Measure the dense model"):
         make_trainer(tmp_path, model=model, hap_config=HapConfig(budget="latency"))
     found = estimate_sensitivity(model, [make_batch()], "magnitude", progress=False)
     assert list(found.scores) == DIMENSIONS
