@@ -29,6 +29,7 @@ from benchmarks.markdown_table import (
 )
 from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
+from benchmarks.ranks_plot import plot_ranks
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -259,6 +260,7 @@ def draw(cells_of: dict[str, list[dict]]) -> None:
     plot_kept(main_cells, images / "kept.png")
     plot_gains(cells_of["heads"], images / "heads.png")
     plot_gains(cells_of["parts"], images / "parts.png")
+    plot_ranks(list(read_cells(BENCHMARKS / "ranks.jsonl", RanksKey).values()), images / "ranks.png")
 
 
 def main() -> None:
