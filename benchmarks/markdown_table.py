@@ -2,6 +2,8 @@
 
 import statistics
 
+from glue_scripts.compare_glue.cells import gain
+
 
 def table(rows: list[dict]) -> str:
     """Formats rows of ratios."""
@@ -166,12 +168,10 @@ def rank_latency_table(rows: list[dict]) -> str:
 
 
 def ranks_table(rows: list[dict]) -> str:
-    """Formats the ways to prune attention: divergence from the dense model, agreement with it, and time over its."""
+    """Formats the ways to prune attention: divergence from the dense model, points over it, and time over its."""
     ways = ("heads", "dimensions", "uneven dimensions")
     lines = [
-        "| task | removed | "
-        + " | ".join(f"{way}: KL, agreement, time" for way in ways)
-        + " | KL over that of heads |",
+        "| task | removed | " + " | ".join(f"{way}: KL, points, time" for way in ways) + " | KL over that of heads |",
         "| --- | --- |" + " --- |" * (len(ways) + 1),
     ]
     cells: dict[tuple, dict[str, dict[int, dict]]] = {}
@@ -184,10 +184,11 @@ def ranks_table(rows: list[dict]) -> str:
         shown = []
         for way in ways:
             found = [by_way[way][sample] for sample in samples]
-            kl, agreement, time = (
-                statistics.mean(cell[name] for cell in found) for name in ("kl", "agreement", "time")
+            kl, points, time = (
+                statistics.mean(values)
+                for values in zip(*((cell["kl"], gain(cell, "pruned"), cell["time"]) for cell in found), strict=True)
             )
-            shown.append(f"{kl:.4f}, {agreement:.1%}, {time:.2f}")
+            shown.append(f"{kl:.4f}, {points:+.1f}, {time:.2f}")
         ratios = [by_way["dimensions"][sample]["kl"] / by_way["heads"][sample]["kl"] for sample in samples]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         lines.append(f"| {task} | {ratio:.0%} | {' | '.join(shown)} | {statistics.mean(ratios):.2f}{spread} |")

@@ -91,7 +91,11 @@ class Job:
     @cached_property
     def dense_metrics(self) -> dict[str, float]:
         """Metrics of the dense model; all cells start from it."""
-        return self._measure(self._trainer(self.dense(), HapConfig()))
+        return self.measure(self.dense())
+
+    def measure(self, model: PreTrainedModel) -> dict[str, float]:
+        """The task's metrics of a model."""
+        return self._measure(self._trainer(model))
 
     def scores(self, method: str) -> Sensitivity:
         """Loads the dense model's scores by a method; scores it first, if they are not on disk."""
