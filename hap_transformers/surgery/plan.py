@@ -19,7 +19,7 @@ from ..files import write_text
 Removed = dict[int, list[int]]
 
 
-@dataclass
+@dataclass(repr=False)
 class PruningPlan:
     """What to remove from a model. A plan is data: save it, read it, edit it by hand.
 
@@ -55,6 +55,18 @@ class PruningPlan:
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
         self.implants = dict(sorted((int(layer), operator.index(rank)) for layer, rank in self.implants.items()))
+
+    def __repr__(self) -> str:
+        """What goes in numbers; the components themselves are thousands."""
+        gone = (
+            f"{self.count(kind):,} of {sum(self.original.get(kind, ())):,} {kind}"
+            for kind, layers in self.removed.items()
+            if layers
+        )
+        settings = {name: getattr(self, name) for name in ("model_type", "budget", "ratio", "method")}
+        shown = [f"{name}={value!r}" for name, value in settings.items() if value not in ("", None)]
+        shown += [f"implants={self.implants}"] if self.implants else []
+        return f"PruningPlan(removes {', '.join(gone) or 'nothing'}; {', '.join(shown)})"
 
     @classmethod
     def for_model(

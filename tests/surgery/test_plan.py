@@ -43,3 +43,11 @@ def test_validate(change, message):
     plan = changed_plan(make_plan(), **change)
     with pytest.raises(ValueError, match=message):
         plan.validate(make_model())
+
+
+def test_a_printed_plan_has_numbers_instead_of_components():
+    plan = PruningPlan.for_model(make_model(), heads={0: [1, 2]}, neurons={1: range(20)}, budget="params", ratio=0.5)
+    assert repr(plan) == (
+        "PruningPlan(removes 2 of 8 heads, 20 of 48 neurons; model_type='bert', budget='params', ratio=0.5)"
+    )
+    assert "removes nothing" in repr(PruningPlan.for_model(make_model()))
