@@ -44,6 +44,7 @@ class Group:
         around (`nn.Module`, *optional*): Of attention heads, the layer, from which their names lead.
         masked (`list[Projection]`, *optional*): Of components that nothing reads, the writers and followers whose
             outputs a mask multiplies: one factor of every product that the components are in.
+        of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
     """
 
     kind: "Kind"
@@ -60,6 +61,7 @@ class Group:
     shared: int = 1
     around: nn.Module | None = None
     masked: list[Projection] = field(default_factory=list)
+    of_stream: list[Projection] | None = None
 
     @property
     def num_components(self) -> int:
@@ -117,8 +119,7 @@ class Runs:
         whole (`Group`): The others.
         left (`list[int]`): Components that are left in each of them.
         of_kinds (`Mapping[str, list[int]]`): The same for all kinds that these consist of.
-        narrows (`bool`): Whether the module around them works with as many of each kind as the widest of them has. So
-            it costs least where all have equally many.
+        narrows (`bool`): Whether the module around them works with as many of each kind as the widest of them has.
     """
 
     whole: Group
@@ -127,7 +128,7 @@ class Runs:
     narrows: bool = False
 
     def size_left(self, left: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """How many of the others are left, and how many components of a kind the module around them works with.
+        """How many of the others are left, and as how wide the module around them works with them.
 
         Args:
             left (`Mapping[str, Sequence[int]]`): Components that are left in each of them, by kind.

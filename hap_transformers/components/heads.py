@@ -55,7 +55,10 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         attention = model.base_model.get_submodule(path + names.attention)
         own = (writers, followers, [reader], list(range(total)), total, attention, names)
         sizes = {"head_size": head_size, "shared": config.num_attention_heads // total}
-        groups.append(Group(HEADS, layer, *own, **sizes, around=model.base_model.get_submodule(path[:-1])))
+        # DeBERTa's queries and keys may be made of positions, too.
+        of_stream = writers[2:] if names.position_inputs else None
+        around = model.base_model.get_submodule(path[:-1])
+        groups.append(Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream))
     return groups
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..components.groups import Group, eager_copy
+from .written import written_into
 
 
 def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -28,9 +29,9 @@ def own_refitted(sites: Sequence[Group], originals: Sequence[Group]) -> None:
         originals (`Sequence[Group]`): The same groups of the dense model.
     """
     for site, original in zip(sites, originals, strict=True):
-        written = [site.reader, *(site.writers if site.implant_rank else ())]
-        shared = {id(parameter) for projection in written for parameter in projection.parameters}
-        for projection in original.projections:
+        shared = {id(parameter) for projection in written_into(site) for parameter in projection.parameters}
+        whole = original if original.runs is None else original.runs.whole
+        for projection in whole.projections:
             _replace_shared(projection.module, shared)
 
 

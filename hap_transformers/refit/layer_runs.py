@@ -80,17 +80,38 @@ class LayerRuns:
         # A feed-forward block may be called in chunks, so the last group of a layer is run to the layer's end.
         last = group is self.of_layer(group.layer)[-1]
         stop_at = self.layers[group.layer] if last else group.reader.module
-        return self._run(position, inputs, [group], stop_at, finished=group.layer - 1)[0]
+        return self._calls(position, inputs, [group], stop_at, finished=group.layer - 1)[0]
+
+    def reads(self, position: int, inputs: dict[str, Any], group: Group) -> list[torch.Tensor]:
+        """What one group's writers see, a tensor `(batch, tokens, features)` a call of its reader."""
+        writer, read = group.writers[-1].module, list[torch.Tensor]()
+        handle = writer.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        in_chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)
+        self._run(
+            position, inputs, [handle], self.layers[group.layer] if in_chunks else writer, finished=group.layer - 1
+        )
+        return read if self.repeats or len(read) < 2 else [torch.cat(read, 1)]
 
     def calls_of_layer(self, position: int, inputs: dict[str, Any], layer: int) -> list[list[Call]]:
         """What all readers of a layer see; no weights up to there change any more."""
-        return self._run(position, inputs, self.of_layer(layer), self.layers[layer], finished=layer)
+        return self._calls(position, inputs, self.of_layer(layer), self.layers[layer], finished=layer)
 
-    def _run(
+    def _calls(
         self, position: int, inputs: dict[str, Any], groups: Sequence[Group], stop_at: nn.Module, finished: int
     ) -> list[list[Call]]:
         calls: list[list[Call]] = [[] for _ in groups]
-        handles = self._watch(groups, calls)
+        self._run(position, inputs, self._watch(groups, calls), stop_at, finished)
+        if unseen := [group.reader.name for group, seen in zip(groups, calls, strict=True) if not seen]:
+            raise ValueError(
+                f"{type(self.model).__name__} ran on a batch without calling its '{unseen[0]}'. The refit needs a "
+                "model, or `forward`, that runs all its layers."
+            )
+        return calls if self.repeats else [_merged(seen) for seen in calls]
+
+    def _run(
+        self, position: int, inputs: dict[str, Any], handles: list[Any], stop_at: nn.Module, finished: int
+    ) -> None:
+        """A pass that stops behind a module. Removes the hooks that watch it."""
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             self.kept[id(self), position] = (finished, output)
@@ -115,12 +136,6 @@ class LayerRuns:
                 handle.remove()
             for module, forward in forwards.items():
                 _set_forward(module, forward)
-        if unseen := [group.reader.name for group, seen in zip(groups, calls, strict=True) if not seen]:
-            raise ValueError(
-                f"{type(self.model).__name__} ran on a batch without calling its '{unseen[0]}'. The refit needs a "
-                "model, or `forward`, that runs all its layers."
-            )
-        return calls if self.repeats else [_merged(seen) for seen in calls]
 
     def _watch(self, groups: Sequence[Group], calls: list[list[Call]]) -> list[Any]:
         """Hooks that follow the residual stream through the groups' layer and note the calls of their readers."""

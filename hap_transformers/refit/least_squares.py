@@ -29,11 +29,11 @@ class Sums:
     xy: torch.Tensor
 
     @classmethod
-    def zeros(cls, reader: Projection, inputs: int = 0) -> "Sums":
-        """Sums of no tokens yet, for so many inputs, or by default the projection's."""
-        inputs, outputs = inputs or reader.in_features, reader.out_features
+    def zeros(cls, projection: Projection, inputs: int = 0, outputs: int = 0) -> "Sums":
+        """Sums of no tokens yet, for so many inputs and targets, or by default the projection's."""
+        inputs, outputs = inputs or projection.in_features, outputs or projection.out_features
         shapes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs))
-        device = device_of_sums(reader.module.weight.device)
+        device = device_of_sums(projection.module.weight.device)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -60,6 +60,15 @@ class Sums:
 
         return Sums(self.tokens, mapped(self.x), self.y, mapped(mapped(self.xx).T), mapped(self.xy))
 
+    def with_targets_of(self, projection: Projection) -> "Sums":
+        """The sums for what a projection gives of the targets, in place of these."""
+        matrix = projection.matrix(projection.module.weight).to(self.x.device).double()
+        y, xy = matrix @ self.y, self.xy @ matrix.T
+        if projection.has_bias:
+            bias = projection.outputs_of(projection.module.bias).to(self.x.device).double()
+            y, xy = y + self.tokens * bias, xy + torch.outer(self.x, bias)
+        return Sums(self.tokens, self.x, y, self.xx, xy)
+
     def products(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Products of inputs with inputs and with targets."""
         if not centred:
@@ -69,18 +78,18 @@ class Sums:
             self.xy - torch.outer(self.x, self.y) / self.tokens,
         )
 
-    def refit(self, reader: Projection, ridge: float) -> None:
+    def refit(self, projection: Projection, ridge: float) -> None:
         """Puts the ridge regression into the projection.
 
         Raises:
             ValueError: If a sum is not finite.
         """
-        xx, xy = self.products(centred=reader.has_bias)
+        xx, xy = self.products(centred=projection.has_bias)
         if not (xx.isfinite().all() and xy.isfinite().all()):
             raise ValueError(
-                f"The inputs or targets of '{reader.name}' are not finite. Check the weights and the batches for NaN "
-                "or infinity. The model was not refitted."
+                f"The inputs or targets of '{projection.name}' are not finite. Check the weights and the batches for "
+                "NaN or infinity. The model was not refitted."
             )
-        matrix = reader.matrix(reader.module.weight).to(xx.device).double()
+        matrix = projection.matrix(projection.module.weight).to(xx.device).double()
         matrix = matrix + solve_ridge(xx, xy - xx @ matrix.T, ridge).T
-        reader.write(matrix, (self.y - matrix @ self.x) / self.tokens if reader.has_bias else None)
+        projection.write(matrix, (self.y - matrix @ self.x) / self.tokens if projection.has_bias else None)

@@ -20,6 +20,7 @@ from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
+from .written import writers_of, written_into
 
 
 def reconstruct(
@@ -34,7 +35,7 @@ def reconstruct(
     accelerator: Accelerator | None = None,
     max_memory: int | str | None = None,
 ) -> None:
-    r"""Refits the output projections of a pruned model so that its residual stream follows the dense model's.
+    r"""Refits the projections of a pruned model so that its residual stream follows the dense model's.
 
     Group by group in forward order, each output projection is refitted by ridge regression. Its inputs X are the
     pruned block's activations, with all earlier groups refitted. The target Y is the dense model's residual stream
@@ -42,11 +43,15 @@ def reconstruct(
 
         W <- W + R^T X (X^T X + lambda I)^-1,    R = Y - X W^T,    lambda = ridge * mean diag(X^T X),
 
-    X and Y are centred and the bias takes the means. So each block also makes up for what earlier ones lost. Blocks
-    before the first pruned one stay as they are. The sums are kept in float64. For every batch the residual stream at
-    one layer is kept for either model, so all passes together take about two of the dense model and three of the
-    pruned one. Beyond `max_memory` it is kept in temporary files. Layers that share weights are fitted on all their
-    calls at once, on the inputs from before the fit.
+    X and Y are centred and the bias takes the means. So each block also makes up for what earlier ones lost. Before
+    that, the projections into the block (queries, keys, values, neurons) are refitted alike: on what the pruned
+    model's block reads, they shall give what they give on what the dense model's block reads. Blocks before the first
+    pruned one stay as they are.
+
+    The sums are kept in float64. For every batch the residual stream at one layer is kept for either model, and what
+    the dense model's blocks read there, so all passes together take about two of the dense model and four of the
+    pruned one. Beyond `max_memory` these are kept in temporary files. Layers that share weights are fitted on all
+    their calls at once, on the inputs from before the fit.
 
     Args:
         model (`PreTrainedModel`): The pruned model; changed in place.
@@ -95,9 +100,19 @@ def reconstruct(
                 for position, inputs in numbered():
                     seen = original.calls_of_layer(position, inputs, layer)
                     kept["targets", position] = [[call.stream + call.outputs for call in calls] for calls in seen]
+                    kept["read", position] = [[call.block_inputs for call in calls] for calls in seen]
                 for place, group in enumerate(pruned.of_layer(layer)):
                     if not any(group is site for site in sites):
                         continue
+                    if writers := writers_of(group):
+                        read = Sums.zeros(writers[0], outputs=writers[0].in_features)
+                        for position, inputs in numbered():
+                            reads = pruned.reads(position, inputs, group)
+                            for found, wanted in zip(reads, kept["read", position][place], strict=True):
+                                read.add(found, wanted, inputs.get("attention_mask"))
+                        _reduced(read, accelerator)
+                        for writer in writers:
+                            read.with_targets_of(writer).refit(writer, ridge)
                     new_rank = group.implant_rank if layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     for position, inputs in numbered():
@@ -105,8 +120,7 @@ def reconstruct(
                         for call, target in zip(calls, kept["targets", position][place], strict=True):
                             x = _inputs_of(call, group, new_rank)
                             sums.add(x, target - call.stream, inputs.get("attention_mask"))
-                    if accelerator is not None:
-                        sums.reduce(accelerator)
+                    _reduced(sums, accelerator)
                     _refit(group, sums, new_rank, ridge)
                     bar.update()
 
@@ -141,6 +155,18 @@ def _sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
     return [group for group in after if group.readers]
 
 
+def _reduced(sums: Sums, accelerator: Accelerator | None) -> None:
+    """Adds up the sums of all processes.
+
+    Raises:
+        ValueError: If there are no tokens.
+    """
+    if accelerator is not None:
+        sums.reduce(accelerator)
+    if not sums.tokens:
+        raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
+
+
 def _num_inputs(group: Group, new_rank: int) -> int:
     """Features that are summed over: a new implant is fitted on the block's input."""
     return group.num_components - new_rank + group.writers[-1].in_features if new_rank else group.reader.in_features
@@ -155,8 +181,6 @@ def _inputs_of(call: Call, group: Group, new_rank: int) -> torch.Tensor:
 
 def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
     """Fits a group's reader, and a new implant before it."""
-    if not sums.tokens:
-        raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
     if new_rank:
         centred = sums.products(group.reader.has_bias)
         A = reduced_rank_regression(*centred, new_rank, group.num_components - new_rank, ridge)
@@ -167,6 +191,4 @@ def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
 
 def _written(groups: list[Group]) -> list[torch.Tensor]:
     """The weights that a refit changes."""
-    implanted = [group.writers for group in groups if group.implant_rank]
-    projections = [group.reader for group in groups] + [projection for writers in implanted for projection in writers]
-    return [parameter for projection in projections for parameter in projection.parameters]
+    return [parameter for group in groups for projection in written_into(group) for parameter in projection.parameters]

@@ -70,6 +70,56 @@ def test_equals_least_squares(ridge):
     np.testing.assert_allclose(module.bias.detach().numpy(), y.mean(0) - weight @ x.mean(0), rtol=0, atol=1e-9)
 
 
+def inputs_of(model, path, batches):
+    """What a module reads of all tokens that count, in NumPy."""
+    read = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    for batch in batches:
+        model(**batch)
+    handle.remove()
+    mask = torch.cat([batch["attention_mask"] for batch in batches]).bool()
+    return torch.cat(read)[mask].detach().numpy()
+
+
+@pytest.mark.parametrize("kinds", ["heads", "dimensions"])
+def test_what_blocks_read_by_equals_least_squares(kinds):
+    """On what the pruned block reads, its projections give what they gave on what the dense block reads."""
+    dense, batches = make_model(), make_batches(ZOO["bert"])
+    dims = {0: [1, 2], 1: [0, 5]}
+    gone = {"heads": {0: [1], 1: [2]}} if kinds == "heads" else {"value_dims": dims, "query_key_dims": dims}
+    smaller = pruned(dense, **gone, neurons={0: range(9), 1: [3]})
+    before = copy.deepcopy(smaller)
+    reconstruct(smaller, dense, batches, ridge=0.01, progress=False)
+    changed = []
+    for path in ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense"):
+        path = f"bert.encoder.layer.1.{path}"
+        x, wanted = (inputs_of(model, path, batches) for model in (smaller, dense))
+        old, new = before.get_submodule(path), smaller.get_submodule(path)
+        weight, bias = old.weight.detach().numpy(), old.bias.detach().numpy()
+        y = wanted @ weight.T + bias
+        centred = x - x.mean(0)
+        root = np.sqrt(0.01 * (centred**2).sum(0).mean())
+        rows = np.vstack([centred, root * np.eye(x.shape[1])])
+        fitted = np.linalg.lstsq(rows, np.vstack([y - y.mean(0), root * weight.T]), rcond=None)[0].T
+        np.testing.assert_allclose(new.weight.detach().numpy(), fitted, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(new.bias.detach().numpy(), y.mean(0) - fitted @ x.mean(0), rtol=0, atol=1e-9)
+        changed.append(np.abs(fitted - weight).max())
+    assert min(changed) > 1e-3
+
+
+def test_what_reads_positions_too_stays():
+    """DeBERTa's query and key projections may also read embeddings of positions."""
+    tiny = ZOO["deberta-v3"]
+    dense, batches = tiny.model(), make_batches(tiny)
+    smaller = pruned(dense, heads={0: [1]}, neurons={0: range(9)})
+    before = copy.deepcopy(smaller.state_dict())
+    reconstruct(smaller, dense, batches, progress=False)
+    same = {name for name, tensor in smaller.state_dict().items() if torch.equal(tensor, before[name])}
+    layer = "deberta.encoder.layer.1.attention.self"
+    assert {f"{layer}.query_proj.weight", f"{layer}.key_proj.weight"} <= same
+    assert f"{layer}.value_proj.weight" not in same
+
+
 # Modules that read the residual stream after the last layer.
 STREAMS = {"bert": "bert.encoder.layer.1.output.LayerNorm", "gpt2": "transformer.ln_f", "vit": "vit.layernorm"}
 
