@@ -31,7 +31,9 @@ def test_seq2seq_trainer(tmp_path, labels):
     args = Seq2SeqTrainingArguments(
         str(tmp_path), predict_with_generate=True, generation_max_length=6, **{**COMMON, "num_train_epochs": 3}
     )
-    config = dataclasses.replace(CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=8)
+    config = dataclasses.replace(
+        CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=8, ratio=0.8
+    )
     dense = copy.deepcopy(model)
     trainer = PrunedSeq2Seq(model, args, train_dataset=rows, eval_dataset=rows[:8], hap_config=config)
     if labels:
