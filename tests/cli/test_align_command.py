@@ -84,7 +84,7 @@ def test_scores_of_heads_that_were_not_aligned(source):
     [
         (["--components", "layers"], "must name some of"),
         (["--components", "heads", "--components", "value_dims"], "remove either, not both"),
-        ([*KINDS, "--budget", "latency"], "cannot be planned for query_key_dims yet"),
+        ([*KINDS, "--budget", "latency", "--no-even-heads"], "plans for query_key_dims and value_dims together"),
         ([*KINDS, "--method", "fisher"], "cannot score query_key_dims"),
         ([*KINDS, "--min-heads", "1"], "min_heads is a floor of whole heads"),
     ],

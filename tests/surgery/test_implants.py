@@ -169,7 +169,9 @@ def test_only_the_implants_asked_for_are_initialised_anew():
     first, second = find_groups(smaller, ["neurons"])
     assert not torch.equal(first.writers[0].module.weight[-8:], before[0][-8:])
     assert first.reader.module.weight[:, -8:].abs().max() > 0 and not first.writers[0].module.bias[-8:].any()
-    assert torch.equal(second.writers[0].module.weight, before[1])
+    # The second is fitted to what its block reads now, which is nearly what it read before.
+    rows = second.writers[0].module.weight[-4:]
+    assert 0 < (rows - before[1][-4:]).norm() < 0.1 * rows.norm()
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.4, 0.8, 0.95])

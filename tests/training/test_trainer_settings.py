@@ -1,5 +1,7 @@
 """Settings with which `Trainer` makes, places or feeds the model differently."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import make_model
@@ -71,7 +73,7 @@ def test_latency_in_the_mode_and_precision_of_the_run(tmp_path, monkeypatch):
 
 
 def test_latency_that_cannot_be_measured_is_refused_at_once(tmp_path):
-    config = HapConfig(budget="latency", latency_mode="cuda_graphs")
+    config = HapConfig(budget="latency", latency_mode="cuda_graphs", components=["heads", "neurons"])
     with pytest.raises(ValueError, match="'cuda_graphs' needs a CUDA device, and the model runs on 'cpu'"):
         make_trainer(tmp_path, hap_config=config)
     counts, seconds = {"heads": [0, 4], "neurons": [0, 24]}, {"heads": [0.0, 1.0], "neurons": [0.0, 1.0]}
@@ -84,3 +86,5 @@ def test_latency_that_cannot_be_measured_is_refused_at_once(tmp_path):
         make_trainer(tmp_path, with_table, hap_config=config)
     table.mode = "cuda_graphs"  # Measured elsewhere.
     assert make_trainer(tmp_path, with_table, hap_config=config).latency_table is table
+    with pytest.raises(ValueError, match="does not know heads with fewer than 4 dimensions. Measure it again"):
+        make_trainer(tmp_path, with_table, hap_config=dataclasses.replace(config, components=None))
