@@ -11,7 +11,7 @@ import json
 import platform
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Arguments:
     output: str = str(HERE / "rank_latency.json")
     seconds: float = 6.0  # Of measuring for each combination, in at least five rounds.
     threads: int = 2
+    models: list[str] = field(default_factory=lambda: list(MODELS))
 
 
 def without_heads(model: BertModel, share: float) -> BertModel:
@@ -88,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     with torch.inference_mode():
-        for name, dtype in product(MODELS, (torch.float32, torch.bfloat16)):
+        for name, dtype in product(args.models, (torch.float32, torch.bfloat16)):
             dense = BertModel(BertConfig(num_attention_heads=HEADS, vocab_size=1000, **MODELS[name])).to(dtype).eval()
             models = {("dense", 0.0): dense}
             for share in SHARES:
