@@ -153,12 +153,13 @@ def test_several_data_sets_and_a_run_that_is_resumed(tmp_path):
     pairs = Dataset.from_dict({"anchor": texts(16), "positive": texts(16)})
     triples = Dataset.from_dict({"anchor": texts(8), "positive": texts(8), "negative": texts(8)[::-1]})
     data = DatasetDict(pairs=pairs, triples=triples)
-    trainer = sentence_trainer(tmp_path, columns=data, loss=ranking, save_steps=3, num_train_epochs=1)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trainer = sentence_trainer(tmp_path, columns=data, loss=ranking, **saving, num_train_epochs=1)
     widths = {len(batch) for batch in trainer.calibration_batches()}
     assert trainer.estimate_sensitivity().num_examples == 16 and widths
     trainer.prune()
     trainer.train()
-    again = sentence_trainer(tmp_path, trainer.model, columns=data, loss=ranking, save_steps=3)
+    again = sentence_trainer(tmp_path, trainer.model, columns=data, loss=ranking, **saving)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
 
