@@ -63,7 +63,7 @@ def ranking(encoder):
 
 @pytest.mark.parametrize("distillation", [0.9, 1.0])
 def test_sentence_transformer_trainer(tmp_path, distillation):
-    settings = {"recovery_epochs": 8, "refit": False, "components": WHOLE_HEADS}  # The teacher has the weights.
+    settings = {"recovery_epochs": 4, "refit": False, "components": WHOLE_HEADS}  # The teacher has the weights.
     config = dataclasses.replace(CONFIG, distillation=distillation, **settings)
     trainer = sentence_trainer(tmp_path, loss=ranking, hap_config=config, learning_rate=3e-3)
     encoder = trainer.model
@@ -223,7 +223,7 @@ def test_cross_encoder_trainer(tmp_path, labels):
     for parameter in without_dropout(encoder).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     columns = {"query": texts(), "response": texts()[::-1], **({"label": [1.0, 0.0] * 12} if labels else {})}
-    config = dataclasses.replace(CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=8)
+    config = dataclasses.replace(CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=4)
     trainer = PrunedReranker(
         model=encoder,
         args=CrossEncoderTrainingArguments(str(tmp_path / "out"), **{**COMMON, "learning_rate": 3e-3}),
