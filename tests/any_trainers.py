@@ -15,6 +15,7 @@ COMMON = {
     "disable_tqdm": True,
     "report_to": "none",
     "use_cpu": True,
+    "save_strategy": "no",
 }
 
 

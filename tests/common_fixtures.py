@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 from script_inputs import save_model
 from tiny import LONG, ROOT, SCORED_MODELS
 from zoo import ZOO
@@ -18,6 +20,18 @@ def fresh_settings():
     with mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION="no"):
         yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def drawn():
+    """For tests that look at pictures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Pictures are composed but not drawn, which takes longer than all else that is done with a tiny model."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda self, path, **settings: Path(path).write_text("not drawn"))
 
 
 @pytest.fixture(params=sorted(ZOO))

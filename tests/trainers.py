@@ -30,7 +30,8 @@ def make_trainer(tmp_path, trainer_class=HapTrainer, model=None, rows=None, call
     hap_config = arguments.pop("hap_config", HapConfig(ratio=0.5, budget="heads"))
     hap = {} if trainer_class is Trainer else {"hap_config": hap_config, "teacher": teacher}
     defaults = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "disable_tqdm": True}
-    args = TrainingArguments(str(tmp_path), **{**defaults, "report_to": "none", "use_cpu": True, **arguments})
+    defaults |= {"report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    args = TrainingArguments(str(tmp_path), **{**defaults, **arguments})
     return trainer_class(
         model=model or make_model(dtype=torch.float32),
         args=args,

@@ -36,7 +36,7 @@ def embedded(folder):
     return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
 
 
-def test_one_command(source, tmp_path):
+def test_one_command(source, tmp_path, drawn):
     hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
     small = SentenceTransformer("small", device="cpu")[0].auto_model
     plan, scores = PruningPlan.load("small/pruning_plan.json"), Sensitivity.load("small/sensitivity.safetensors")

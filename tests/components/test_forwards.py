@@ -89,6 +89,7 @@ def test_a_closure_is_refused_when_the_trainer_is_made(path, tmp_path):
     assert estimate_sensitivity(model, LABELLED, progress=False).heads[0].any()  # For which no copy is made.
 
 
+@torch.compiler.set_stance("force_eager")  # Who replaced what does not depend on what was compiled.
 @pytest.mark.parametrize("replace", [compiled, lambda model: None], ids=["compiled", "eager"])
 def test_forwards_of_accelerate_are_taken(replace, tmp_path):
     """It wraps a model's forward, compiled or not, for a training in low precision."""

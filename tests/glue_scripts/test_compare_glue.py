@@ -75,7 +75,7 @@ def every_method(tmp_path_factory):
         return command, main(command)["grid"], folder / "out", seen
 
 
-def test_every_method_once_and_never_again(every_method, monkeypatch, capsys):
+def test_every_method_once_and_never_again(every_method, monkeypatch, capsys, drawn):
     command, cells, out, _ = every_method
     assert [cell["method"] for cell in cells] == list(METHODS)
     by_method = {cell["method"]: cell for cell in cells}
@@ -227,7 +227,15 @@ def test_a_fold_of_phrases_shares_no_sentence_with_training(tmp_path, tiny, monk
     assert set(kept) == {text for text in texts if text not in held[0] and held[0] not in text}
 
 
-def test_workers_share_the_cells_and_stop_at_an_error():
+@pytest.fixture
+def torch_of_workers(tmp_path, monkeypatch):
+    """The folder of a module that new processes import for torch: to import that takes seconds."""
+    (tmp_path / "torch.py").write_text("def set_num_threads(number):\n    assert number > 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_workers_share_the_cells_and_stop_at_an_error(torch_of_workers):
     with make_pool(2) as pool:
         assert sorted(run_each(pool, operator.mul, "", 2, [(3,), (4,), (5,)])) == [6, 8, 10]
         with pytest.raises(ZeroDivisionError):
@@ -239,7 +247,7 @@ def test_unknown_names_are_refused(tiny):
         main([*tiny, "--methods", "magic"])
 
 
-def test_workers_end_with_the_process_that_started_them():
+def test_workers_end_with_the_process_that_started_them(torch_of_workers):
     code = """
 import os, time
 from glue_scripts.compare_glue.workers import make_pool
@@ -250,7 +258,8 @@ if __name__ == "__main__":
         print(worker, flush=True)
         time.sleep(600)
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
+    settings = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(torch_of_workers)}}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **settings) as starter:
         worker = int(starter.stdout.readline())
         assert _is_running(worker)
         starter.kill()

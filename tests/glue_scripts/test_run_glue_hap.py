@@ -22,7 +22,7 @@ from hap_transformers import HapTrainer, PruningPlan, Sensitivity
 from hap_transformers.data.task_metrics import TaskMetrics
 
 
-def test_own_csv_end_to_end(tmp_path, model_dir, capsys):
+def test_own_csv_end_to_end(tmp_path, model_dir, capsys, drawn):
     results = main(
         flags(
             tmp_path,

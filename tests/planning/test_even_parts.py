@@ -1,6 +1,7 @@
 """Layers whose heads lose dimensions keep equally many of all heads that are left."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -79,16 +80,21 @@ def _flops_of_layers(model, batch):
     return count_flops(model, batch) - count_flops(inner, batch)
 
 
+@functools.cache
+def scores_of(model_type):
+    tiny = ZOO[model_type]
+    batch = {**tiny.batch(4), "labels": torch.arange(4) % 2}
+    return estimate_sensitivity(tiny.model(), [batch], components=DIMENSIONS, progress=False)
+
+
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("budget", ["params", "flops"])
 @pytest.mark.parametrize("model_type", ["albert", "bert", "deberta-v2", "distilbert", "gpt2", "mpnet", "t5", "vit"])
 def test_heads_are_even_and_promises_kept(model_type, budget, ratio):
     tiny = ZOO[model_type]
     model, batch = tiny.model(), tiny.batch(4)
-    scores = estimate_sensitivity(
-        model, [{**batch, "labels": torch.arange(4) % 2}], components=DIMENSIONS, progress=False
-    )
-    plan = plan_pruning(scores, model, budget=budget, ratio=ratio, inputs=batch, neuron_multiple=1)
+    settings = {"budget": budget, "ratio": ratio, "inputs": batch, "neuron_multiple": 1}
+    plan = plan_pruning(scores_of(model_type), model, **settings)
     before = count_encoder_parameters(model)
     apply_plan(model, plan)
     narrows = find_groups(model, ["value_dims"])[0].runs.narrows

@@ -20,6 +20,7 @@ from hap_transformers.reporting.plots import plot_structure
 from hap_transformers.reporting.wording import budget_in_words
 
 
+pytestmark = pytest.mark.usefixtures("drawn")
 RESULTS = {
     "task": "sst2",
     "model": "org/tiny",

@@ -12,7 +12,6 @@ import yaml
 from hub_server import running_hub
 from huggingface_hub import ModelCard
 from tiny import ROOT
-from trainers import Rows
 from zoo import ZOO
 
 
@@ -49,33 +48,43 @@ by_arguments = make_trainer(
 )
 by_arguments.prune()
 by_arguments.save_model()
-print(trainer.model.eval().double()(**{k: v[None] for k, v in Rows()[0].items() if k != "labels"}).logits.tolist())
+row = {name: value[None] for name, value in Rows()[0].items() if name != "labels"}
+logits = trainer.model.eval().double()(**row).logits.tolist()
 """
-# Both loads are forked from a process that has imported Transformers, which takes most of the time, and no more.
-LOAD = """
+# All are forked from a process that has imported Transformers, which takes most of the time, and no more.
+ALL = """
 import json, multiprocessing, sys
 import torch, transformers, transformers.trainer
 
-def load(package, repositories):
+def push(code):
+    exec(code, given := {})
+    return given["logits"], {name: tensor.tolist() for name, tensor in given["row"].items()}
+
+def load(package, repositories, row):
     if package == "without":
         sys.modules["hap_transformers"] = None
     else:
         import hap_transformers
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    inputs = {name: torch.tensor(values) for name, values in json.loads(sys.argv[1]).items()}
+    inputs = {name: torch.tensor(values) for name, values in row.items()}
     models = [load(repository, trust_remote_code=package == "without") for repository in repositories]
     return [model.double()(**inputs).logits.tolist() for model in models]
 
 assert "hap_transformers" not in sys.modules
+repositories = json.loads(sys.argv[3])
 with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-    print(json.dumps(pool.starmap(load, json.loads(sys.argv[2]).items(), chunksize=1)))
+    logits, row = pool.apply(push, [sys.stdin.read()])
+    print(json.dumps([logits, pool.starmap(load, [(*item, row) for item in repositories.items()], chunksize=1)]))
 """
 LOADED = {"with": ["me/by-trainer", "me/by-model"], "without": ["me/by-trainer", "me/with-code"]}
 
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
-    """The server after everything was pushed, what to run clients in, and the logits there were."""
+    """The server after everything was pushed, the logits there were, and those of models with and without the package.
+
+    Processes push and load.
+    """
     folder = tmp_path_factory.mktemp("hub")
     with running_hub() as hub:
         environment = {
@@ -88,29 +97,17 @@ def pushed(tmp_path_factory):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
         }
-
-        def run(code, *arguments):
-            command = [sys.executable, "-c", code, *arguments]
-            result = subprocess.run(
-                command, env=environment, cwd=folder, timeout=300, check=False, capture_output=True, text=True
-            )
-            assert result.returncode == 0, result.stderr[-3000:]
-            return json.loads(result.stdout.strip().splitlines()[-1])
-
-        yield hub, run, run(PUSH, str(ROOT / "tests"), str(folder / "output"))
-
-
-@pytest.fixture(scope="module")
-def loaded(pushed):
-    """The logits of models that processes with and without the package loaded."""
-    _, run, _ = pushed
-    row = {name: value[None].tolist() for name, value in Rows()[0].items() if name != "labels"}
-    return dict(zip(LOADED, run(LOAD, json.dumps(row), json.dumps(LOADED)), strict=True))
+        command = [sys.executable, "-c", ALL, str(ROOT / "tests"), str(folder / "output"), json.dumps(LOADED)]
+        settings = {"env": environment, "cwd": folder, "timeout": 300, "check": False}
+        result = subprocess.run(command, input=PUSH, capture_output=True, text=True, **settings)
+        assert result.returncode == 0, result.stderr[-3000:]
+        expected, loaded = json.loads(result.stdout.strip().splitlines()[-1])
+        yield hub, expected, dict(zip(LOADED, loaded, strict=True))
 
 
 @pytest.mark.parametrize("package", LOADED)
-def test_loads_from_the_hub(pushed, loaded, package):
-    *_, (expected,) = pushed
+def test_loads_from_the_hub(pushed, package):
+    _, (expected,), loaded = pushed
     assert len(loaded[package]) == 2
     for (logits,) in loaded[package]:
         assert logits == pytest.approx(expected, rel=1e-12)

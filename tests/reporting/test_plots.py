@@ -9,6 +9,9 @@ from hap_transformers.reporting.plots import plot_head_ranks, plot_head_sensitiv
 from hap_transformers.reporting.ranks import head_ranks
 
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
+
 def test_draws_negative_scores_and_crosses(tmp_path):
     sensitivity = hand_made("hessian_trace", heads=[torch.tensor([-1.0, 0.1, 2.0]), torch.tensor([0.0, 3.0, 1.0])])
     plot_head_sensitivity(sensitivity, tmp_path / "plain.png")

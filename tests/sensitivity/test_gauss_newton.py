@@ -185,7 +185,7 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
     """Token classification has 24 directions per example. Both roots agree with the explicit matrix."""
     if classes == "softmax":
         monkeypatch.setattr(output_curvature, "EXPLICIT_CLASSES", 1)
-    model, batch = make_token_model(), make_batch(size=3, length=12)
+    model, batch = make_token_model(num_hidden_layers=1), make_batch(size=3, length=12)
     labels = torch.randint(0, 3, (3, 12), generator=torch.Generator().manual_seed(1))
     batch["labels"] = labels.masked_fill(batch["attention_mask"] == 0, -100)
     expected = explicit_gauss_newton(
@@ -197,7 +197,7 @@ def test_many_outputs_are_sampled_without_bias(classes, monkeypatch):
 def test_a_language_model():
     """Labels are shifted, and the vocabulary is too large to form its Hessian."""
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=16, n_head=4, n_layer=2, n_inner=24, n_positions=8, vocab_size=70, bos_token_id=0)
+    config = GPT2Config(n_embd=16, n_head=4, n_layer=1, n_inner=24, n_positions=8, vocab_size=70, bos_token_id=0)
     config.eos_token_id = 0
     model = GPT2LMHeadModel(config).double().eval()
     ids = torch.randint(0, 70, (2, 4), generator=torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ def ranking(encoder):
 
 @pytest.mark.parametrize("distillation", [0.9, 1.0])
 def test_sentence_transformer_trainer(tmp_path, distillation):
-    settings = {"recovery_epochs": 8, "refit": False, "components": WHOLE_HEADS}  # The teacher has the weights.
+    settings = {"recovery_epochs": 4, "refit": False, "components": WHOLE_HEADS}  # The teacher has the weights.
     config = dataclasses.replace(CONFIG, distillation=distillation, **settings)
     trainer = sentence_trainer(tmp_path, loss=ranking, hap_config=config, learning_rate=3e-3)
     encoder = trainer.model
@@ -153,12 +153,13 @@ def test_several_data_sets_and_a_run_that_is_resumed(tmp_path):
     pairs = Dataset.from_dict({"anchor": texts(16), "positive": texts(16)})
     triples = Dataset.from_dict({"anchor": texts(8), "positive": texts(8), "negative": texts(8)[::-1]})
     data = DatasetDict(pairs=pairs, triples=triples)
-    trainer = sentence_trainer(tmp_path, columns=data, loss=ranking, save_steps=3, num_train_epochs=1)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trainer = sentence_trainer(tmp_path, columns=data, loss=ranking, **saving, num_train_epochs=1)
     widths = {len(batch) for batch in trainer.calibration_batches()}
     assert trainer.estimate_sensitivity().num_examples == 16 and widths
     trainer.prune()
     trainer.train()
-    again = sentence_trainer(tmp_path, trainer.model, columns=data, loss=ranking, save_steps=3)
+    again = sentence_trainer(tmp_path, trainer.model, columns=data, loss=ranking, **saving)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
 
@@ -222,7 +223,7 @@ def test_cross_encoder_trainer(tmp_path, labels):
     for parameter in without_dropout(encoder).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     columns = {"query": texts(), "response": texts()[::-1], **({"label": [1.0, 0.0] * 12} if labels else {})}
-    config = dataclasses.replace(CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=8)
+    config = dataclasses.replace(CONFIG, distillation=0.9 if labels else 1.0, refit=False, recovery_epochs=4)
     trainer = PrunedReranker(
         model=encoder,
         args=CrossEncoderTrainingArguments(str(tmp_path / "out"), **{**COMMON, "learning_rate": 3e-3}),
