@@ -35,7 +35,7 @@ class Budget:
             what such a part, as wide as it is, costs beside its components for as long as it has any, as attention
             between projections does for a head.
         joint (`dict[tuple[int, ...], JointCost]`, *optional*): Costs of several groups of a layer together, by their
-            places. Such groups are not in `costs`.
+            places. They hold in place of those in `costs`.
     """
 
     dense: float

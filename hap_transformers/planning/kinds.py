@@ -121,16 +121,18 @@ def _default(method: str, finer: bool, model: PreTrainedModel | None) -> tuple[s
         model = eager_model(model)
         if _lost_parts(model):
             view = kinds_in_use(model)
-        elif finer and not _narrows(model, finest):
+        elif finer and not narrowing_kinds(model):
             view = whole
         known = get_architecture(model).names
         view = [name for name in view if (KINDS[name].instead_of or name) in known]
     return tuple(name for name in view if get_method(method).can_score(name))
 
 
-def _narrows(model: PreTrainedModel, kinds: Sequence[str]) -> bool:
-    """Whether what is around the parts of others works faster when all have fewer components."""
-    return all(group.runs.narrows for group in find_groups(model, kinds) if group.runs is not None)
+def narrowing_kinds(model: PreTrainedModel) -> list[str]:
+    """The finer kinds, if what is around the parts of others works with fewer of them when all parts have fewer."""
+    finer = [kind.name for kind in KINDS.values() if kind.instead_of]
+    narrows = [group.runs.narrows for group in find_groups(model, finer) if group.runs is not None]
+    return finer if narrows and all(narrows) else []
 
 
 def _lost_parts(model: PreTrainedModel) -> set[str]:

@@ -18,6 +18,7 @@ from ..files import write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
+from .kinds import narrowing_kinds
 from .settings import finest_step
 
 
@@ -95,7 +96,7 @@ class LatencyTable:
         if points < 2:
             raise ValueError(f"A latency table is measured at two or more points, got points={points}.")
         grids = {kind.name: _grid(kind, groups[0].num_components, points) for kind, groups in found.items()}
-        finer = _narrowing(model)
+        finer = narrowing_kinds(model)
         widths = _widths(find_groups(model, finer)) if finer else []
         dense: list[float] = []
         total = sum(map(len, grids.values())) - len(grids) + len(widths[:-1])
@@ -114,7 +115,7 @@ class LatencyTable:
                 return float(np.median(np.divide(seconds["other"], seconds["dense"])))
 
             shares = _shares_of_fewer(model, found, grids, measured)
-            narrow = _shares_of_narrower(model, finer, widths, measured)
+            narrow = _shares_of_narrower(model, finer, widths, measured) if finer else []
         whole_time = float(np.median(dense))
         spent = {
             kind: _rising(whole_time * (np.array(ratios) - ratios[0]) / len(groups)).tolist()
@@ -252,13 +253,6 @@ def _alike(model: PreTrainedModel) -> dict[Kind, list[Group]]:
             f"per layer, {sizes}. Measure the dense model."
         )
     return found
-
-
-def _narrowing(model: PreTrainedModel) -> list[str]:
-    """The kinds that others consist of which can get narrower in this model."""
-    finer = [kind.name for kind in KINDS.values() if kind.instead_of]
-    groups = [group for group in find_groups(model, finer) if group.runs is not None]
-    return finer if groups and all(group.runs.narrows for group in groups if group.runs) else []
 
 
 def _widths(groups: Sequence[Group]) -> list[int]:

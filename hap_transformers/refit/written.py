@@ -14,5 +14,4 @@ def writers_of(group: Group) -> list[Projection]:
 
 def written_into(group: Group) -> list[Projection]:
     """All projections of a group, and of the heads that it is a view of, that a refit changes."""
-    implants = group.writers if group.implant_rank else []
-    return [group.reader, *writers_of(group), *implants]
+    return [group.reader, *writers_of(group)]
