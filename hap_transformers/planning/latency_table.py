@@ -302,7 +302,7 @@ def _of_whole_parts(
     assert whole is not None  # It has finer kinds.
     spent = max(shares[whole][-1] - shares[whole][0], np.finfo(float).tiny)
     left = _rising(np.clip([1 - (1 - share) / spent for share in passes], 0, 1)) if len(passes) > 1 else np.ones(1)
-    return {whole: widths}, {whole: (left + 1 - left[-1]).tolist()}
+    return {whole: widths}, {whole: (1 - (left[-1] - left)).tolist()}
 
 
 def keep_first_of_parts(model: PreTrainedModel, kinds: Sequence[str], width: int) -> None:

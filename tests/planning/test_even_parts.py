@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from dims import left_of
@@ -21,6 +22,7 @@ from hap_transformers import (
 from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_encoder_parameters, count_flops
 from hap_transformers.planning.kinds import kinds_to_prune
+from hap_transformers.planning.latency_table import _of_whole_parts
 
 
 SIZE = 16
@@ -203,6 +205,15 @@ def test_a_table_that_knows_no_widths_is_refused():
         table.widths = {name: widths for name, widths in table.widths.items() if widths}
         with pytest.raises(ValueError, match="does not know heads with fewer than 16 dimensions. Measure it again"):
             plan_pruning(scores, model, ratio=0.4, latency_table=table)
+
+
+def test_the_widest_head_takes_its_whole_share_whatever_the_noise():
+    """Rounding makes it no less than 1: a head of full width costs what the table measured."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        passes = generator.uniform(0.2, 1.0, 4).tolist()
+        _, shares = _of_whole_parts(["value_dims"], [4, 8, 12, 16], passes, {"heads": [0.3, 1.0]})
+        assert shares["heads"][-1] == 1
 
 
 def test_measured_widths(tmp_path):
