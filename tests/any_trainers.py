@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from hap_transformers import HapConfig
 
 
-CONFIG = HapConfig(ratio=0.5, max_examples=16, refit_examples=16, min_neurons=0.0)
+CONFIG = HapConfig(ratio=0.5, max_examples=16, refit_examples=16, min_neurons=0.0, recovery_check="none")
 WORDS = ["good film", "bad plot", "a good plot", "b bad film here", "c d e film", "plot plot good"]
 COMMON = {
     "num_train_epochs": 1,

@@ -1,5 +1,7 @@
 """A `HapTrainer` of a tiny model, with data, that tests share."""
 
+import dataclasses
+
 import torch
 from tiny import make_batch, make_model
 from torch.utils.data import Dataset
@@ -25,9 +27,14 @@ class Rows(Dataset):
 
 
 def make_trainer(tmp_path, trainer_class=HapTrainer, model=None, rows=None, callbacks=None, **arguments):
-    """A trainer of a tiny BERT; `arguments` are those of `TrainingArguments`, `teacher` and `hap_config`."""
-    teacher = arguments.pop("teacher", None)
+    """A trainer of a tiny BERT; `arguments` are those of `TrainingArguments`, `teacher` and `hap_config`.
+
+    Recovery is only watched if `watched`: most tests look at weights after its last step, or train on all rows.
+    """
+    teacher, watched = arguments.pop("teacher", None), arguments.pop("watched", False)
     hap_config = arguments.pop("hap_config", HapConfig(ratio=0.5, budget="heads"))
+    if hap_config is not None and not watched:
+        hap_config = dataclasses.replace(hap_config, recovery_check="none")
     hap = {} if trainer_class is Trainer else {"hap_config": hap_config, "teacher": teacher}
     defaults = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "disable_tqdm": True}
     defaults |= {"report_to": "none", "use_cpu": True, "save_strategy": "no"}

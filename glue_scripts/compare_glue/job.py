@@ -122,7 +122,8 @@ class Job:
         """
         method, dense = METHODS[name], self.dense()
         changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES}
-        changes["recovery_learning_rate"] = RECOVERY_LEARNING_RATE
+        # All methods train on all examples, and are measured after the last step.
+        changes |= {"recovery_learning_rate": RECOVERY_LEARNING_RATE, "recovery_check": "none"}
         if budget not in COMPONENTS:
             changes["components"] = COMPONENTS
         trainer = self._trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))

@@ -65,6 +65,20 @@ def validate_latency(
         validate_measurable(model)
 
 
+def validate_recovery_check(config: HapConfig, eval_dataset: Any) -> None:
+    """Checks that there is an evaluation set if recovery shall be judged by it.
+
+    Raises:
+        ValueError: If there is none, or there are several.
+    """
+    if config.recovery_check == "eval" and (eval_dataset is None or type(eval_dataset) is dict):
+        given = "has no eval_dataset" if eval_dataset is None else f"has {len(eval_dataset)} evaluation sets"
+        raise ValueError(
+            f"recovery_check='eval' judges recovery by the evaluation set, and HapTrainer {given}. Pass one, or set "
+            "recovery_check='held_out'."
+        )
+
+
 def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | None) -> None:
     """Checks that a model can be distilled from a teacher.
 

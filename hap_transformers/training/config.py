@@ -11,6 +11,9 @@ from ..planning.settings import PlanningSettings
 from ..sensitivity import METHODS, validate_scoring
 
 
+RECOVERY_CHECKS = ("held_out", "eval", "none")
+
+
 @dataclass
 class HapConfig(PlanningSettings):
     """Configuration of [`HapTrainer`]. Its fields are also the flags of `run_glue_hap.py`.
@@ -58,6 +61,11 @@ class HapConfig(PlanningSettings):
         distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
         distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the additional loss that draws every
             layer's hidden states to the dense model's.
+        recovery_check (`str`, *optional*, defaults to `"held_out"`): What `train()` after `prune()` is judged by. The
+            weights that are best there are kept, be it those from before. `"held_out"` is the distance to the dense
+            model on a twentieth of the training examples, at most 512, which neither refit nor recovery see; `"eval"`
+            is the same on the evaluation set, without its labels; `"none"` leaves the model as it is after the last
+            step. With `load_best_model_at_end` the training arguments' metric judges instead.
 
     Raises:
         ValueError: If a value is out of range, or components do not suit each other, the method or the budget; the
@@ -100,6 +108,9 @@ class HapConfig(PlanningSettings):
     )
     distillation_temperature: float = field(default=2.0, metadata={"help": "What logits are divided by."})
     distillation_hidden: float = field(default=0.0, metadata={"help": "Weight of the dense model's hidden states."})
+    recovery_check: str = field(
+        default="held_out", metadata={"help": f"What recovery is judged by: {', '.join(RECOVERY_CHECKS)}."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,6 +131,9 @@ class HapConfig(PlanningSettings):
                 "implant_init='regression' requires refit=True; 'zero' requires refit=False, because the refit would "
                 "overwrite it."
             )
+        if self.recovery_check not in RECOVERY_CHECKS:
+            choices = ", ".join(f"'{name}'" for name in RECOVERY_CHECKS)
+            raise ValueError(f"Unknown recovery_check '{self.recovery_check}'; choose from {choices}.")
         if self.implant_init not in ("regression", "zero"):
             raise ValueError(f"Unknown implant_init '{self.implant_init}'; choose 'regression' or 'zero'.")
 

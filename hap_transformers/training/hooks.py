@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class TrainerHooks:
 
     def __init__(self, trainer: Any):  # Its module imports this one.
         self.trainer, self.scores = trainer, False
+        self._instead: HapConfig | None = None
 
     def validate(self, config: HapConfig) -> None:
         """Refuses settings that this trainer cannot follow."""
@@ -167,6 +169,25 @@ class TrainerHooks:
         counted = counts(given, shifts_labels(student))
         return with_distillation(loss, outputs, targets, labels, given, student, config, counted), outputs
 
+    def distance_to_dense(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The mean distance of a batch's outputs from the dense model's, by which a recovery is judged.
+
+        Without a dense model it is the loss of the labels.
+
+        Args:
+            compute_loss (`Callable`): That of the class that the mixin extends.
+            model (`nn.Module`): What the trainer trains.
+            inputs (`dict[str, Any]`): A training batch.
+        """
+        if self.trainer.teacher is None or not self.config.distils:
+            return self.trainer.compute_loss(model, dict(inputs))
+        self._instead = replace(self.config, distillation=1.0, distillation_temperature=1.0, distillation_hidden=0.0)
+        try:
+            with torch.enable_grad():  # Of outputs without names, the loss's graph tells which ones are logits.
+                return self.recovery_loss(compute_loss, model, inputs)[0].detach()
+        finally:
+            self._instead = None
+
     def lacks_labels(self, compute_loss: ComputeLoss, inputs: Collection[str]) -> bool:
         """Whether a batch has no labels, so that only the model itself could compute a loss of it.
 
@@ -181,7 +202,7 @@ class TrainerHooks:
     @property
     def config(self) -> HapConfig:
         """The trainer's configuration."""
-        return self.trainer._require_config()
+        return self._instead or self.trainer._require_config()
 
     @property
     def student(self) -> PreTrainedModel:

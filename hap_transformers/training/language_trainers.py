@@ -55,6 +55,15 @@ class SFTHooks(TrainerHooks):
             total = total + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
         return total, outputs
 
+    def distance_to_dense(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Measures without the metrics that `SFTTrainer` logs."""
+        teacher, counted = self.trainer.teacher, inputs["labels"][:, 1:] != IGNORED
+        if teacher is None or not self.config.distils:
+            return self.loss_to_score(compute_loss, model, inputs)
+        given = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+        found, wanted = (_logits(m, m.base_model(**given), counted) for m in (self.student, teacher))
+        return distillation_loss(found, wanted, 1.0)
+
 
 @contextmanager
 def _called(module: nn.Module) -> Iterator[list[Any]]:

@@ -36,6 +36,7 @@ from ..tokens import with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
 from .custom_loss import name_of_loss
+from .held_out import makes_batches, split
 from .hooks import TrainerHooks
 from .processes import made_once, validate_same_plan
 from .recovery import GRADUALLY, OPTIMIZER_DROPPED, SEARCHED
@@ -223,7 +224,7 @@ class PruningMixin(_Trainer):
             ValueError: If there is no `hap_config` or no training data.
         """
         count = self._require_config().max_examples
-        return list(self._refit_batches(count))
+        return list(self._cut(self._scoring_batches(count), count))
 
     def _is_pruned(self) -> bool:
         return self._structure() is not None
@@ -285,15 +286,16 @@ class PruningMixin(_Trainer):
         return model
 
     def _scoring_batches(self, max_examples: int) -> "PreparedBatches":
+        return self._prepared(self._scoring_loader(max_examples))
+
+    def _prepared(self, loader: Iterable[Any]) -> "PreparedBatches":
         def prepare(batch: Any) -> Iterable[dict[str, Any]]:
             return self.hooks.inputs(self._prepare_inputs(batch))
 
-        return PreparedBatches(self._scoring_loader(max_examples), prepare)
+        return PreparedBatches(loader, prepare)
 
     def _scoring_loader(self, max_examples: int) -> Iterable[Any]:
-        known = {"transformers", self.hooks.package}
-        makers = (self.get_train_dataloader, self._get_dataloader)
-        if any(getattr(maker, "__module__", "").partition(".")[0] not in known for maker in makers):
+        if makes_batches(self):
             loader = self.get_train_dataloader()  # It may collate, draw or cut examples in its own way.
             if self.accelerator.num_processes > 1 and isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
                 raise ValueError(
@@ -307,9 +309,16 @@ class PruningMixin(_Trainer):
         return self.hooks.loader(self.train_dataset, max_examples)
 
     def _refit_batches(self, count: int) -> Iterator[dict[str, Any]]:
-        """As many training examples as asked for, also of a data set of unknown length."""
+        """As many training examples as asked for, without those that a recovery is watched on."""
+        rest, held_out = split(self, self._require_config())
+        if held_out is None:
+            return self._cut(self._scoring_batches(count), count)
+        return self._cut(self._prepared(self.hooks.loader(rest, count)), count)
+
+    def _cut(self, batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+        """As many examples as asked for, also of a data set of unknown length."""
         shifted = shifts_labels(self._unwrapped_model())
-        return refit_batches(self._scoring_batches(count), count, self._require_config().max_examples, shifted)
+        return refit_batches(batches, count, self._require_config().max_examples, shifted)
 
     def _named_loss(self) -> LossFunction:
         """The loss to score by under the name that messages give it."""

@@ -21,13 +21,14 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
 from . import sentence_trainers as sentence_trainers
-from .checks import validate_latency, validate_prunable
+from .checks import validate_latency, validate_prunable, validate_recovery_check
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
 from .hooks import hooks_of
 from .pruning import PruningMixin
 from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
 from .resuming import last_whole_checkpoint, seeded_by_epoch, take_basis, validate_same_structure
+from .watching import watched
 
 
 logger = logging.get_logger(__name__)
@@ -76,6 +77,7 @@ class HapTrainerMixin(PruningMixin):
             validate_prunable(self._unwrapped_model(), hap_config)
             validate_latency(hap_config, self._unwrapped_model(), latency_table, self.args.device)
             self.hooks.validate_labels(super().compute_loss, hap_config)
+            validate_recovery_check(hap_config, self.eval_dataset)
             if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:
@@ -92,7 +94,8 @@ class HapTrainerMixin(PruningMixin):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Trains as `Trainer.train` does. A pruned model trains with the recovery settings of `hap_config`.
 
-        Checkpoints of a pruned model go into the folder `_recovery` of the output folder.
+        Checkpoints of a pruned model go into the folder `_recovery` of the output folder. The training of a pruned
+        model keeps the best weights on examples that are held out, be it those from before (`recovery_check`).
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint to resume from. `True` takes the newest
@@ -119,7 +122,8 @@ class HapTrainerMixin(PruningMixin):
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
             try:
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+                with watched(self, config, super().compute_loss):
+                    return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False  # Trainer leaves it set where a training fails or is interrupted.
 

@@ -1,0 +1,123 @@
+"""Watches a recovery: measures it on examples that it does not see, and undoes it where it does not help."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging
+
+from ..efficiency import evaluating
+from .best_state import BestState
+from .config import HapConfig
+from .held_out import MOST, split
+from .pruning import PreparedBatches
+
+
+logger = logging.get_logger(__name__)
+
+# Share of a recovery's passes that measuring may take, and how often it is measured at least and at most.
+COST, FEWEST, MOST_CHECKS = 0.03, 2, 20
+# In forward passes, a training step (forward, backward, dense model), and measuring (both models).
+TRAINING_PASSES, MEASURING_PASSES = 4, 2
+SHARDED = (
+    "The recovery is not watched: weights that are shared out to processes cannot be kept. Compare the metrics before "
+    "and after train()."
+)
+DISTANCE = "the distance to the dense model on examples that were held out"
+UNDONE = (
+    "The recovery did not help and is undone: by {goal}, no weights of the {model} were better than those from before "
+    "train(), which are back in place. Train longer or with another recovery_learning_rate, or leave the recovery out."
+)
+
+
+@contextmanager
+def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., Any]) -> Iterator[None]:
+    """Watches the training inside the context, and puts the best weights back at its end.
+
+    Where the training arguments ask for the best model (`load_best_model_at_end`), their metric decides, and the
+    weights from before the training are put back if those of no checkpoint are better. Otherwise the distance to the
+    dense model does, or the loss of the labels where there is no dense model.
+
+    Args:
+        trainer (`HapTrainerMixin`): The trainer.
+        config (`HapConfig`, *optional*): Its configuration. Without it nothing is watched.
+        compute_loss (`Callable`): That of the class that the mixin extends.
+    """
+    if config is None or config.recovery_check == "none":
+        yield
+        return
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning(SHARDED)
+        yield
+        return
+    whole, best, folder = trainer.train_dataset, trainer.args.load_best_model_at_end, Path(trainer.args.output_dir)
+    rest, held_out = (whole, None) if best else split(trainer, config)
+    if best:
+        kept = BestState(partial(_badness, trainer), lambda steps: 0, folder)
+    else:
+        examples = trainer.eval_dataset if config.recovery_check == "eval" else held_out
+        measure = partial(_distance, trainer, compute_loss, _batches(trainer, examples))
+        kept = BestState(measure, partial(_checks, trainer, examples), folder)
+    trainer.callback_handler.callbacks.insert(0, kept)  # Others shall find the best weights when training ends.
+    trainer.train_dataset = rest
+    try:
+        yield
+    finally:
+        trainer.train_dataset = whole
+        trainer.remove_callback(kept)
+    _report(trainer, kept)
+
+
+def _badness(trainer: Any, state: TrainerState) -> float:
+    """The metric of the best model so far, or of the model before the training; the lower the better."""
+    name, value = trainer.args.metric_for_best_model, state.best_metric
+    if value is None:
+        phase, trainer._phase = trainer._phase, "pruned"  # Of which model these are the metrics.
+        try:
+            metrics = trainer.evaluate()
+        finally:
+            trainer._phase = phase
+        value = metrics[name if name.startswith("eval_") else f"eval_{name}"]
+    return -value if trainer.args.greater_is_better else value
+
+
+def _batches(trainer: Any, examples: Any) -> Iterable[dict[str, Any]]:
+    """Batches of the examples to watch on, or of training examples where there are none."""
+    loader = trainer._scoring_loader(MOST) if examples is None else trainer.hooks.loader(examples, MOST)
+    return PreparedBatches(loader, lambda batch: [trainer._prepare_inputs(batch)])
+
+
+def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Iterable[dict[str, Any]], *_: Any) -> float:
+    """The mean distance to the dense model over the batches, which processes share."""
+    accelerator, total = trainer.accelerator, torch.zeros(2, dtype=torch.float64)
+    # Loaders draw a seed, which the order of training batches must not depend on.
+    with evaluating(trainer.model), torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
+        for place, batch in enumerate(batches):
+            if place % accelerator.num_processes == accelerator.process_index:
+                total[0] += trainer.hooks.distance_to_dense(compute_loss, trainer.model, batch).item()
+                total[1] += 1
+    found, count = accelerator.reduce(total.float().to(trainer.args.device), "sum").tolist()
+    trainer.log({"hap_distance": found / count})
+    return found / count
+
+
+def _checks(trainer: Any, examples: Any, steps: int) -> int:
+    """How often to measure within so many steps: so often that it takes a small share of their time."""
+    args = trainer.args
+    trained = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    measured = min(len(cast(Sized, examples)), MOST) if hasattr(examples, "__len__") else MOST
+    wanted = COST * TRAINING_PASSES * trained / (MEASURING_PASSES * measured)
+    return min(max(FEWEST, math.floor(wanted)), MOST_CHECKS)
+
+
+def _report(trainer: Any, kept: BestState) -> None:
+    """Notes for the card what recovery brought, and tells if it was undone."""
+    trainer.results["recovery"] = {"before": kept.before, "after": kept.best, "step": kept.step}
+    if kept.step == 0:
+        goal = trainer.args.metric_for_best_model if trainer.args.load_best_model_at_end else DISTANCE
+        logger.warning(UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal))

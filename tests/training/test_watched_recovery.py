@@ -1,0 +1,246 @@
+"""A recovery is watched on examples that it does not see, and never ends worse than it began."""
+
+import copy
+
+import pytest
+import torch
+from datasets import IterableDataset
+from tiny import make_model
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from trainers import Rows, make_trainer
+from transformers import TrainerCallback
+
+from hap_transformers import HapConfig, HapTrainer
+from hap_transformers.training import best_state, watching
+from hap_transformers.training.best_state import BEST_STATE
+from hap_transformers.training.held_out import set_aside
+
+
+ROWS = Rows(60)
+HELD_OUT = 3  # A twentieth.
+CONFIG = {"ratio": 0.5, "max_examples": 8, "distillation": 1.0}
+HARMS, HELPS = 1.0, 1e-3
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Notes(TrainerCallback):
+    """Notes the weights after every step and at the end, and interrupts a training at a step."""
+
+    def __init__(self, stop=0):
+        self.stop, self.after, self.ended = stop, {}, None
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.after[state.global_step] = copy.deepcopy(model.state_dict())
+        if state.global_step == self.stop:
+            raise Interrupted
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        self.ended = copy.deepcopy(model.state_dict())
+
+
+def pruned_trainer(folder, learning_rate=HELPS, notes=None, config=(), **arguments):
+    """A trainer of a pruned model; its `before` are the weights that pruning left, its `notes` of the recovery."""
+    hap_config = HapConfig(**{**CONFIG, "recovery_learning_rate": learning_rate, **dict(config)})
+    model = make_model(dtype=torch.float32)
+    trainer = make_trainer(folder, model=model, rows=ROWS, hap_config=hap_config, watched=True, **arguments)
+    trainer.prune()
+    with torch.no_grad():  # There shall be something to recover.
+        trainer.model.classifier.weight.add_(0.5)
+        trainer.model.classifier.weight[0].sub_(1.0)
+    trainer.before = copy.deepcopy(trainer.model.state_dict())
+    trainer.notes = notes or Notes()
+    trainer.add_callback(trainer.notes)
+    return trainer
+
+
+def same(first, second):
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def divergence(trainer, weights, rows):
+    """That of the dense model's predictions from a model's with some weights."""
+    model = copy.deepcopy(trainer.model).eval()
+    model.load_state_dict(weights)
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        p, q = (one(**batch).logits.double().softmax(-1) for one in (trainer.teacher.eval(), model))
+    return (p * (p / q).log()).sum(-1).mean().item()
+
+
+def told(trainer):
+    return [entry["hap_distance"] for entry in trainer.state.log_history if "hap_distance" in entry]
+
+
+def test_a_recovery_that_harms_is_undone(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(watching.logger, "warning", heard.append)
+    trainer = pruned_trainer(tmp_path, HARMS)
+    trainer.train()
+    assert same(trainer.before, trainer.model.state_dict())
+    assert not same(trainer.before, trainer.notes.after[15]) and same(trainer.before, trainer.notes.ended)
+    assert trainer.results["recovery"]["step"] == 0 and min(told(trainer)) == told(trainer)[0]
+    assert sum("The recovery did not help and is undone" in words for words in heard) == 1
+
+
+def test_weights_that_are_no_numbers_are_undone(tmp_path):
+    trainer = pruned_trainer(tmp_path)
+    trainer.create_optimizer()
+    compute_loss, steps = trainer.compute_loss, iter(range(99))
+
+    def spoiled(model, inputs, *args, **kwargs):
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        return loss * float("nan") if model.training and next(steps) == 4 else loss
+
+    trainer.compute_loss = spoiled
+    trainer.train()
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_the_distance_is_the_divergence_on_rows_that_are_held_out(tmp_path):
+    trainer = pruned_trainer(tmp_path, num_train_epochs=4)
+    trainer.train()
+    _, held_out = set_aside(ROWS, trainer.args.seed)
+    rows = [held_out[place] for place in range(len(held_out))]
+    assert len(rows) == HELD_OUT
+    found, after = told(trainer), {0: trainer.before, **trainer.notes.after}
+    measured = [0, 15, 30, 45, 60]  # Four times 15 steps take 33 times the passes of measuring once.
+    assert [entry["step"] for entry in trainer.state.log_history if "hap_distance" in entry] == measured
+    for step, value in zip(measured, found, strict=True):
+        assert divergence(trainer, after[step], rows) == pytest.approx(value, rel=1e-4)
+    recovery = trainer.results["recovery"]
+    assert recovery == {"before": found[0], "after": min(found), "step": measured[found.index(min(found))]}
+    assert min(found) < found[0] and same(after[recovery["step"]], trainer.model.state_dict())
+
+
+def test_neither_refit_nor_recovery_see_them(tmp_path):
+    seen = []
+
+    class Noting(HapTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.extend(inputs["input_ids"].tolist())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    trainer = pruned_trainer(tmp_path, trainer_class=Noting, config={"refit_examples": 99})
+    refitted = [ids for batch in trainer._refit_batches(99) for ids in batch["input_ids"].tolist()]
+    trainer.train()
+    rest, held_out = set_aside(ROWS, trainer.args.seed)
+    hidden = [held_out[place]["input_ids"].tolist() for place in range(HELD_OUT)]
+    assert len(seen) == len(refitted) == len(rest) == 57
+    assert not any(ids in seen or ids in refitted for ids in hidden)
+    assert trainer.train_dataset is ROWS
+
+
+def test_the_best_weights_are_those_of_the_lowest_value(tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(watching, "_distance", lambda *args: next(values))
+    trainer = pruned_trainer(tmp_path)
+    trainer.train()
+    assert trainer.results["recovery"] == {"before": 3.0, "after": 1.0, "step": 8}
+    assert same(trainer.notes.after[8], trainer.model.state_dict())
+    assert same(trainer.notes.after[8], trainer.notes.ended)  # What other callbacks save or share.
+
+
+@pytest.mark.parametrize("best_step", [0, 8])
+def test_a_resumed_recovery_keeps_the_best_weights(tmp_path, monkeypatch, best_step):
+    """They are from before the interruption."""
+    values = {0: 2.0, 8: 3.0, 15: 4.0, best_step: 1.0}
+    monkeypatch.setattr(watching, "_distance", lambda trainer, *args: values[trainer.state.global_step])
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    cut = pruned_trainer(tmp_path, notes=Notes(stop=12), **saving)
+    with pytest.raises(Interrupted):
+        cut.train()
+    best = cut.notes.after.get(best_step, cut.before)
+    again = pruned_trainer(tmp_path, **saving)
+    again.train(resume_from_checkpoint=True)
+    assert sorted(again.notes.after) == [11, 12, 13, 14, 15]
+    assert again.results["recovery"] == {"before": values[0], "after": 1.0, "step": best_step}
+    assert same(best, again.model.state_dict())
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_bytes(b"rubbish")])
+def test_a_resumption_without_them_says_so(tmp_path, monkeypatch, spoil):
+    heard = []
+    monkeypatch.setattr(best_state.logger, "warning", heard.append)
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    with pytest.raises(Interrupted):
+        pruned_trainer(tmp_path, notes=Notes(stop=7), **saving).train()
+    spoil(tmp_path / "_recovery" / BEST_STATE)
+    again = pruned_trainer(tmp_path, **saving)
+    again.train(resume_from_checkpoint=True)
+    assert len(heard) == 1 and "cannot return to weights from before it" in heard[0]
+    assert again.results["recovery"]["step"] >= 5
+
+
+@pytest.mark.parametrize("greater", [True, False])
+@pytest.mark.parametrize("dense_is_best", [True, False])
+def test_the_best_model_of_the_training_arguments(tmp_path, greater, dense_is_best):
+    """Their metric decides between their best checkpoint and the weights from before."""
+    told = iter([3.0 if dense_is_best else 0.0, 1.0, 2.0, 1.0])
+    trainer = pruned_trainer(
+        tmp_path,
+        load_best_model_at_end=True,
+        metric_for_best_model="told",
+        greater_is_better=greater,
+        **{"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5},
+    )
+    trainer.compute_metrics = lambda prediction: {"told": next(told) * (1 if greater else -1)}
+    trainer.train()
+    best = trainer.before if dense_is_best else trainer.notes.after[10]
+    assert same(best, trainer.model.state_dict()) and same(best, trainer.notes.ended)
+    assert trainer.results["recovery"]["step"] == (0 if dense_is_best else 15)
+    assert abs(trainer.results["metrics"]["pruned"]["told"]) == (3.0 if dense_is_best else 0.0)
+
+
+def test_judged_by_the_evaluation_set_or_not_at_all(tmp_path):
+    trainer = pruned_trainer(tmp_path, config={"recovery_check": "eval"})
+    trainer.train()
+    assert told(trainer)[0] == pytest.approx(divergence(trainer, trainer.before, Rows(8).rows), rel=1e-4)
+    trainer = pruned_trainer(tmp_path, HARMS, config={"recovery_check": "none"})
+    trainer.train()
+    assert same(trainer.notes.after[15], trainer.model.state_dict()) and not told(trainer)
+    with pytest.raises(ValueError, match="choose from 'held_out', 'eval', 'none'"):
+        HapConfig(recovery_check="validation")
+    for given, words in ((None, "has no eval_dataset"), ({"a": ROWS, "b": ROWS}, "has 2 evaluation sets")):
+        with pytest.raises(ValueError, match=f"recovery_check='eval'.*{words}"):
+            HapTrainer(make_model(), eval_dataset=given, hap_config=HapConfig(recovery_check="eval"))
+
+
+def test_without_a_dense_model_the_loss_of_the_labels_judges(tmp_path):
+    trainer = pruned_trainer(tmp_path, config={"distillation": 0.0})
+    assert trainer.teacher is None
+    trainer.train()
+    _, held_out = set_aside(ROWS, trainer.args.seed)
+    batch = {name: torch.stack([row[name] for row in held_out]) for name in held_out[0]}
+    trainer.model.load_state_dict(trainer.before)
+    logits = trainer.model.eval()(**{n: v for n, v in batch.items() if n != "labels"}).logits
+    assert told(trainer)[0] == pytest.approx(F.cross_entropy(logits, batch["labels"]).item(), rel=1e-5)
+
+
+def test_a_sampler_of_ones_own_draws_from_all_rows(tmp_path):
+    class Own(HapTrainer):
+        def _get_train_sampler(self, *args):
+            return torch.utils.data.SequentialSampler(range(60))
+
+    trainer = pruned_trainer(tmp_path, trainer_class=Own)
+    trainer.train()
+    assert trainer.state.global_step == 15 and trainer.results["recovery"]["after"] <= told(trainer)[0]
+
+
+def test_a_twentieth_at_most_512(tmp_path):
+    for size, count in ((19, None), (20, 1), (60, 3), (10240, 512), (90000, 512)):
+        rest, held_out = set_aside(range(size), seed=4)
+        if count is None:
+            assert held_out is None and rest == range(size)
+            continue
+        assert (len(rest), len(held_out)) == (size - count, count) and type(rest) is type(held_out) is Subset
+        assert sorted([*rest, *held_out]) == list(range(size))
+        assert list(set_aside(range(size), seed=4)[1]) == list(held_out) != list(set_aside(range(size), seed=5)[1])
+    rest, held_out = set_aside({"a": range(40), "b": range(60)}, seed=0)
+    assert {name: len(part) for name, part in held_out.items()} == {"a": 2, "b": 3} and len(rest["b"]) == 57
+    assert set_aside({"a": range(40), "b": range(9)}, seed=0)[1] is None
+    stream = IterableDataset.from_generator(lambda: iter([{"a": 1}] * 99))
+    assert set_aside(stream, seed=0) == (stream, None)
