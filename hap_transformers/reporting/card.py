@@ -20,6 +20,7 @@ from .wording import (
     loading_code,
     metric_cells,
     metric_names,
+    recovery_in_words,
 )
 
 
@@ -113,6 +114,7 @@ def make_model_card(
         metric_names=[name.replace("|", "\\|") for name in metric_names(metrics)],
         has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),
         fidelity=fidelity_rows(results),
+        recovery=recovery_in_words(results),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
         pictures=pictures or {},
         version=__version__,

@@ -14,7 +14,16 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
 from .costs import cost_rows
-from .wording import budget_in_words, enumerated, fidelity_rows, label_of, loading_code, metric_names, slowness
+from .wording import (
+    budget_in_words,
+    enumerated,
+    fidelity_rows,
+    label_of,
+    loading_code,
+    metric_names,
+    recovery_in_words,
+    slowness,
+)
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -88,6 +97,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         metrics=_metrics(results),
         costs=cost_rows(results),
         fidelity=fidelity_rows(results),
+        recovery=recovery_in_words(results),
         loading=loading_code(results.get("loader", LOADER), name),
         warning=slowness(results),
         budget=budget_in_words(results["hap_config"]["budget"]),

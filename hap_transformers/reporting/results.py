@@ -56,6 +56,7 @@ def collect_results(
         "model": model,
         "metrics": trainer.results["metrics"],
         "intervals": trainer.results.get("intervals", {}),
+        "recovery": trainer.results.get("recovery"),
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
         "components": _components(models),
         "head_ranks": head_ranks(models["pruned"]),

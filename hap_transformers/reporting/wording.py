@@ -75,6 +75,18 @@ def fidelity_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(label, f"{same:.4f}", f"{found[name]:.4f}") for name, (label, same) in FIDELITY.items() if name in found]
 
 
+def recovery_in_words(results: Mapping[str, Any]) -> str | None:
+    """What became of the last recovery, if it was watched."""
+    watched = results.get("recovery")
+    if watched is None:
+        return None
+    if watched["step"] == 0:
+        return "The recovery of the pruned model did not help and was undone."
+    return (
+        f"The pruned model was trained again. Its weights are those of step {watched['step']:,}, which were the best."
+    )
+
+
 def loading_code(loader: str, path: str) -> str:
     """Python that loads a model: `from_pretrained` of Transformers, or the classes of Sentence Transformers.
 

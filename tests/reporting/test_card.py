@@ -22,6 +22,14 @@ def make_card(tmp_path, **settings):
     return ModelCard.load(tmp_path / "README.md")
 
 
+def test_what_became_of_the_recovery(tmp_path):
+    watched = {"before": 0.2, "after": 0.1, "step": 1200}
+    text = make_card(tmp_path, results={**RESULTS, "recovery": watched}).text
+    assert "Its weights are those of step 1,200, which were the best. `config.json`" in text
+    text = make_card(tmp_path, results={**RESULTS, "recovery": {**watched, "step": 0}}).text
+    assert "did not help and was undone. `config.json`" in text and "was fine-tuned again" not in text
+
+
 def test_card(tmp_path):
     card = make_card(
         tmp_path, base_model="org/tiny", dataset="mrpc", results=RESULTS, model_name="small", tags=["glue"]
