@@ -63,7 +63,10 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     first, second = results(tmp_path / "run")
     removed, basis = first["agreed"]["plan"]
     assert basis and removed["value_dims"] and removed["query_key_dims"]
-    assert first["agreed"] == second["agreed"] and first["agreed"]["pruned"] != first["agreed"]["recovered"]
+    agreed = first["agreed"]
+    assert agreed == second["agreed"] and agreed["pruned"] != agreed["recovered"]
+    assert agreed["recovery"]["after"] < agreed["recovery"]["before"]
+    assert agreed["undone"] and agreed["at last"] == agreed["recovered"]
     assert first["written"] and not second["written"]
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
 

@@ -93,11 +93,18 @@ def prune(folder: Path) -> dict:
     trainer.train()
     trainer.save_model(str(folder / "dense"))
     plan = trainer.prune()
+    with torch.no_grad():  # There shall be something to recover.
+        trainer.model.classifier.weight[0].sub_(1.0)
     pruned = digest(trainer.model)
     trainer.train()
+    agreed = {"plan": [plan.removed, plan.basis], "pruned": pruned, "recovered": digest(trainer.model)}
+    agreed["recovery"] = trainer.results["recovery"]
+    trainer.hap_config.recovery_learning_rate = 1e6
+    trainer.optimizer = None  # It would keep its learning rate.
+    trainer.train()
+    agreed |= {"undone": trainer.results["recovery"]["step"] == 0, "at last": digest(trainer.model)}
     trainer.save_model()
     trainer.create_model_card()
-    agreed = {"plan": [plan.removed, plan.basis], "pruned": pruned, "recovered": digest(trainer.model)}
     return {"agreed": agreed, "written": len(written)}
 
 
