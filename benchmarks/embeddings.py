@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
+from glue_scripts.compare_glue.base_models import BASE_MODELS
 from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, reconstruct
 from hap_transformers.alignment.align_heads import align_heads
 from hap_transformers.efficiency import count_encoder_parameters
 
 from .embeddings_cells import DENSE, EXAMPLES, Cell, Key, append_cell, dense_key, keys_of
-from .embeddings_data import MODELS, Batches, Encoder, HeldOut, calibration_sentences
+from .embeddings_data import Batches, Encoder, HeldOut, calibration_sentences
 from .embeddings_methods import METHODS
 from .embeddings_quality import measure
 from .embeddings_recovery import recover
@@ -41,7 +42,7 @@ class Arguments:
     data_dir: str = "../shared/glue"
     output: str = str(HERE / "embeddings.jsonl")
     cache: str = field(default="build/embeddings", metadata={"help": "Where downloaded models are unpacked."})
-    models: list[str] = field(default_factory=lambda: list(MODELS))
+    models: list[str] = field(default_factory=lambda: list(BASE_MODELS))
     grids: list[str] = field(default_factory=lambda: ["default", "sizes", "main", "elsewhere", "rates", "recovered"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     bf16: bool = field(default=False, metadata={"help": "Score, refit and embed in bf16."})

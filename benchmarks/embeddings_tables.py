@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
+from glue_scripts.compare_glue.base_models import BASE_MODELS
+
 from .embeddings_cells import (
     DENSE,
     ELSEWHERE,
@@ -16,7 +18,6 @@ from .embeddings_cells import (
     Key,
     dense_key,
 )
-from .embeddings_data import MODELS
 from .embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
 
 
@@ -42,7 +43,7 @@ Cells = dict[Key, Cell]
 def sections(cells: Cells) -> dict[str, str]:
     """The texts between the marks of `docs/embeddings.md`."""
     models = [key.model for key in cells if key.method == DENSE]
-    open_ones = [model for model in MODELS if model not in models]
+    open_ones = [model for model in BASE_MODELS if model not in models]
     found = {f"{name} of {model}": OPEN for model in open_ones for name in NAMES}
     found |= {f"{name} of {model}": text for model in models for name, text in of_model(cells, model).items()}
     found["refit"] = "\n\n".join(sizes_table(cells, models[0], text) for text in (HOME, ELSEWHERE))
@@ -143,7 +144,7 @@ def targets_text(cells: Cells, models: Iterable[str]) -> str:
 def summary(cells: Cells, ratios: Sequence[float] = (0.6, 0.8, 0.9)) -> str:
     """One sentence a model: what the default method and whole heads keep, without training."""
     lines = []
-    for model in MODELS:
+    for model in BASE_MODELS:
         found = {
             method: [_of_seeds(cells, Key(model, method, HOME, ratio, 0)) for ratio in ratios]
             for method in (DEFAULT, WHOLE_HEADS)

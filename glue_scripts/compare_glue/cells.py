@@ -17,6 +17,7 @@ PHASES = ("pruned", "recovered")
 class Key(NamedTuple):
     """The fields that tell one cell from another."""
 
+    model: str
     task: str
     method: str
     budget: str
@@ -25,9 +26,9 @@ class Key(NamedTuple):
     fold: bool
 
     @property
-    def job(self) -> tuple[str, int]:
-        """Task and seed: all cells of a job start from one dense model."""
-        return self.task, self.seed
+    def job(self) -> tuple[str, str, int]:
+        """Base model, task and seed: all cells of a job start from one dense model."""
+        return self.model, self.task, self.seed
 
 
 def read_cells(file: Path, key: type[NamedTuple] = Key) -> dict[Any, Cell]:
@@ -89,13 +90,15 @@ def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
     """Returns methods and tasks in the order of their cells, and ratios in rising order, without 0.
 
     Raises:
-        ValueError: If cells have several budgets, if only some are of a fold, or if cells of one task and seed start
-            from several dense models.
+        ValueError: If cells have several base models or budgets, if only some are of a fold, or if cells of one task
+            and seed start from several dense models.
     """
     cells = list(cells)
-    kinds = {(cell["budget"], cell["fold"]) for cell in cells}
+    kinds = {(cell["model"], cell["budget"], cell["fold"]) for cell in cells}
     if len(kinds) > 1:
-        raise ValueError(f"Cells of several budgets or folds, {sorted(kinds)}, cannot share a table; pick one kind.")
+        raise ValueError(
+            f"Cells of several models, budgets or folds, {sorted(kinds)}, cannot share a table; pick one kind."
+        )
     dense: dict[tuple[str, int], dict[str, float]] = {}
     for cell in cells:
         if dense.setdefault((cell["task"], cell["seed"]), cell["dense"]) != cell["dense"]:

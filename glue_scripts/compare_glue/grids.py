@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from .base_models import BASE_MODELS, MINILM
 from .cells import Cell, Key, read_cells
 from .methods import CONTROL, DEFAULT, METHODS, PAPER
 from .settings import SETTINGS
@@ -19,9 +20,10 @@ class Grid:
         ratios (`list[float]`): Shares of the budget to remove.
         seeds (`list[int]`): Seeds. For each seed, every method starts from the same dense model.
         budget (`str`, *optional*, defaults to `"params"`): `"params"` of the encoder, or `"heads"`.
+        model (`str`, *optional*): A name in `BASE_MODELS`.
 
     Raises:
-        ValueError: If a task, method or budget is unknown, or a ratio is not a share.
+        ValueError: If a model, task, method or budget is unknown, or a ratio is not a share.
     """
 
     tasks: list[str]
@@ -29,8 +31,11 @@ class Grid:
     ratios: list[float]
     seeds: list[int]
     budget: str = "params"
+    model: str = MINILM
 
     def __post_init__(self):
+        if self.model not in BASE_MODELS:
+            raise ValueError(f"Unknown model '{self.model}'; choose one of {', '.join(BASE_MODELS)}.")
         unknown = [name for name in self.methods if name not in METHODS]
         unknown += [name for name in self.tasks if name not in SETTINGS]
         if unknown:
@@ -43,7 +48,7 @@ class Grid:
     def keys(self, fold: bool = False) -> list[Key]:
         """Returns the keys of all cells, seed by seed, so that a run that is cut short has whole seeds."""
         return [
-            Key(task, method, self.budget, ratio, seed, fold)
+            Key(self.model, task, method, self.budget, ratio, seed, fold)
             for seed, task, method in product(self.seeds, self.tasks, self.methods)
             for ratio in ([0.0] if method == CONTROL else self.ratios)
         ]

@@ -4,6 +4,7 @@ import copy
 import time
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +21,23 @@ from transformers import (
 from hap_transformers import HapConfig, HapTrainer, Sensitivity
 from hap_transformers.components.groups import find_groups, of_kind
 from hap_transformers.components.releases import GROUPED_BY_LENGTH
-from hap_transformers.data.demo import demo_model_path
 from hap_transformers.data.metrics import quality_metrics
 from hap_transformers.data.tasks import load_task
 from hap_transformers.efficiency import bf16_is_fast
+from hap_transformers.reporting.ranks import head_ranks
 
+from .base_models import BASE_MODELS, MINILM
 from .cells import Cell
 from .folds import split_fold
-from .methods import METHODS
+from .methods import METHODS, Score
 from .remembered_teacher import remember_logits
 from .settings import (
     COMPONENTS,
-    LEARNING_RATE,
     MAX_LENGTH,
     RECOVERY_LEARNING_RATE,
     RECOVERY_STEPS,
     REFIT_EXAMPLES,
+    SCORES,
     SETTINGS,
     WARMUP_STEPS,
 )
@@ -50,12 +52,17 @@ class Job:
         data_dir (`str`): Folder with `TASK/{train,validation}.parquet`.
         output_dir (`str` or `Path`): Folder of dense models and scores.
         fold (`bool`, *optional*, defaults to `False`): Whether to evaluate on a held-out part of the training split.
+        model (`str`, *optional*): A name in `BASE_MODELS`.
     """
 
-    def __init__(self, task: str, seed: int, data_dir: str, output_dir: str | Path, fold: bool = False):
+    def __init__(
+        self, task: str, seed: int, data_dir: str, output_dir: str | Path, fold: bool = False, model: str = MINILM
+    ):
         self.name, self.seed, self.fold, self.setting = task, seed, fold, SETTINGS[task]
-        self.output_dir, self.folder = Path(output_dir), f"{task}-{seed}{'-fold' * fold}"
-        self.tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+        self.model, self.output_dir = model, Path(output_dir)
+        self.folder = Path(model) / f"{task}-{seed}{'-fold' * fold}"
+        self.base = BASE_MODELS[model].folder(self.output_dir / "downloads")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.task = load_task(task, data_dir)
         data = self.task.tokenize(self.tokenizer, MAX_LENGTH)
         train = data["train"].shuffle(seed=0)  # The same examples for all seeds.
@@ -74,9 +81,7 @@ class Job:
         folder = self.output_dir / "dense" / self.folder
         if not (folder / "config.json").exists():
             set_seed(self.seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                demo_model_path(), num_labels=self.task.num_labels
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(self.base, num_labels=self.task.num_labels)
             self._trainer(model, epochs=self.setting.epochs).train()
             unfinished = folder.with_name(folder.name + ".unfinished")
             model.save_pretrained(unfinished)
@@ -97,16 +102,27 @@ class Job:
         """The task's metrics of a model."""
         return self._measure(self._trainer(model))
 
-    def scores(self, method: str) -> Sensitivity:
-        """Loads the dense model's scores by a method; scores it first, if they are not on disk."""
-        file = self.output_dir / "scores" / self.folder / f"{method}.safetensors"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            trainer = self._trainer(self.dense(), HapConfig(method=method, components=COMPONENTS))
-            unfinished = file.with_suffix(".unfinished")
-            trainer.estimate_sensitivity().save(unfinished)
-            unfinished.rename(file)
-        return Sensitivity.load(file)
+    def scored(self, score: Score) -> tuple[PreTrainedModel, Sensitivity]:
+        """Loads the dense model and its scores; scores it first, if they are not on disk.
+
+        Where dimensions of heads are scored, heads are aligned, and the model is one of the same outputs.
+
+        Args:
+            score (`Score`): The scoring method, and the kinds that are scored.
+        """
+        folder = self.output_dir / "scores" / self.folder / score.name
+        if not folder.exists():
+            trainer = self._trainer(self.dense(), HapConfig(method=score.method, components=score.components))
+            unfinished = folder.with_name(folder.name + ".unfinished")
+            unfinished.mkdir(parents=True, exist_ok=True)
+            sensitivity = trainer.estimate_sensitivity()
+            sensitivity.save(unfinished / SCORES)
+            if sensitivity.basis:
+                trainer.model.save_pretrained(unfinished)
+            unfinished.rename(folder)
+        sensitivity = Sensitivity.load(folder / SCORES)
+        model = AutoModelForSequenceClassification.from_pretrained(folder) if sensitivity.basis else self.dense()
+        return model, sensitivity
 
     def run(self, name: str, budget: str, ratio: float, recover: bool = True) -> Cell:
         """Prunes the dense model by a method and recovers it.
@@ -120,16 +136,23 @@ class Job:
         Returns:
             `dict[str, Any]`: The cell, as it is written to `cells.jsonl`.
         """
-        method, dense = METHODS[name], self.dense()
+        method = METHODS[name]
         changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES}
         # All methods train on all examples, and are measured after the last step.
         changes |= {"recovery_learning_rate": RECOVERY_LEARNING_RATE, "recovery_check": "none"}
         if budget not in COMPONENTS:
-            changes["components"] = COMPONENTS
+            changes["components"] = method.components
+        dense, sensitivity = self.scored(method.score)
         trainer = self._trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))
-        cell = {"task": self.name, "method": name, "budget": budget, "ratio": ratio, "seed": self.seed}
+        cell = {
+            "model": self.model,
+            "task": self.name,
+            "method": name,
+            "budget": budget,
+            "ratio": ratio,
+            "seed": self.seed,
+        }
         cell |= {"fold": self.fold, "bf16": bf16_is_fast(), "dense": self.dense_metrics}
-        sensitivity = self.scores(method.score)
         set_seed(self.seed)
         start = time.perf_counter()
         trainer.prune(method.plan(trainer, sensitivity))
@@ -157,7 +180,7 @@ class Job:
             duration = {"max_steps": RECOVERY_STEPS, "warmup_steps": RECOVERY_STEPS // 10}
         args = TrainingArguments(
             output_dir=str(self.output_dir / "trainer"),
-            learning_rate=LEARNING_RATE,
+            learning_rate=BASE_MODELS[self.model].learning_rate,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=64,
             seed=self.seed,
@@ -187,13 +210,19 @@ class Job:
         return {name: round(value, 5) for name, value in quality_metrics(trainer.evaluate()).items()}
 
 
-def _kept(model: PreTrainedModel, num_layers: int) -> dict[str, list[int]]:
-    """Heads, neurons and ranks of implants that each layer has left; dropped layers have none."""
-    heads, neurons = (of_kind(find_groups(model), kind) for kind in ("heads", "neurons"))
+def _kept(model: PreTrainedModel, num_layers: int) -> dict[str, Any]:
+    """What each layer has left: heads, neurons, ranks of implants, and ranks of heads if these got any.
+
+    Dropped layers have none.
+    """
+    ranks, groups = head_ranks(model), find_groups(model)
+    heads = [sum(rank > 0 for rank in layer) for layer in ranks.get("value_dims", ())]
+    neurons = of_kind(groups, "neurons")
     kept = {
-        "heads": [group.num_components for group in heads],
+        "heads": heads or [group.num_components for group in of_kind(groups, "heads")],
         "neurons": [group.num_components - group.implant_rank for group in neurons],
         "implants": [group.implant_rank for group in neurons],
     }
     dropped = [0] * (num_layers - len(neurons))  # Only ever from the top.
-    return {name: counts + dropped for name, counts in kept.items()}
+    found: dict[str, Any] = {name: counts + dropped for name, counts in kept.items()}
+    return {**found, "ranks": ranks} if ranks else found

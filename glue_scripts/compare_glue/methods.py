@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hap_transformers import HapConfig, HapTrainer, PruningPlan, Sensitivity, plan_pruning
 from hap_transformers.components.groups import find_groups
 
+from .settings import COMPONENTS
 from .torch_pruning_plan import torch_pruning_plan
 
 
@@ -68,6 +69,19 @@ def nothing(trainer: HapTrainer, sensitivity: Sensitivity) -> PruningPlan:
 
 
 @dataclass
+class Score:
+    """A scoring method, and the kinds that are scored."""
+
+    method: str
+    components: list[str]
+
+    @property
+    def name(self) -> str:
+        """What the files of the scores are named after."""
+        return "-".join([self.method, *self.components])
+
+
+@dataclass
 class Method:
     """A way to prune.
 
@@ -75,16 +89,18 @@ class Method:
         config (`dict[str, Any]`): Fields of `HapConfig` that differ from the defaults, other than the ratio.
         plan (`Callable`): Plans from a trainer and the scores of its model by `config`'s method.
         finish (`Callable`): Changes the pruned model before it recovers.
+        components (`list[str]`): Kinds that may go.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     plan: Callable[[HapTrainer, Sensitivity], PruningPlan] = configured
     finish: Callable[[PreTrainedModel], None] = lambda model: None
+    components: list[str] = field(default_factory=lambda: list(COMPONENTS))
 
     @property
-    def score(self) -> str:
-        """Name of the scoring method."""
-        return HapConfig(**self.config).method
+    def score(self) -> Score:
+        """How the dense model is scored."""
+        return Score(HapConfig(**self.config).method, self.components)
 
 
 PAPER_CONFIG = {
@@ -95,9 +111,11 @@ PAPER_CONFIG = {
 DEFAULT = "kronecker + refit"
 PAPER = "HAP (Yu et al.)"
 CONTROL = "nothing removed"
+DIMENSIONS = "kronecker + refit, dimensions"
 
 METHODS = {
     DEFAULT: Method(),
+    DIMENSIONS: Method(components=["query_key_dims", "value_dims", "neurons"]),
     "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
     "gradient, neurons normalized": Method({"method": "gradient", "refit": False}, same_share_normalized),
     "gradient, floor and refit": Method({"method": "gradient"}),

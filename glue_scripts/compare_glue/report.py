@@ -8,6 +8,7 @@ from .cells import PHASES, Cell, axes_of, write_csv
 from .latency import measure_latencies
 from .methods import DEFAULT, METHODS
 from .plots import plot_gains, plot_kept, plot_latency, plot_rank_correlations
+from .settings import COMPONENTS, SCORES
 from .table import differences_table, seconds_table, table
 
 
@@ -38,13 +39,18 @@ def write_report(name: str, cells: list[Cell], folder: Path) -> str:
 
 
 def _load_scores(cells: list[Cell], folder: Path) -> dict[str, list[Sensitivity]]:
-    """Scores by scoring method, of the tasks and seeds that have all of them; a grid cut short may have none."""
+    """Scores of heads and neurons by scoring method, of the tasks and seeds that have all of them.
+
+    A grid cut short may have none.
+    """
     methods, tasks, _ = axes_of(cells)
-    names = list(dict.fromkeys(METHODS[method].score for method in methods))
+    scores = [METHODS[method].score for method in methods]
+    named = {score.method: score.name for score in scores if score.components == COMPONENTS}
     end = "-fold" if any(cell["fold"] for cell in cells) else ""
+    folder = folder / cells[0]["model"]
     jobs = [f"{task}-{seed}{end}" for task in tasks for seed in sorted({cell["seed"] for cell in cells})]
-    files = [[folder / job / f"{name}.safetensors" for name in names] for job in jobs]
+    files = [[folder / job / name / SCORES for name in named.values()] for job in jobs]
     whole = [of_job for of_job in files if all(file.exists() for file in of_job)]
     if not whole:
         return {}
-    return {name: [Sensitivity.load(of_job[i]) for of_job in whole] for i, name in enumerate(names)}
+    return {name: [Sensitivity.load(of_job[i]) for of_job in whole] for i, name in enumerate(named)}

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
+from .base_models import BASE_MODELS, MINILM
 from .cells import Cell, Key, read_cells
 from .grids import ALL_RATIOS, ALL_SEEDS, PRESETS, RIVALS, Grid
 from .job import Job
@@ -23,7 +25,8 @@ class Arguments:
 
     data_dir: str = field(metadata={"help": "Folder with TASK/{train,validation}.parquet."})
     output_dir: str = field(default="outputs/compare", metadata={"help": "Folder of all results."})
-    preset: str | None = field(default=None, metadata={"help": "quick or full, in place of the next five."})
+    preset: str | None = field(default=None, metadata={"help": "quick or full, in place of the next six."})
+    model: str = field(default=MINILM, metadata={"help": f"What is fine-tuned: {', '.join(BASE_MODELS)}."})
     tasks: list[str] = field(default_factory=lambda: list(SETTINGS))
     methods: list[str] = field(default_factory=lambda: list(RIVALS))
     budget: str = field(default="params", metadata={"help": "What ratios are a share of: params or heads."})
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
     (args,) = parser.parse_args_into_dataclasses(arguments)
     if args.preset not in (None, *PRESETS):
         raise ValueError(f"Unknown preset '{args.preset}'; choose one of {', '.join(PRESETS)}.")
-    requested = {"grid": Grid(args.tasks, args.methods, args.ratios, args.seeds, args.budget)}
+    requested = {"grid": Grid(args.tasks, args.methods, args.ratios, args.seeds, args.budget, args.model)}
     grids = PRESETS.get(args.preset, requested)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def _run(args: Arguments, keys: Sequence[Key], file: Path) -> None:
     """Runs the missing cells, for as many tasks and seeds at a time as there are workers."""
     cells = read_cells(file)
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
-    jobs = sorted(dict.fromkeys(key.job for key in missing), key=lambda job: job[1])
+    jobs = sorted(dict.fromkeys(key.job for key in missing), key=lambda job: job[2])
     with make_pool(args.workers) as pool:
         for start in range(0, len(jobs), args.workers):
             current = jobs[start : start + args.workers]
@@ -67,35 +70,36 @@ def _run(args: Arguments, keys: Sequence[Key], file: Path) -> None:
                 same = [cell for key, cell in cells.items() if key.job == job and key.fold == args.fold]
                 _validate_same_dense(job, metrics, same, file)
             todo = [key for key in missing if key.job in current]
-            scores = dict.fromkeys((*key.job, METHODS[key.method].score) for key in todo)
-            list(run_each(pool, _score, "Scores", args, list(scores)))
+            # One method of each way to score.
+            first = {(*key.job, METHODS[key.method].score.name): (*key.job, key.method) for key in reversed(todo)}
+            list(run_each(pool, _score, "Scores", args, list(first.values())[::-1]))
             for cell in run_each(pool, _cell, "Cells", args, [(key,) for key in todo]):
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(cell) + "\n")
 
 
-def _validate_same_dense(job: tuple[str, int], metrics: dict[str, float], cells: list[Cell], file: Path) -> None:
+def _validate_same_dense(job: tuple[str, str, int], metrics: dict[str, float], cells: list[Cell], file: Path) -> None:
     if any(cell["dense"] != metrics for cell in cells):
         raise ValueError(
-            f"'{file}' has cells of {job[0]}, seed {job[1]}, that start from another dense model than the one here. "
+            f"'{file}' has cells of {job[1]}, seed {job[2]}, that start from another dense model than the one here. "
             "One of the two was trained elsewhere or with other settings. Remove those lines, or choose another "
             "--output_dir."
         )
 
 
 @lru_cache(maxsize=2)  # A worker's current job, and one before: their data are tokenized once.
-def _job(task: str, seed: int, data_dir: str, output_dir: str, fold: bool) -> Job:
-    return Job(task, seed, data_dir, output_dir, fold)
+def _job(model: str, task: str, seed: int, data_dir: str, output_dir: str, fold: bool) -> Job:
+    return Job(task, seed, data_dir, output_dir, fold, model)
 
 
-def _dense(args: Arguments, task: str, seed: int) -> tuple[tuple[str, int], dict[str, float]]:
-    return (task, seed), _job(task, seed, args.data_dir, args.output_dir, args.fold).dense_metrics
+def _dense(args: Arguments, *job: Any) -> tuple[tuple[Any, ...], dict[str, float]]:
+    return job, _job(*job, args.data_dir, args.output_dir, args.fold).dense_metrics
 
 
-def _score(args: Arguments, task: str, seed: int, method: str) -> None:
-    _job(task, seed, args.data_dir, args.output_dir, args.fold).scores(method)
+def _score(args: Arguments, model: str, task: str, seed: int, method: str) -> None:
+    _job(model, task, seed, args.data_dir, args.output_dir, args.fold).scored(METHODS[method].score)
 
 
 def _cell(args: Arguments, key: Key) -> Cell:
-    job = _job(key.task, key.seed, args.data_dir, args.output_dir, args.fold)
+    job = _job(*key.job, args.data_dir, args.output_dir, args.fold)
     return job.run(key.method, key.budget, key.ratio, args.recover)

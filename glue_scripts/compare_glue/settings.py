@@ -34,13 +34,15 @@ SETTINGS = {
     "stsb": Setting(None, 2, grouped=False),
 }
 
-# A usual rate for small BERTs. The warmup is for the classifier, whose weights start at random.
-LEARNING_RATE, WARMUP_STEPS = 1e-4, 50
+# The warmup is for the classifier, whose weights start at random.
+WARMUP_STEPS = 50
 # All methods get this same recovery. It is short, as the study has hundreds of cells.
 RECOVERY_LEARNING_RATE, RECOVERY_STEPS = 5e-5, 100
-# Whole heads, so that all methods choose among the same components.
+# Whole heads, so that all methods choose among the same components, but for one that is named after dimensions.
 COMPONENTS = ["heads", "neurons"]
 # All methods refit on the examples that the default method scores.
 REFIT_EXAMPLES = 1024
 # Nearly all examples of these tasks are shorter.
 MAX_LENGTH = 128
+# The file of scores in the folder of a way to score.
+SCORES = "sensitivity.safetensors"

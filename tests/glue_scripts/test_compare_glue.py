@@ -18,12 +18,13 @@ from script_inputs import ROWS, save_model
 from tiny import ROOT, make_batch, make_model
 
 from glue_scripts.compare_glue import job as job_module
-from glue_scripts.compare_glue import latency
+from glue_scripts.compare_glue.base_models import BASE_MODELS, MINILM, MPNET, BaseModel
+from glue_scripts.compare_glue.cells import axes_of
 from glue_scripts.compare_glue.folds import split_fold
 from glue_scripts.compare_glue.grids import PRESETS, Grid
 from glue_scripts.compare_glue.job import Job
 from glue_scripts.compare_glue.latency import structure
-from glue_scripts.compare_glue.methods import CONTROL, DEFAULT, METHODS, PAPER, drop_empty_layers
+from glue_scripts.compare_glue.methods import CONTROL, DEFAULT, DIMENSIONS, METHODS, PAPER, drop_empty_layers
 from glue_scripts.compare_glue.remembered_teacher import remember_logits
 from glue_scripts.compare_glue.run import main
 from glue_scripts.compare_glue.settings import SETTINGS, Setting
@@ -44,8 +45,7 @@ def make_tiny(folder, model_dir, patch):
     features["label"] = ClassLabel(names=["negative", "positive"])
     for split in ("train", "validation"):
         Dataset.from_dict(rows, features=features).to_parquet(folder / "sst2" / f"{split}.parquet")
-    for module in (job_module, latency):
-        patch.setattr(module, "demo_model_path", lambda: str(model_dir))
+    patch.setitem(BASE_MODELS, MINILM, BaseModel(lambda cache: model_dir, 1e-4))
     patch.setitem(SETTINGS, "sst2", Setting(16, 1, held_out=8))
     patch.setattr(job_module, "RECOVERY_STEPS", 2)
     folders = ["--data_dir", str(folder), "--output_dir", str(folder / "out")]
@@ -90,6 +90,9 @@ def test_every_method_once_and_never_again(every_method, monkeypatch, capsys, dr
     dropped = by_method["top layers dropped"]
     assert dropped["heads"][1] == dropped["neurons"][1] == 0  # Half the encoder is a bit more than a layer's blocks.
     assert dropped["heads"][0] >= 3 and dropped["neurons"][0] >= 16
+    ranks = by_method[DIMENSIONS]["ranks"]
+    assert set(ranks) == {"query_key_dims", "value_dims"} and all("ranks" not in cell for cell in cells[2:])
+    assert by_method[DIMENSIONS]["heads"] == [sum(map(bool, layer)) for layer in ranks["value_dims"]]
     floored = by_method["top layers, floor and refit"]
     assert floored["heads"][1] == 1 and 0 < floored["neurons"][1] <= 8
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("the cell was run again"))
@@ -166,6 +169,23 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
     with pytest.raises(ValueError, match="sst2, seed 0, that start from another dense model"):
         main([*tiny, "--methods", "gradient", "--recover", "False"])
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_another_base_model(tiny, tmp_path, model_dir, monkeypatch, capsys):
+    """Its cells lie beside those of the first one, and no table has both."""
+    caches, rates, train = [], [], HapTrainer.train
+    monkeypatch.setitem(BASE_MODELS, MPNET, BaseModel(lambda cache: caches.append(cache) or model_dir, 3e-5))
+    monkeypatch.setattr(HapTrainer, "train", lambda self: rates.append(self.args.learning_rate) or train(self))
+    (first,) = main([*tiny, "--methods", "random", "--recover", "False"])["grid"]
+    (second,) = main([*tiny, "--methods", "random", "--recover", "False", "--model", MPNET])["grid"]
+    assert (first["model"], second["model"]) == (MINILM, MPNET)
+    assert rates == [1e-4, 3e-5] and caches[0] == tmp_path / "out" / "downloads"
+    assert len((tmp_path / "out" / "cells.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "out" / "dense" / MPNET / "sst2-0" / "config.json").exists()
+    with pytest.raises(ValueError, match="Cells of several models"):
+        axes_of([first, second])
+    with pytest.raises(ValueError, match="Unknown model 'large'; choose one of all-MiniLM-L6-v2, all-mpnet-base-v2"):
+        main([*tiny, "--model", "large"])
 
 
 def test_a_task_and_seed_is_done_before_the_next(tiny, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from glue_scripts.compare_glue.base_models import MINILM
 from glue_scripts.compare_glue.cells import shared, write_csv
 from glue_scripts.compare_glue.grids import PRESETS, Grid
 from glue_scripts.compare_glue.methods import CONTROL, DEFAULT
@@ -17,7 +18,15 @@ pytestmark = pytest.mark.any_release
 
 
 def make_cell(method=DEFAULT, task="mrpc", ratio=0.6, seed=0, dense=0.8, pruned=0.7, recovered=0.75):
-    cell = {"task": task, "method": method, "budget": "params", "ratio": ratio, "seed": seed, "fold": False}
+    cell = {
+        "model": MINILM,
+        "task": task,
+        "method": method,
+        "budget": "params",
+        "ratio": ratio,
+        "seed": seed,
+        "fold": False,
+    }
     for phase, value in (("dense", dense), ("pruned", pruned), ("recovered", recovered)):
         cell[phase] = {"loss": 1.0, "accuracy": value}
     kept = {"heads": [2, 1], "neurons": [16, 8], "implants": [0, 0], "parameters": {"dense": 100, "pruned": 40}}
@@ -85,7 +94,7 @@ def test_intervals_are_those_of_the_mean_of_pairs():
 
 
 def test_cells_of_several_budgets_share_no_table():
-    with pytest.raises(ValueError, match="several budgets"):
+    with pytest.raises(ValueError, match="several models, budgets or folds"):
         table([make_cell(), {**make_cell(), "budget": "heads"}])
 
 
