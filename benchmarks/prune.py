@@ -1,4 +1,4 @@
-"""Measures what pruning costs, phase by phase: scoring, planning, surgery and refit on 512 MRPC pairs.
+"""Measures what pruning costs, phase by phase: alignment, scoring, planning, surgery and refit on 512 MRPC pairs.
 
     python -m benchmarks.prune --data_dir ../shared/glue
 
@@ -11,6 +11,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,19 @@ import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, PreTrainedModel
 
-from hap_transformers import apply_plan, estimate_sensitivity, plan_pruning, reconstruct
+from hap_transformers import align_heads, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
 
 from . import workloads
 from .markdown_table import phases_table, table
 
 
 HERE = Path(__file__).parent
-PHASES = ("score", "plan", "surgery", "refit")
+PHASES = ("align", "score", "plan", "surgery", "refit")
+WHOLE_HEADS, DIMENSIONS = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
+# Time of pruning dimensions of heads over that of pruning whole heads.
+DIMENSIONS_TARGET = 1.3
+# Time of scoring over that of a forward and a backward pass over the same examples.
+SCORING_TARGET = 1.0
 # Seconds that all phases together should take at most on two cores: little beside fine-tuning.
 TARGETS = {"MiniLM": 60.0, "BERT-base": 360.0}
 # Time over that of two workloads of half the size: 1 is growth in proportion, the rest is noise.
@@ -45,10 +51,15 @@ class Arguments:
     base: bool = True
 
 
-def prune(model: PreTrainedModel, batches: workloads.Batches, ratio: float) -> dict[str, float]:
+def prune(
+    model: PreTrainedModel, batches: workloads.Batches, ratio: float, kinds: Sequence[str] = DIMENSIONS
+) -> dict[str, float]:
     """Prunes a copy of a model and returns the seconds of each phase."""
     smaller, times = deepcopy(model), [time.perf_counter()]
-    sensitivity = estimate_sensitivity(smaller, batches, progress=False)
+    if kinds == DIMENSIONS:
+        align_heads(smaller, batches, progress=False)
+    times.append(time.perf_counter())
+    sensitivity = estimate_sensitivity(smaller, batches, components=kinds, progress=False)
     times.append(time.perf_counter())
     plan = plan_pruning(sensitivity, smaller, ratio=ratio)
     times.append(time.perf_counter())
@@ -59,18 +70,32 @@ def prune(model: PreTrainedModel, batches: workloads.Batches, ratio: float) -> d
     return {phase: after - before for phase, before, after in zip(PHASES, times[:-1], times[1:], strict=True)}
 
 
+def train_once(model: PreTrainedModel, batches: workloads.Batches) -> dict[str, float]:
+    """Returns the seconds of a forward and a backward pass over the batches, as of an epoch of training."""
+    start = time.perf_counter()
+    for batch in batches:
+        model(**batch).loss.backward()
+        model.zero_grad()
+    return {"forward+backward": time.perf_counter() - start}
+
+
+def scoring_of(runs: list[dict]) -> list[dict]:
+    """What runs spend on scores, with the basis that the scores are of."""
+    return [{phase: run[phase] for phase in ("align", "score")} for run in runs]
+
+
 def bert_base(vocabulary: int) -> PreTrainedModel:
     """Makes a model of BERT-base's size with random weights."""
     torch.manual_seed(0)
     return BertForSequenceClassification(BertConfig(vocab_size=vocabulary)).eval()
 
 
-def growth(name: str, whole: list[dict], half: list[dict]) -> dict:
-    """Compares all phases of a workload with twice those of a workload of half the size, in the same rounds."""
-    ratios = [sum(a.values()) / (2 * sum(b.values())) for a, b in zip(whole, half, strict=True)]
-    values = [statistics.median(sum(run.values()) for run in runs) for runs in (whole, half)]
+def compared(name: str, runs: list[dict], others: list[dict], times: int, target: float) -> dict:
+    """Compares all phases of a workload with so many times those of another one, in the same rounds."""
+    ratios = [sum(a.values()) / (times * sum(b.values())) for a, b in zip(runs, others, strict=True)]
+    values = [statistics.median(sum(run.values()) for run in each) for each in (runs, others)]
     spread = {"ratio": statistics.median(ratios), "smallest": min(ratios), "largest": max(ratios)}
-    return {"measure": name, "target": LINEAR, **spread, "values": [values[0], 2 * values[1]], "unit": "s"}
+    return {"measure": name, "target": target, **spread, "values": [values[0], times * values[1]], "unit": "s"}
 
 
 def main() -> None:
@@ -79,18 +104,26 @@ def main() -> None:
     batches = workloads.load_batches(args.data_dir, args.examples // workloads.BATCH_SIZE)
     model, half = workloads.load_model(), workloads.load_model(num_hidden_layers=3)
     prune(model, batches[:1], args.ratio)  # Loads the kernels.
-    runs: dict[str, list[dict]] = {"whole": [], "half the examples": [], "half the layers": []}
+    runs: dict[str, list[dict]] = {"whole": [], "half the examples": [], "half the layers": [], "whole heads": []}
+    passes: list[dict] = []
     for repeat in range(args.repeats):
         runs["whole"].append(prune(model, batches, args.ratio))
+        passes.append(train_once(model, batches))
+        runs["whole heads"].append(prune(model, batches, args.ratio, WHOLE_HEADS))
         runs["half the examples"].append(prune(model, batches[::2], args.ratio))
         runs["half the layers"].append(prune(half, batches, args.ratio))
         print(f"round {repeat + 1} of {args.repeats}: {runs['whole'][-1]}", file=sys.stderr)
-    phases = [{"model": "MiniLM", "target": TARGETS["MiniLM"], "runs": runs["whole"]}]
+    phases = [
+        {"model": "MiniLM", "target": TARGETS["MiniLM"], "runs": runs["whole"]},
+        {"model": "MiniLM, whole heads", "target": TARGETS["MiniLM"], "runs": runs["whole heads"]},
+    ]
+    pairs = f"all phases, {args.examples} / 2 x {args.examples // 2} pairs"
     rows = [
-        growth("all phases, 6 layers / 2 x 3 layers", runs["whole"], runs["half the layers"]),
-        growth(
-            f"all phases, {args.examples} / 2 x {args.examples // 2} pairs", runs["whole"], runs["half the examples"]
-        ),
+        compared("all phases, 6 layers / 2 x 3 layers", runs["whole"], runs["half the layers"], 2, LINEAR),
+        compared(pairs, runs["whole"], runs["half the examples"], 2, LINEAR),
+        compared("all phases, dimensions / whole heads", runs["whole"], runs["whole heads"], 1, DIMENSIONS_TARGET),
+        compared("scoring dimensions / forward+backward", scoring_of(runs["whole"]), passes, 1, SCORING_TARGET),
+        compared("scoring heads / forward+backward", scoring_of(runs["whole heads"]), passes, 1, SCORING_TARGET),
     ]
     if args.base:
         base = bert_base(model.config.vocab_size)

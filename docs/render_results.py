@@ -84,7 +84,7 @@ def describe_latency(latency: dict) -> str:
 def describe_pruning(pruning: dict) -> str:
     """Says how to read the table of pruning's phases."""
     settings, machine = pruning["settings"], pruning["machine"]
-    layers, examples = (row["ratio"] for row in pruning["rows"])
+    layers, examples = (row["ratio"] for row in pruning["rows"][:2])
     twice = "Twice the layers take {:.2f} times as long. Twice the examples take {:.2f} times as long."
     text = (
         f"Each phase ran on {settings['examples']} MRPC pairs in batches of 32, in float32, on {machine['threads']} "
@@ -229,7 +229,10 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     parts = latency_table(latency["rows"]), describe_latency(latency), multiples_table(latency["multiples"])
     found[speed, "latency"] = "\n\n".join(parts)
     found[speed, "promises"] = promises_table(latency["promises"])
-    found[speed, "pruning"] = phases_table(pruning["phases"]) + "\n\n" + describe_pruning(pruning)
+    parts = [phases_table(pruning["phases"]), describe_pruning(pruning)]
+    if others := pruning["rows"][2:]:
+        parts.append(table_of_ratios(others))
+    found[speed, "pruning"] = "\n\n".join(parts)
     elimination = read(BENCHMARKS / "elimination.json")
     found[speed, "elimination"] = elimination_table(elimination["runs"]) + "\n\n" + describe_elimination(elimination)
     memory = read(BENCHMARKS / "memory.json")

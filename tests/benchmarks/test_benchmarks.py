@@ -90,13 +90,17 @@ def test_promises_are_compared_with_what_was_measured(monkeypatch):
 def test_phases_of_pruning():
     model, batch = make_model(dtype=torch.float32), make_batch()
     before = count_flops(model, batch)
-    runs = [prune.prune(model, [batch], 0.5) for _ in range(2)]
+    runs = [prune.prune(model, [batch], 0.5, kinds) for kinds in (prune.DIMENSIONS, prune.WHOLE_HEADS)]
     assert tuple(runs[0]) == prune.PHASES and min(runs[0].values()) > 0 and count_flops(model, batch) == before
+    assert runs[1]["align"] < runs[0]["align"]
+    (passes,) = prune.train_once(model, [batch]).values()
+    assert passes > 0 and all(parameter.grad is None for parameter in model.parameters())
     halves = [{phase: seconds / 4 for phase, seconds in run.items()} for run in runs]
-    assert prune.growth("", runs, halves)["ratio"] == pytest.approx(2)
+    assert prune.compared("", runs, halves, 2, 1.0)["ratio"] == pytest.approx(2)
     row = {
         "model": "tiny",
         "target": 60,
         "runs": [dict.fromkeys(prune.PHASES, seconds) for seconds in (1.0, 2.0, 4.0)],
     }
-    assert markdown_table.phases_table([row]).splitlines()[-1] == "| tiny | 2.0 | 2.0 | 2.0 | 2.0 | 8 (4 to 16) | 60 |"
+    (*_, line) = markdown_table.phases_table([row]).splitlines()
+    assert line == "| tiny | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 | 10 (5 to 20) | 60 |"
