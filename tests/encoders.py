@@ -9,7 +9,7 @@ from script_inputs import save_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import make_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 from zoo import HIDDEN
 
 
@@ -41,6 +41,19 @@ def save_encoder(folder: Path, pooling="mean", dense: bool = False, normalize: b
     modules = [first, Pooling(width if isinstance(pooling, str) else HIDDEN, pooling, include_prompt=include_prompt)]
     modules += [Dense(width, 5)] * dense + [Normalize()] * normalize
     encoder = SentenceTransformer(modules=modules, device="cpu", **settings)
+    encoder.save_pretrained(str(folder / "encoder"), create_model_card=False)
+    return folder / "encoder"
+
+
+def save_t5_encoder(folder: Path) -> Path:
+    """The folder of a tiny sentence encoder that begins with the encoder of a T5, as Sentence-T5 does."""
+    torch.manual_seed(0)
+    tokenizer, place = AutoTokenizer.from_pretrained(save_model(folder)), folder / "transformer"
+    sizes = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    T5EncoderModel(T5Config(**sizes, pad_token_id=tokenizer.pad_token_id)).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    modules = [Transformer(str(place), max_seq_length=16), Pooling(32, "mean"), Dense(32, 5), Normalize()]
+    encoder = SentenceTransformer(modules=modules, device="cpu")
     encoder.save_pretrained(str(folder / "encoder"), create_model_card=False)
     return folder / "encoder"
 

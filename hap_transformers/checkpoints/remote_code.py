@@ -77,6 +77,16 @@ if hasattr(transformers, "{name}"):
 """
 
 
+def _validate_loaded_by_auto_class(config: PretrainedConfig) -> None:
+    """Refuses encoders that Sentence Transformers loads by a class of their own, which `auto_map` does not replace."""
+    if config.model_type == "t5":
+        raise ValueError(
+            "Sentence Transformers loads the encoder of a T5 by its class in transformers, also with "
+            "trust_remote_code=True. So exported code would not be used. Load the folder after "
+            "`import hap_transformers`."
+        )
+
+
 def export_remote_code(folder: str | Path) -> None:
     """Makes a saved pruned model loadable without this package.
 
@@ -95,8 +105,8 @@ def export_remote_code(folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If the folder has no `config.json`.
-        ValueError: If the config records no pruning, Transformers has no class for the model's type, or the model was
-            pruned by a custom kind of component.
+        ValueError: If the config records no pruning, Transformers has no class for the model's type, the model was
+            pruned by a custom kind of component, or Sentence Transformers would not use the code.
     """
     folder = Path(folder)
     # Code is looked for in the repository's root, also for a model in a folder below.
@@ -107,6 +117,8 @@ def export_remote_code(folder: str | Path) -> None:
     structure = recorded_structure(config)
     if structure is None:
         raise ValueError("The config records no pruning; a dense model needs no remote code.")
+    if (folder / "modules.json").is_file():
+        _validate_loaded_by_auto_class(config)
     custom = sorted(structure.keys() & (KINDS.keys() - SHIPPED_KINDS))
     if custom:
         raise ValueError(
