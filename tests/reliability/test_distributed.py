@@ -71,6 +71,18 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
 
 
+def test_trainers_of_other_packages_in_two_processes(tmp_path):
+    pytest.importorskip("trl")
+    pytest.importorskip("sentence_transformers")
+    done = launch("others", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path / "run")
+    assert first == second
+    for removed, pruned, recovered, recovery in first["agreed"].values():
+        assert removed["neurons"] and recovery["after"] <= recovery["before"]
+        assert (pruned == recovered) == (recovery["step"] == 0)
+
+
 def test_the_main_job_in_two_processes(tmp_path, model_dir):
     job = flags(tmp_path, model_dir, *own_files(tmp_path), "--max_examples", "8")
     done = start([str(ROOT / "glue_scripts" / "run_glue_hap.py"), *job])

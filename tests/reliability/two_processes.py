@@ -108,6 +108,27 @@ def prune(folder: Path) -> dict:
     return {"agreed": agreed, "written": len(written)}
 
 
+def others(folder: Path) -> dict:
+    """Fine-tunes, prunes and recovers with trainers of other packages."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+    from test_language_trainers import sft
+    from test_sentence_trainers import ranking, sentence_trainer
+
+    own, agreed = folder / os.environ["RANK"], {}
+    own.mkdir()
+    config = HapConfig(ratio=0.5, max_examples=19, min_neurons=0.0)
+    for name, trainer in (
+        ("SFTTrainer", sft(own, hap_config=config)),
+        ("SentenceTransformerTrainer", sentence_trainer(own, hap_config=config, loss=ranking)),
+    ):
+        trainer.train()
+        plan = trainer.prune()
+        pruned = digest(trainer.model)
+        trainer.train()
+        agreed[name] = [plan.removed, pruned, digest(trainer.model), trainer.results["recovery"]]
+    return {"agreed": agreed}
+
+
 def differ(folder: Path) -> dict:
     """Gives each process a different plan, then a plan to one process alone."""
     trainer, told = make_trainer(folder), []
@@ -188,5 +209,5 @@ def fail(folder: Path) -> dict:
 if __name__ == "__main__":
     torch.manual_seed(0)
     mode, where = sys.argv[1], Path(sys.argv[2])
-    result = {f.__name__: f for f in (score, prune, differ, shard, die, fail)}[mode](where)
+    result = {f.__name__: f for f in (score, prune, others, differ, shard, die, fail)}[mode](where)
     (where / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
