@@ -61,6 +61,8 @@ class HapConfig(PlanningSettings):
         distillation_temperature (`float`, *optional*, defaults to 2.0): What logits are divided by there.
         distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the additional loss that draws every
             layer's hidden states to the dense model's.
+        recovery_dropout (`bool`, *optional*, defaults to `False`): Whether `train()` after `prune()` uses the model's
+            dropout. A small model that follows a dense one needs none.
         recovery_check (`str`, *optional*, defaults to `"held_out"`): What `train()` after `prune()` is judged by. The
             weights that are best there are kept, be it those from before. `"held_out"` is the distance to the dense
             model on a twentieth of the training examples, at most 512, which neither refit nor recovery see; `"eval"`
@@ -108,6 +110,7 @@ class HapConfig(PlanningSettings):
     )
     distillation_temperature: float = field(default=2.0, metadata={"help": "What logits are divided by."})
     distillation_hidden: float = field(default=0.0, metadata={"help": "Weight of the dense model's hidden states."})
+    recovery_dropout: bool = field(default=False, metadata={"help": "Train after pruning with dropout."})
     recovery_check: str = field(
         default="held_out", metadata={"help": f"What recovery is judged by: {', '.join(RECOVERY_CHECKS)}."}
     )

@@ -1,6 +1,6 @@
 """`HapTrainer`: `transformers.Trainer` that can also score, prune and recover. `HapTrainerMixin`: any such trainer."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from . import sentence_trainers as sentence_trainers
 from .checks import validate_latency, validate_prunable, validate_recovery_check
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
+from .dropout import without_dropout
 from .hooks import hooks_of
 from .pruning import PruningMixin
 from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
@@ -122,7 +123,7 @@ class HapTrainerMixin(PruningMixin):
                 if resume_from_checkpoint is None:
                     raise ValueError(f"No whole checkpoint to resume from in '{self.args.output_dir}'.")
             try:
-                with watched(self, config, super().compute_loss):
+                with self._without_dropout(config), watched(self, config, super().compute_loss):
                     return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False  # Trainer leaves it set where a training fails or is interrupted.
@@ -290,6 +291,11 @@ class HapTrainerMixin(PruningMixin):
         take_basis(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         if self.hap_config is not None:  # The last evaluation was of other weights.
             self.results["metrics"].setdefault(self._phase, {}).update(metrics_of_best(self.state))
+
+    def _without_dropout(self, config: HapConfig | None) -> AbstractContextManager[None]:
+        """Switches dropout off for the recovery that a configuration asks for, if it does."""
+        model = self.model and self._trained_model()
+        return nullcontext() if model is None or config is None or config.recovery_dropout else without_dropout(model)
 
     def _distils(self) -> bool:
         wanted = self.hap_config is not None and self.hap_config.distils

@@ -334,7 +334,7 @@ def test_callbacks_and_trackers_hear_of_pruning(tmp_path):
 
 def test_the_configuration_is_saved_with_the_model(tmp_path):
     config = HapConfig(ratio=0.5, budget="heads", recovery_epochs=2)
-    trainer = make_trainer(tmp_path / "out", hap_config=config)
+    trainer = make_trainer(tmp_path / "out", hap_config=config, watched=True)
     trainer.prune()
     trainer.save_model()
     assert HapConfig.load(tmp_path / "out" / "hap_config.json") == config
