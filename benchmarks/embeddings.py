@@ -12,7 +12,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 
 from glue_scripts.compare_glue.base_models import BASE_MODELS
 from glue_scripts.compare_glue.cells import read_cells
-from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, reconstruct
+from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, reconstruct, tune_layers
 from hap_transformers.alignment.align_heads import align_heads
 from hap_transformers.efficiency import count_encoder_parameters
 
@@ -104,6 +104,9 @@ class Bench:
         if method.refit:
             more = self.calibration(key, key.refit_examples)
             _, seconds["refit"] = timed(lambda: reconstruct(model, dense, more, forward=self.encoder.run))
+        if method.tuning:
+            tuned = partial(tune_layers, model, dense, more, epochs=method.tuning, forward=self.encoder.run)
+            _, seconds["tune"] = timed(tuned)
         method.finish(model)
         return model
 

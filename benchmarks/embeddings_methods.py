@@ -89,6 +89,7 @@ class Method:
         scoring (`dict[str, Any]`): Arguments of `estimate_sensitivity`.
         plan (`Callable`): Plans from the model, its scores, the batches they are of, and the ratio.
         refit (`bool`): Whether what is left is refitted.
+        tuning (`int`): Epochs for which layers are tuned after the refit.
         align (`bool`): Whether heads get the basis in which dimensions are left out.
         finish (`Callable`): Changes the pruned model in the end.
     """
@@ -97,16 +98,21 @@ class Method:
     scoring: dict[str, Any] = field(default_factory=dict)
     plan: Callable[[PreTrainedModel, Sensitivity, Batches, float], PruningPlan] = by_scores
     refit: bool = True
+    tuning: int = 0
     align: bool = False
     finish: Callable[[PreTrainedModel], None] = lambda model: None
 
 
 DEFAULT = "kronecker + refit"
 WHOLE_HEADS = "kronecker, whole heads, refit"
+TUNED = "kronecker + refit, layers tuned"
 _GRADIENT = {"score": "gradient", "scoring": {"loss_fn": contrastive_loss}}
 
+_DIMENSIONS = {"scoring": {"components": ("query_key_dims", "value_dims", "neurons")}, "align": True}
+
 METHODS = {
-    DEFAULT: Method(scoring={"components": ("query_key_dims", "value_dims", "neurons")}, align=True),
+    DEFAULT: Method(**_DIMENSIONS),
+    TUNED: Method(**_DIMENSIONS, tuning=3),
     WHOLE_HEADS: Method(),
     "kronecker, whole heads, no refit": Method(refit=False),
     "fisher, floor and refit": Method("fisher"),

@@ -85,10 +85,10 @@ def seconds_table(cells: Cells, model: str) -> str:
         row = [method]
         for ratio in ratios:
             found = [cell["seconds"] for cell in _of_seeds(cells, Key(model, method, HOME, ratio, 0))]
-            phases = [phase for phase in ("align", "score", "plan", "refit") if found and phase in found[0]]
+            phases = [phase for phase in ("align", "score", "plan", "refit", "tune") if found and phase in found[0]]
             row.append(" + ".join(f"{mean(seconds[phase] for seconds in found):.0f}" for phase in phases))
         rows += [row] if any(row[1:]) else []
-    return _markdown(["seconds: (align +) score + plan + refit", *(f"{ratio:.0%}" for ratio in ratios)], rows)
+    return _markdown(["seconds: (align +) score + plan + refit (+ tune)", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 
 
 def sizes_table(cells: Cells, model: str, text: str) -> str:

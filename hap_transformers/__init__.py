@@ -16,6 +16,7 @@ from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
 from .refit.reconstruct import reconstruct
+from .refit.tune_layers import tune_layers
 from .sensitivity import METHODS, Method, SelfLoss, Sensitivity, estimate_sensitivity, register_method
 from .surgery.apply_plan import apply_plan, prune_heads
 from .surgery.plan import PruningPlan
@@ -56,6 +57,7 @@ __all__ = [
     "prune_heads",
     "reconstruct",
     "register_method",
+    "tune_layers",
 ]
 
 

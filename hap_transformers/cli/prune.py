@@ -11,6 +11,7 @@ from ..alignment.basis_name import depends_on_basis
 from ..forward_modes import validate_mode
 from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
+from ..refit.tune_layers import validate_tunable
 from ..reporting.costs import cost_rows
 from ..reporting.wording import fidelity_rows, slowness, words_for
 from ..sensitivity import Sensitivity, validate_scoring
@@ -27,6 +28,7 @@ from .options import (
     RefitExamples,
     Scoring,
     Source,
+    TuningEpochs,
     print_result,
     require_own_folder,
     takes_settings,
@@ -48,6 +50,7 @@ def prune(
     source: Source,
     scoring: Scoring,
     refit_examples: RefitExamples = HapConfig.refit_examples,
+    tuning_epochs: TuningEpochs = HapConfig.tuning_epochs,
     cost_batch: Annotated[int, typer.Option(help="Texts or images per batch for FLOPs and latency.", min=1)] = 8,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
@@ -60,6 +63,8 @@ def prune(
     if ratio is not None:
         settings = replace(settings, ratio=ratio)
     loaded, steps, scores = load(model, device, scoring.embedding), Steps(), None
+    if tuning_epochs:
+        validate_tunable(loaded.model)
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
         kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
@@ -82,11 +87,18 @@ def prune(
         print_result({"removed": {}, "refitted": False, "folder": str(output)}, [], title, json_)
         return
     with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
-        dense = prune_and_refit(loaded, chosen, examples, refit_examples, source.max_examples, scoring.max_memory)
+        least, memory = source.max_examples, scoring.max_memory
+        dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, tuning_epochs)
     results = {
         **_compared(loaded, dense, examples, cost_batch, source.length, steps),
         "hap_config": {**asdict(settings), **asdict(scoring), "max_examples": source.max_examples}
-        | {"refit_examples": refit_examples, "ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method},
+        | {
+            "refit_examples": refit_examples,
+            "tuning_epochs": tuning_epochs,
+            "ratio": chosen.ratio,
+            "budget": chosen.budget,
+            "method": chosen.method,
+        },
         "reliability": scores.reliability if scores is not None else None,
         "seed": source.seed,
         "seconds": steps.seconds,

@@ -17,6 +17,7 @@ from ..planning.plan_pruning import plan_pruning
 from ..planning.settings import PlanningSettings
 from ..refit.dense_copy import sharing_copy
 from ..refit.reconstruct import reconstruct
+from ..refit.tune_layers import tune_layers
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
@@ -99,8 +100,9 @@ def prune_and_refit(
     most: int,
     least: int,
     max_memory: str | None,
+    tuning_epochs: int,
 ) -> PreTrainedModel:
-    """Removes what a plan names from a model, and refits what is left if there are examples.
+    """Removes what a plan names from a model, and refits and tunes what is left if there are examples.
 
     Args:
         loaded (`Loaded`): The model; changed in place.
@@ -108,6 +110,7 @@ def prune_and_refit(
         examples (`Examples`, *optional*): What to refit on.
         most, least (`int`): As for [`refit_batches`].
         max_memory (`str`, *optional*): As for [`reconstruct`].
+        tuning_epochs (`int`): As for [`tune_layers`]; 0 leaves that out.
 
     Returns:
         `PreTrainedModel`: The dense model, which shares parameters with the pruned one.
@@ -115,9 +118,12 @@ def prune_and_refit(
     dense = sharing_copy(loaded.model)
     apply_plan(loaded.model, plan)
     if examples is not None:
-        batches = examples.refitted(loaded, most, least)
         with named_out_of_memory("the model was refitted", SMALLER_REFIT):
+            batches = examples.refitted(loaded, most, least)
             reconstruct(loaded.model, dense, batches, init_implants=tuple(plan.implants), max_memory=max_memory)
+            if tuning_epochs:
+                batches = examples.refitted(loaded, most, least)
+                tune_layers(loaded.model, dense, batches, epochs=tuning_epochs, max_memory=max_memory)
     return dense
 
 

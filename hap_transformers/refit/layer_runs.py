@@ -36,6 +36,11 @@ class Call:
     outputs: torch.Tensor
 
 
+def shares_layers(model: PreTrainedModel) -> bool:
+    """Whether a model runs some of its layers several times, as ALBERT does."""
+    return len(layers(model)) < model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
+
+
 class _Stop(Exception):
     """All that is wanted of a forward pass has been seen."""
 
@@ -68,8 +73,7 @@ class LayerRuns:
         self.layers = layers(model)
         architecture = get_architecture(model)
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
-        calls = model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
-        self.repeats = len(self.layers) < calls
+        self.repeats = shares_layers(model)
 
     def of_layer(self, layer: int) -> list[Group]:
         """The groups of a layer in forward order."""
@@ -96,6 +100,24 @@ class LayerRuns:
         """What all readers of a layer see; no weights up to there change any more."""
         return self._calls(position, inputs, self.of_layer(layer), self.layers[layer], finished=layer)
 
+    def output(self, position: int, inputs: dict[str, Any], layer: int, graph: bool = False) -> torch.Tensor:
+        """What a layer gives; the earlier layers' weights no longer change.
+
+        Args:
+            position (`int`): Position of the batch.
+            inputs (`dict[str, Any]`): The batch.
+            layer (`int`): Number of the layer.
+            graph (`bool`, *optional*, defaults to `False`): Whether gradients shall lead to the layer's weights.
+        """
+        given = list[torch.Tensor]()
+
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            given.append(output[0] if isinstance(output, tuple) else output)
+
+        stop_at = self.layers[layer]
+        self._run(position, inputs, [stop_at.register_forward_hook(see)], stop_at, layer - 1, graph)
+        return given[0]
+
     def _calls(
         self, position: int, inputs: dict[str, Any], groups: Sequence[Group], stop_at: nn.Module, finished: int
     ) -> list[list[Call]]:
@@ -109,7 +131,13 @@ class LayerRuns:
         return calls if self.repeats else [_merged(seen) for seen in calls]
 
     def _run(
-        self, position: int, inputs: dict[str, Any], handles: list[Any], stop_at: nn.Module, finished: int
+        self,
+        position: int,
+        inputs: dict[str, Any],
+        handles: list[Any],
+        stop_at: nn.Module,
+        finished: int,
+        graph: bool = False,
     ) -> None:
         """A pass that stops behind a module. Removes the hooks that watch it."""
 
@@ -128,7 +156,8 @@ class LayerRuns:
         try:
             # Compiled code does not call hooks.
             with evaluating(self.model), self._skipping(position), torch.compiler.set_stance("force_eager"):
-                self.forward(self.model, inputs)
+                with torch.set_grad_enabled(graph):
+                    self.forward(self.model, inputs)
         except _Stop:
             pass
         finally:

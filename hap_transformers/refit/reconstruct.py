@@ -85,17 +85,17 @@ def reconstruct(
     with KeptValues(limit) as kept:
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
-        sites = _sites_to_refit(pruned, original)
+        sites = sites_to_refit(pruned, original)
         validate_sliceable(model, sites)
         own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
-        count = _keep_share(batches, kept, accelerator)
+        count = keep_share(batches, kept, accelerator)
 
         def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
             for position in range(count):
                 yield position, send_to_device(kept["batch", position], model.device)
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
-        with plain_forward(model), plain_forward(dense), values_undone(_written(sites)), bar:
+        with plain_forward(model), plain_forward(dense), values_undone(written(sites)), bar:
             for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
                 for position, inputs in numbered():
                     seen = original.calls_of_layer(position, inputs, layer)
@@ -125,7 +125,7 @@ def reconstruct(
                     bar.update()
 
 
-def _keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerator: Accelerator | None) -> int:
+def keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerator: Accelerator | None) -> int:
     """Keeps the batches of this process under their positions, where every pass finds them; returns their number."""
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     count = 0
@@ -136,7 +136,7 @@ def _keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelera
     return count
 
 
-def _sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
+def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
     """The pruned model's groups in forward order, from the first that pruning has changed.
 
     Raises:
@@ -189,6 +189,6 @@ def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
     sums.refit(group.reader, ridge)
 
 
-def _written(groups: list[Group]) -> list[torch.Tensor]:
+def written(groups: list[Group]) -> list[torch.Tensor]:
     """The weights that a refit changes."""
     return [parameter for group in groups for projection in written_into(group) for parameter in projection.parameters]

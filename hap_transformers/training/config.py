@@ -48,6 +48,9 @@ class HapConfig(PlanningSettings):
         refit_examples (`int`, *optional*, defaults to 4096): Training examples to refit on. More than
             `max_examples` are read only up to 131,072 tokens in all.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
+        tuning_epochs (`int`, *optional*, defaults to 0): Epochs for which every layer is trained for itself after the
+            refit, on the same examples and without labels ([`tune_layers`]). 3 are worth it where the time of pruning
+            may double.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
             the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
 
@@ -97,6 +100,9 @@ class HapConfig(PlanningSettings):
     refit_examples: int = field(
         default=4096, metadata={"help": "Examples to refit on; fewer if they have more than 131,072 tokens."}
     )
+    tuning_epochs: int = field(
+        default=0, metadata={"help": "Epochs of training every layer for itself after the refit, without labels."}
+    )
     ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
     recovery_epochs: float | None = field(
@@ -121,6 +127,11 @@ class HapConfig(PlanningSettings):
         kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
+        if self.tuning_epochs < 0 or (self.tuning_epochs and not self.refit):
+            raise ValueError(
+                f"`tuning_epochs` must not be negative and needs refit=True, got {self.tuning_epochs} with "
+                f"refit={self.refit}."
+            )
         for name in ("recovery_epochs", "recovery_learning_rate", "sequence_length", "distillation_temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

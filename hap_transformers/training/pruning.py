@@ -25,6 +25,7 @@ from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..refit.examples import refit_batches
 from ..refit.reconstruct import reconstruct
+from ..refit.tune_layers import tune_layers
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..sensitivity.batches import shifts_labels
@@ -200,18 +201,27 @@ class PruningMixin(_Trainer):
             self._note_costs(model, "pruned")  # Before the refit, which undoes its own changes if it fails.
             if batches is not None and dense is not None:
                 with named_out_of_memory("the model was refitted", SMALLER_REFIT):
-                    reconstruct(
-                        model,
-                        dense,
-                        batches,
-                        ridge=config.ridge,
-                        init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                        forward=self.hooks.run,
-                        progress=not self.args.disable_tqdm,
-                        accelerator=self.accelerator,
-                        max_memory=config.max_memory,
-                    )
+                    self._refit(model, dense, plan, batches)
         return dense
+
+    def _refit(
+        self, model: PreTrainedModel, dense: PreTrainedModel, plan: PruningPlan, batches: Iterable[dict[str, Any]]
+    ) -> None:
+        """Refits what is left, and tunes the layers if that is wanted."""
+        config = self._require_config()
+        common = {"forward": self.hooks.run, "progress": not self.args.disable_tqdm, "max_memory": config.max_memory}
+        reconstruct(
+            model,
+            dense,
+            batches,
+            ridge=config.ridge,
+            init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
+            accelerator=self.accelerator,
+            **common,  # type: ignore[arg-type]
+        )
+        if config.tuning_epochs:
+            again = self._refit_batches(config.refit_examples)
+            tune_layers(model, dense, again, epochs=config.tuning_epochs, **common)  # type: ignore[arg-type]
 
     def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
         """Puts heads back into their basis on errors, where these kinds let them be aligned."""
