@@ -15,7 +15,7 @@ from .embeddings_data import MAX_LENGTH, Encoder, sentences_of
 
 
 TASKS = ("stsb", "sst2", "cola", "mrpc")
-SENTENCES, EPOCHS, BATCH_SIZE = 10_000, 4, 32
+SENTENCES, EPOCHS, BATCH_SIZE = 10_000, 3, 32
 # Share of the training in which the learning rate rises.
 WARMUP = 0.1
 
