@@ -110,7 +110,8 @@ def test_the_distance_is_the_divergence_on_rows_that_are_held_out(tmp_path):
     measured = [0, 15, 30, 45, 60]  # Four times 15 steps take 33 times the passes of measuring once.
     assert [entry["step"] for entry in trainer.state.log_history if "hap_distance" in entry] == measured
     for step, value in zip(measured, found, strict=True):
-        assert divergence(trainer, after[step], rows) == pytest.approx(value, rel=1e-4)
+        # The trainer adds up float32 numbers, whose differences are near 0 where both models agree.
+        assert divergence(trainer, after[step], rows) == pytest.approx(value, rel=1e-4, abs=1e-7)
     recovery = trainer.results["recovery"]
     assert recovery == {"before": found[0], "after": min(found), "step": measured[found.index(min(found))]}
     assert min(found) < found[0] and same(after[recovery["step"]], trainer.model.state_dict())
