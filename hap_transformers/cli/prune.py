@@ -80,31 +80,31 @@ def prune(
     if _is_empty(chosen):
         if scores is not None:  # Its heads may have been aligned.
             loaded = load(model, device, scoring.embedding)
-        loaded.save(output)
-        chosen.save(output / "pruning_plan.json")
         why = "The plan removes nothing" if given else nothing_to_remove(settings)
-        title = f"{why.rstrip('.')}; the model was copied unchanged: {output}"
-        print_result({"removed": {}, "refitted": False, "folder": str(output)}, [], title, json_)
+        _copy_unchanged(loaded, chosen, output, why, json_)
         return
     with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
         least, memory = source.max_examples, scoring.max_memory
         dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, tuning_epochs)
+    done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": tuning_epochs}
+    planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
     results = {
         **_compared(loaded, dense, examples, cost_batch, source.length, steps),
-        "hap_config": {**asdict(settings), **asdict(scoring), "max_examples": source.max_examples}
-        | {
-            "refit_examples": refit_examples,
-            "tuning_epochs": tuning_epochs,
-            "ratio": chosen.ratio,
-            "budget": chosen.budget,
-            "method": chosen.method,
-        },
+        "hap_config": {**asdict(settings), **asdict(scoring), **done, **planned},
         "reliability": scores.reliability if scores is not None else None,
         "seed": source.seed,
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
     _print(results, chosen, examples is not None, output, json_)
+
+
+def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
+    """Saves a model of which nothing is to be removed, and says so."""
+    loaded.save(output)
+    plan.save(output / "pruning_plan.json")
+    title = f"{why.rstrip('.')}; the model was copied unchanged: {output}"
+    print_result({"removed": {}, "refitted": False, "folder": str(output)}, [], title, json_)
 
 
 def _validate_road(
