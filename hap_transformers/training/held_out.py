@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from torch.utils.data import IterableDataset, Subset
 
 from .config import HapConfig
@@ -70,4 +69,6 @@ def set_aside(dataset: Any, seed: int) -> tuple[Any, Any]:
 
 
 def _picked(dataset: Any, places: list[int]) -> Any:
-    return dataset.select(places) if isinstance(dataset, Dataset) else Subset(dataset, places)
+    # The package is not imported for it: where it is missing, no data set is its own.
+    of_datasets = type(dataset).__module__.partition(".")[0] == "datasets"
+    return dataset.select(places) if of_datasets else Subset(dataset, places)

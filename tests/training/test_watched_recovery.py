@@ -19,7 +19,7 @@ from hap_transformers.training.held_out import set_aside
 
 ROWS = Rows(60)
 HELD_OUT = 3  # A twentieth.
-CONFIG = {"ratio": 0.5, "max_examples": 8, "distillation": 1.0}
+CONFIG = {"ratio": 0.5, "budget": "heads", "method": "magnitude", "refit": False, "distillation": 1.0}
 HARMS, HELPS = 1.0, 1e-3
 
 
@@ -125,7 +125,7 @@ def test_neither_refit_nor_recovery_see_them(tmp_path):
             seen.extend(inputs["input_ids"].tolist())
             return super().training_step(model, inputs, *args, **kwargs)
 
-    trainer = pruned_trainer(tmp_path, trainer_class=Noting, config={"refit_examples": 99})
+    trainer = pruned_trainer(tmp_path, trainer_class=Noting, config={"refit": True, "refit_examples": 99})
     refitted = [ids for batch in trainer._refit_batches(99) for ids in batch["input_ids"].tolist()]
     trainer.train()
     rest, held_out = set_aside(ROWS, trainer.args.seed)
