@@ -18,7 +18,7 @@ from .embeddings_cells import (
     Key,
     dense_key,
 )
-from .embeddings_methods import DEFAULT, METHODS, WHOLE_HEADS
+from .embeddings_methods import DEFAULT, METHODS, TUNED, WHOLE_HEADS
 
 
 # What a figure is called, its factor, and its decimals.
@@ -142,26 +142,27 @@ def targets_text(cells: Cells, models: Iterable[str]) -> str:
 
 
 def summary(cells: Cells, ratios: Sequence[float] = (0.6, 0.8, 0.9)) -> str:
-    """One sentence a model: what the default method and whole heads keep, without training."""
+    """One sentence a model: what the default method, whole heads and, where measured, tuned layers keep."""
     lines = []
     for model in BASE_MODELS:
         found = {
             method: [_of_seeds(cells, Key(model, method, HOME, ratio, 0)) for ratio in ratios]
-            for method in (DEFAULT, WHOLE_HEADS)
+            for method in (DEFAULT, WHOLE_HEADS, TUNED)
         }
-        places = [i for i in range(len(ratios)) if all(found[method][i] for method in found)]
+        places = [i for i in range(len(ratios)) if found[DEFAULT][i] and found[WHOLE_HEADS][i]]
         if not places:
             continue
         dense = cells[dense_key(model)]["spearman"]
         kept = [
-            " / ".join(f"{100 * mean(cell['spearman'] for cell in found[method][i]):.1f}" for i in places)
-            for method in found
+            " / ".join(f"{100 * mean(cell['spearman'] for cell in of_seeds[i]):.1f}" for i in places)
+            for of_seeds in found.values()
+            if all(of_seeds[i] for i in places)
         ]
         removed = " / ".join(f"{100 * ratios[i]:.0f}" for i in places)
         lines.append(
             f"With {removed} % of its encoder removed, without labels and without training, {model} keeps a rank "
             f"correlation of {kept[0]} on STS-B, of {100 * dense:.1f}; with whole heads in place of dimensions, "
-            f"{kept[1]}."
+            f"{kept[1]}{f'; with layers tuned one by one, {kept[2]}' if kept[2:] else ''}."
         )
     return textwrap.fill(" ".join(lines), 119)
 
