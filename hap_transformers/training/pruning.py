@@ -32,7 +32,7 @@ from ..sensitivity.batches import shifts_labels
 from ..sensitivity.task import LossFunction
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
-from ..surgery.undo import undone_on_error
+from ..surgery.undo import undone_on_error, values_undone
 from ..tokens import with_length
 from .callbacks import tell_callbacks
 from .config import HapConfig
@@ -210,18 +210,20 @@ class PruningMixin(_Trainer):
         """Refits what is left, and tunes the layers if that is wanted."""
         config = self._require_config()
         common = {"forward": self.hooks.run, "progress": not self.args.disable_tqdm, "max_memory": config.max_memory}
-        reconstruct(
-            model,
-            dense,
-            batches,
-            ridge=config.ridge,
-            init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-            accelerator=self.accelerator,
-            **common,  # type: ignore[arg-type]
-        )
-        if config.tuning_epochs:
-            again = self._refit_batches(config.refit_examples)
-            tune_layers(model, dense, again, epochs=config.tuning_epochs, **common)  # type: ignore[arg-type]
+        # One that fails in tuning would leave what the refit wrote into parameters that pruning did not replace.
+        with values_undone(model.parameters() if config.tuning_epochs else ()):
+            reconstruct(
+                model,
+                dense,
+                batches,
+                ridge=config.ridge,
+                init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
+                accelerator=self.accelerator,
+                **common,  # type: ignore[arg-type]
+            )
+            if config.tuning_epochs:
+                again = self._refit_batches(config.refit_examples)
+                tune_layers(model, dense, again, epochs=config.tuning_epochs, **common)  # type: ignore[arg-type]
 
     def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
         """Puts heads back into their basis on errors, where these kinds let them be aligned."""

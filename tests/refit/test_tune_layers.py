@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import make_batch, make_batches, make_model
+from tiny import make_batch, make_batches, make_model, untouched
 from trainers import Rows, make_trainer
 from zoo import ZOO
 
@@ -164,3 +164,18 @@ def test_the_trainer_names_what_cannot_be_tuned_when_it_is_made(tmp_path):
     for wrong in ({"tuning_epochs": -1}, {"tuning_epochs": 1, "refit": False}):
         with pytest.raises(ValueError, match="`tuning_epochs` must not be negative and needs refit=True"):
             HapConfig(**wrong)
+
+
+def test_a_failure_in_tuning_undoes_the_refit_in_the_trainer(tmp_path, monkeypatch):
+    """The refit has also written into weights that pruning did not replace."""
+    config = HapConfig(ratio=0.3, max_examples=12, tuning_epochs=1, components=["heads", "neurons"])
+    trainer = make_trainer(tmp_path, hap_config=config)
+    before = copy.deepcopy(trainer.model.state_dict())
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("hap_transformers.training.pruning.tune_layers", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        trainer.prune()
+    assert untouched(trainer.model, before)
