@@ -68,14 +68,14 @@ def prune(
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
         kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
-        wanted = source.named or scoring.needs_examples or depends_on_basis(kinds)
+        wanted = source.named or tuning_epochs or scoring.needs_examples or depends_on_basis(kinds)
         most = max(source.max_examples, refit_examples)
         examples = load_examples(loaded, source, most, hold_out=True) if wanted else None
         scores, chosen = _planned(loaded, examples, settings, source, scoring, cost_batch, steps)
     else:
         given.validate(loaded.model)
         chosen, examples = given, None
-        if source.named and not _is_empty(given):
+        if (source.named or tuning_epochs) and not _is_empty(given):
             examples = load_examples(loaded, source, refit_examples)
     if _is_empty(chosen):
         if scores is not None:  # Its heads may have been aligned.

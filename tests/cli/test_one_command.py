@@ -387,3 +387,17 @@ def test_a_model_that_cannot_be_tuned_is_named_before_the_work(here):
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code and "share their weights and cannot be tuned" in str(result.exception or result.output)
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("road", ["plan", "ratio"])
+def test_tuning_without_examples_is_named(here, road):
+    """Neither road needs any examples otherwise."""
+    source = save_encoder(here)
+    model = SentenceTransformer(str(source), device="cpu")[0].auto_model
+    PruningPlan.for_model(model, heads={0: [0]}).save(here / "plan.json")
+    given = ("--plan", "plan.json") if road == "plan" else ("--ratio", "0.5", "--method", "magnitude", *WHOLE)
+    command = ("prune", str(source), *given, "--output", "out", "--tuning-epochs", "1")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code and not (here / "out").exists()
+    assert "--texts" in f"{result.output}{result.exception}"
+    assert CliRunner().invoke(app, command[:-2]).exit_code == 0
