@@ -57,6 +57,8 @@ class BestState(TrainerCallback):
             return
         if state.global_step:
             logger.warning(UNKNOWN_BEST.format(file=self.file))
+            if not self._every:  # What is measured then is the best checkpoint so far, not the weights of this one.
+                return
         self.before = self._check(state, model)
         if args.save_strategy != "no" and state.is_world_process_zero:
             self._save()
@@ -94,6 +96,8 @@ class BestState(TrainerCallback):
         return value
 
     def _save(self) -> None:
+        if not self._weights:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         values = {"before": self.before, "best": self.best, "step": self.step}
         with whole_file(self.file) as unfinished:
