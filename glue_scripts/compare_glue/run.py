@@ -70,9 +70,9 @@ def _run(args: Arguments, keys: Sequence[Key], file: Path) -> None:
                 same = [cell for key, cell in cells.items() if key.job == job and key.fold == args.fold]
                 _validate_same_dense(job, metrics, same, file)
             todo = [key for key in missing if key.job in current]
-            # One method of each way to score.
-            first = {(*key.job, METHODS[key.method].score.name): (*key.job, key.method) for key in reversed(todo)}
-            list(run_each(pool, _score, "Scores", args, list(first.values())[::-1]))
+            # Any method of each way to score.
+            scores = {(*key.job, METHODS[key.method].score.name): (*key.job, key.method) for key in todo}
+            list(run_each(pool, _score, "Scores", args, list(scores.values())))
             for cell in run_each(pool, _cell, "Cells", args, [(key,) for key in todo]):
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(cell) + "\n")

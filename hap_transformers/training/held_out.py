@@ -1,7 +1,7 @@
 """Sets training examples aside, on which a recovery is watched."""
 
 from collections.abc import Callable, Mapping, Sized
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, Subset
@@ -58,9 +58,9 @@ def set_aside(dataset: Any, seed: int) -> tuple[Any, Any]:
             return dataset, None
         rest, held_out = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
         return type(dataset)(rest), type(dataset)(held_out)  # type: ignore[call-arg]
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
         return dataset, None
-    total = len(cast(Sized, dataset))
+    total = len(dataset)
     count = min(int(SHARE * total), MOST)
     if not count:
         return dataset, None

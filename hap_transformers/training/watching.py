@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers.trainer_callback import TrainerState
@@ -110,7 +110,7 @@ def _checks(trainer: Any, examples: Any, steps: int) -> int:
     """How often to measure within so many steps: so often that it takes a small share of their time."""
     args = trainer.args
     trained = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    measured = min(len(cast(Sized, examples)), MOST) if hasattr(examples, "__len__") else MOST
+    measured = min(len(examples), MOST) if isinstance(examples, Sized) else MOST
     wanted = COST * TRAINING_PASSES * trained / (MEASURING_PASSES * measured)
     return min(max(FEWEST, math.floor(wanted)), MOST_CHECKS)
 
