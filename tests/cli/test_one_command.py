@@ -365,39 +365,3 @@ def test_the_extra_is_named_by_every_command(here, monkeypatch):
     for command in (["info", source], ["bench", source, source], ["score", source, "--texts", "texts.txt"]):
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'hap_transformers\[sentence-transformers\]'"):
             hap(*command)
-
-
-def test_layers_are_tuned_on_demand(here):
-    source = save_encoder(here)
-    command = ("prune", source, "--texts", "texts.txt", "--ratio", 0.5, *WHOLE, "--length", 12)
-    plain = hap(*command, "--output", "plain")
-    tuned = hap(*command, "--output", "tuned", "--tuning-epochs", 30)
-    assert tuned["parameters"] == plain["parameters"]
-    assert not torch.equal(embedded("tuned"), embedded("plain"))
-    wanted = embedded(source)
-    cosines = [F.cosine_similarity(embedded(folder), wanted).mean() for folder in ("plain", "tuned")]
-    assert cosines[1] > cosines[0]
-    assert json.loads((here / "tuned" / "results.json").read_text())["hap_config"]["tuning_epochs"] == 30
-
-
-def test_a_model_that_cannot_be_tuned_is_named_before_the_work(here):
-    ZOO["albert"].model(torch.float32).save_pretrained("albert")
-    AutoTokenizer.from_pretrained(save_transformer(here)).save_pretrained("albert")
-    command = ("prune", "albert", "--texts", "texts.txt", "--ratio", "0.5", "--output", "out", "--tuning-epochs", "1")
-    result = CliRunner().invoke(app, [str(part) for part in command])
-    assert result.exit_code and "share their weights and cannot be tuned" in str(result.exception or result.output)
-    assert not (here / "out").exists()
-
-
-@pytest.mark.parametrize("road", ["plan", "ratio"])
-def test_tuning_without_examples_is_named(here, road):
-    """Neither road needs any examples otherwise."""
-    source = save_encoder(here)
-    model = SentenceTransformer(str(source), device="cpu")[0].auto_model
-    PruningPlan.for_model(model, heads={0: [0]}).save(here / "plan.json")
-    given = ("--plan", "plan.json") if road == "plan" else ("--ratio", "0.5", "--method", "magnitude", *WHOLE)
-    command = ("prune", str(source), *given, "--output", "out", "--tuning-epochs", "1")
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code and not (here / "out").exists()
-    assert "--texts" in f"{result.output}{result.exception}"
-    assert CliRunner().invoke(app, command[:-2]).exit_code == 0
