@@ -48,7 +48,9 @@ def save_encoder(folder: Path, pooling="mean", dense: bool = False, normalize: b
 def save_t5_encoder(folder: Path) -> Path:
     """The folder of a tiny sentence encoder that begins with the encoder of a T5, as Sentence-T5 does."""
     torch.manual_seed(0)
-    tokenizer, place = AutoTokenizer.from_pretrained(save_model(folder)), folder / "transformer"
+    inputs = ["input_ids", "attention_mask"]  # A T5 has no types of tokens.
+    tokenizer = AutoTokenizer.from_pretrained(save_model(folder), model_input_names=inputs)
+    place = folder / "transformer"
     sizes = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     T5EncoderModel(T5Config(**sizes, pad_token_id=tokenizer.pad_token_id)).save_pretrained(place)
     tokenizer.save_pretrained(place)
