@@ -21,7 +21,7 @@ from transformers import DataCollatorWithPadding, HfArgumentParser, PreTrainedMo
 
 from glue_scripts.compare_glue.cells import Cell, read_cells
 from glue_scripts.compare_glue.job import Job
-from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
+from hap_transformers import Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct, tune_layers
 from hap_transformers.alignment.align_heads import align_heads
 from hap_transformers.data.calibration import calibration_batches
 from hap_transformers.efficiency import compare_latency, example_inputs
@@ -36,11 +36,12 @@ EXAMPLES = 1024
 # Texts and tokens of the batch whose time is measured, and how often.
 LATENCY_INPUTS, ROUNDS = (32, 64), 7
 DIMENSIONS = ("query_key_dims", "value_dims", "neurons")
-# By name, the kinds that are removed, and whether the heads of a layer lose dimensions evenly.
+# By name, the kinds that are removed, whether the heads of a layer lose dimensions evenly, and whether layers are tuned.
 WAYS = {
-    "heads": (("heads", "neurons"), True),
-    "dimensions": (DIMENSIONS, True),
-    "uneven dimensions": (DIMENSIONS, False),
+    "heads": (("heads", "neurons"), True, False),
+    "dimensions": (DIMENSIONS, True, False),
+    "uneven dimensions": (DIMENSIONS, False, False),
+    "uneven dimensions, tuned": (DIMENSIONS, False, True),
 }
 
 Batches = list[dict[str, torch.Tensor]]
@@ -55,6 +56,7 @@ class Arguments:
     dense_dir: str = "build/refit"
     tasks: list[str] = field(default_factory=lambda: ["mrpc", "sst2", "cola", "stsb"])
     samples: list[int] = field(default_factory=lambda: [0, 1, 2])
+    ways: list[str] = field(default_factory=lambda: list(WAYS))
 
 
 class Key(NamedTuple):
@@ -99,7 +101,7 @@ class Bench:
 
     def cell(self, key: Key) -> Cell:
         """Prunes a copy and measures it."""
-        kinds, even = WAYS[key.way]
+        kinds, even, tuned = WAYS[key.way]
         batches = self.batches(self.words(self.job.train), EXAMPLES, key.sample)
         model, scores, score_seconds = self.scored(kinds, batches, key.sample)
         start = time.process_time()
@@ -107,6 +109,9 @@ class Bench:
         apply_plan(pruned, plan_pruning(scores, pruned, ratio=key.ratio, even_heads=even))
         reconstruct(pruned, self.dense, batches, progress=False)
         refit_seconds = time.process_time() - start
+        if tuned:
+            tune_layers(pruned, self.dense, batches, progress=False)
+        tuning_seconds = time.process_time() - start - refit_seconds
         fidelity = compared(pruned, self.dense, self.evaluated)
         inputs = example_inputs(self.dense, *LATENCY_INPUTS)
         timed = compare_latency({"dense": self.dense, "pruned": pruned}, inputs, ROUNDS)
@@ -116,7 +121,8 @@ class Bench:
             "dense": self.job.dense_metrics,
             "pruned": self.job.measure(pruned),
             "time": round(timed["pruned"] / timed["dense"], 4),
-            "seconds": {"score": round(score_seconds, 1), "refit": round(refit_seconds, 1)},
+            "seconds": {"score": round(score_seconds, 1), "refit": round(refit_seconds, 1)}
+            | ({"tuning": round(tuning_seconds, 1)} if tuned else {}),
         }
 
 
@@ -138,7 +144,7 @@ def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output, benches = Path(args.output), dict[str, Bench]()
     known = read_cells(output, Key)
-    for sample, task, way, ratio in product(args.samples, args.tasks, WAYS, RATIOS):
+    for sample, task, way, ratio in product(args.samples, args.tasks, args.ways, RATIOS):
         key = Key(task, way, ratio, sample)
         if key in known:
             continue
