@@ -41,7 +41,7 @@ WAYS = {
     "heads": (("heads", "neurons"), True, False),
     "dimensions": (DIMENSIONS, True, False),
     "uneven dimensions": (DIMENSIONS, False, False),
-    "uneven dimensions, tuned": (DIMENSIONS, False, True),
+    "dimensions, tuned": (DIMENSIONS, True, True),
 }
 
 Batches = list[dict[str, torch.Tensor]]
