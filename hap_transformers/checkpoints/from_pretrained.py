@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
+from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
 from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure, validate_savable
 from ..surgery.apply_plan import prune_heads
@@ -106,27 +107,36 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         with safe_open(file, framework="pt") as tensors:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
     stored = sum(math.prod(shape) for shape in shapes.values())
+    sizes: dict[str, tuple[Projection, list[int]]] = {}
     for group, left in recorded_counts(model, structure):
         dense, count = max(group.num_components, 1), left if isinstance(left, int) else sum(left)
-        rows = [
-            (p, p.out_features * p.parts // dense * count, p.in_features)
-            for p in (*group.writers, *group.followers)
-            if group.runs is None or p.parts == 1  # Transformers itself checks the size of fused ones.
+        known = [
+            (projection, sizes.setdefault(projection.name, (projection, _sizes(projection)))[1])
+            for projection in group.projections
         ]
-        columns = [(p, p.out_features * p.parts, p.in_features // dense * count) for p in group.readers]
-        if files and max((outputs * inputs for _, outputs, inputs in rows + columns), default=0) > stored:
+        for projection, size in known:
+            if projection in group.readers:
+                size[1] = projection.in_features // dense * count
+            elif group.runs is None or projection.parts == 1:  # Transformers itself checks the size of fused ones.
+                size[0] = projection.out_features * projection.parts // dense * count
+        if files and max((math.prod(size) for _, size in known), default=0) > stored:
             raise ValueError(
                 f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, but the weight files "
                 "are too small for them. The config and the weights do not belong together."
             )
-        for projection, outputs, inputs in rows + columns:
-            expected = projection.stored_shape(outputs, inputs)
-            for name in (f"{projection.name}.weight", f"{model.base_model_prefix}.{projection.name}.weight"):
-                if shapes.get(name, expected) != expected:
-                    raise ValueError(
-                        f"The checkpoint's config gives '{name}' the shape {expected}, but its weights have "
-                        f"{shapes[name]}. The config and the weights do not belong together."
-                    )
+    for projection, size in sizes.values():
+        expected = projection.stored_shape(*size)
+        for name in (f"{projection.name}.weight", f"{model.base_model_prefix}.{projection.name}.weight"):
+            if shapes.get(name, expected) != expected:
+                raise ValueError(
+                    f"The checkpoint's config gives '{name}' the shape {expected}, but its weights have "
+                    f"{shapes[name]}. The config and the weights do not belong together."
+                )
+
+
+def _sizes(projection: Projection) -> list[int]:
+    """Outputs of a projection's module, and its inputs."""
+    return [projection.out_features * projection.parts, projection.in_features]
 
 
 def _holds(folder: Path, structure: Mapping[str, Any]) -> bool:

@@ -18,16 +18,19 @@ from ..sentence_encoders import transformer_folder
 # The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
+    "channel_names": "Chain, ChannelNames",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
     "subclasses": "take_class",
     "spreading": "spread_outputs",
     "projections": "Projection",
+    "convolutions": "Convolution",
     "record": "recorded_structure",
     "groups": "find_groups, freeze_idle_parameters",
     "sharded": "is_sharded",
     "heads": "HEADS",
     "head_dims": "VALUE_DIMS",
     "neurons": "NEURONS",
+    "channels": "CHANNELS",
     "slicing": "keep_components",
     "structure": "rebuild_structure",
 }

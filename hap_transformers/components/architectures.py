@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from .channel_names import Chain, ChannelNames
 from .releases import VIT_RENAMED
 
 
@@ -279,6 +280,25 @@ T5 = Architecture(
     norm_first=True,
 )
 
+RESNET = Architecture(
+    "encoder.stages.*.layers",
+    {
+        # A basic layer has two convolutions, a bottleneck three.
+        "channels": ChannelNames(
+            tuple(
+                Chain(
+                    f"layer.{i}.convolution",
+                    f"layer.{i + 1}.convolution",
+                    (f"layer.{i}.normalization",),
+                    f"layer.{i + 1}.normalization",
+                )
+                for i in range(2)
+            ),
+            "shortcut",
+        )
+    },
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "albert": ALBERT,
     "bart": BART,
@@ -295,6 +315,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mpnet": replace(BERT, names={"heads": MPNET_HEADS, "neurons": BERT_NEURONS}),
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
+    "resnet": RESNET,
     "roberta": BERT,
     "t5": T5,
     "vit": VIT,

@@ -45,6 +45,11 @@ class Group:
         masked (`list[Projection]`, *optional*): Of components that nothing reads, the writers and followers whose
             outputs a mask multiplies: one factor of every product that the components are in.
         of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
+        block (`int`, *optional*): Number of the residual block, where it is not that of the layer.
+        shortcut (`nn.Module`, *optional*): What gives the residual stream that the reader's output is added to, where
+            this is not the block's input.
+        alone (`bool`, *optional*, defaults to `False`): Whether the reader's output is added to nothing.
+        norm (`RunningNorm`, *optional*): The norm with running statistics of what the reader gives.
     """
 
     kind: "Kind"
@@ -62,6 +67,14 @@ class Group:
     around: nn.Module | None = None
     masked: list[Projection] = field(default_factory=list)
     of_stream: list[Projection] | None = None
+    block: int = -1
+    shortcut: nn.Module | None = None
+    alone: bool = False
+    norm: Any = None
+
+    def __post_init__(self) -> None:
+        if self.block < 0:
+            self.block = self.layer
 
     @property
     def num_components(self) -> int:

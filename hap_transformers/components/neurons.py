@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from .architectures import Architecture
 from .groups import Group, Kind, layer_paths, register_kind
 from .projections import find_projections
-from .subclasses import cached, dense_class, empty_inputs, empty_outputs, subclass, take_class
+from .subclasses import cached, dense_class, subclass, take_class
 
 
 NAME = "neurons"
@@ -39,9 +39,9 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
 def fit(group: Group) -> None:
     """Makes the projections of a feed-forward block without neurons compute no matrix product."""
     if not group.num_components:
-        for module in {projection.module for projection in group.writers}:
-            empty_outputs(module)
-        empty_inputs(group.reader.module)
+        for projection in group.writers:
+            projection.empty(outputs=True)
+        group.reader.empty(outputs=False)
 
 
 def set_implant_rank(group: Group, rank: int) -> None:

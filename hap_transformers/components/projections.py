@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from .spreading import given_features, gradients_of_given, read_features
+from .subclasses import empty_inputs, empty_outputs
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +37,11 @@ class Projection:
     def parameters(self) -> list[torch.Tensor]:
         """The module's weight, and its bias if it has one."""
         return [p for p in (self.module.weight, self.module.bias) if p is not None]
+
+    @property
+    def values(self) -> list[torch.Tensor]:
+        """All numbers of the module that a refit may change."""
+        return self.parameters
 
     @property
     def has_bias(self) -> bool:
@@ -97,6 +104,32 @@ class Projection:
         """Gradients of the module's outputs, shape `(examples, tokens, outputs of the module)`."""
         gradients = gradients_of_given(self.module, gradients)
         return gradients.reshape(examples, -1, gradients.shape[-1])
+
+    def seen(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Features of the tokens that [`read`] reads, of a tensor with those of all that the module gives."""
+        return outputs
+
+    def applied(self, inputs: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the module gives with another matrix, shape `(outputs of the module, inputs)`, and bias."""
+        return F.linear(inputs, matrix, bias)
+
+    def times(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The module's inputs, with every example's components multiplied by its row of a mask.
+
+        Args:
+            inputs (`torch.Tensor`): Shape `(..., features)`, of one or several rows an example.
+            mask (`torch.Tensor`): Shape `(examples, components)`.
+        """
+        width = inputs.shape[-1]
+        places = self.read(torch.arange(width, device=mask.device))  # In the order of the components.
+        of_features = mask.repeat_interleave(len(places) // mask.shape[1], 1)
+        whole = torch.ones_like(mask[:, :1]).expand(-1, width).index_copy(1, places, of_features)
+        tokens = inputs.reshape(len(mask), -1, width)
+        return (tokens * whole[:, None].to(tokens.dtype)).reshape(inputs.shape)
+
+    def empty(self, *, outputs: bool) -> None:
+        """Lets the module, which has no outputs, or no inputs, left, compute no matrix product."""
+        (empty_outputs if outputs else empty_inputs)(self.module)
 
     def stored_shape(self, outputs: int, inputs: int) -> list[int]:
         """Shape of the weight of a module with so many outputs and inputs."""

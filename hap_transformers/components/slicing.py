@@ -10,7 +10,7 @@ from torch.nn.utils.prune import is_pruned
 from transformers import PreTrainedModel
 
 from .groups import Group, freeze_idle_parameters
-from .projections import Projection
+from .projections import STORED_AS, Projection
 from .sharded import is_sharded
 
 
@@ -18,8 +18,8 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     """Checks that the weights of some groups can be sliced.
 
     Raises:
-        ValueError: If a projection is no plain Linear or Conv1D of floating point weights, is sharded (FSDP), or
-            shares its weights with another module.
+        ValueError: If a projection is no plain Linear, Conv1D or Conv2d of floating point weights, is sharded (FSDP),
+            or shares its weights with another module.
     """
     groups = list(groups)
     validate_plain_weights(model, groups)
@@ -36,9 +36,10 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
             )
         if not projection.is_plain:
             kind = f"{type(module).__module__}.{type(module).__name__}"
+            kinds = ", ".join(stored.__name__ for stored in STORED_AS)
             raise ValueError(
                 f"Cannot prune {type(model).__name__}: '{projection.name}' is a {kind} of dtype "
-                f"{module.weight.dtype}, and only plain Linear and Conv1D layers can be sliced. Prune before "
+                f"{module.weight.dtype}, and only plain {kinds} layers can be sliced. Prune before "
                 "quantizing or adding adapters, or merge adapters first. Nothing was pruned."
             )
         for parameter in projection.parameters:

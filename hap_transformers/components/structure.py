@@ -101,9 +101,10 @@ def validate_savable(model: PreTrainedModel) -> None:
             f"have: {remedy} Drop layers before pruning."
         )
     validate_record(model, groups)
+    recording = [group for group in groups if str(group.layer) in (recorded.get(group.kind.name) or {})]
+    cut_by_them = {projection.module for group in recording for projection in group.projections}
     for group in groups:
-        swapped = any(was_cut(projection.module) for projection in group.projections)
-        if swapped and str(group.layer) not in (recorded.get(group.kind.name) or {}):
+        if any(was_cut(p.module) and p.module not in cut_by_them for p in group.projections):
             raise ValueError(
                 f"The {group.kind.name} of layer {group.layer} of this {type(model).__name__} were pruned in another "
                 f"model, and its config does not record it: {remedy} Swap modules before pruning."

@@ -12,6 +12,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
+from ..components.shared_weights import Pairs, counted_twice, shared_by_pairs
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from .latency_table import LatencyTable
@@ -36,6 +37,9 @@ class Budget:
             between projections does for a head.
         joint (`dict[tuple[int, ...], JointCost]`, *optional*): Costs of several groups of a layer together, by their
             places. They hold in place of those in `costs`.
+        pairs (`dict[tuple[int, int], float]`, *optional*): For the places of two groups of which one reads what writes
+            the other, what a component of either costs together. It is part of both groups' `costs`, as it is while
+            no component of the other has gone.
     """
 
     dense: float
@@ -45,6 +49,7 @@ class Budget:
     linear: bool = True
     whole_parts: dict[int, float] = field(default_factory=dict)
     joint: dict[tuple[int, ...], JointCost] = field(default_factory=dict)
+    pairs: Pairs = field(default_factory=dict)
 
     def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
         """What some parts, each a layer and a place in it, cost beside their components."""
@@ -128,20 +133,25 @@ def _linear_budget(
     now: Sequence[Group],
     whole_parts: dict[int, float] | None = None,
     joint: Sequence[Sequence[int]] = (),
+    pairs: Pairs | None = None,
 ) -> Budget:
     """A budget in which every component of a group costs the same.
 
     Args:
         dense (`float`): What the dense encoder costs.
         whole (`float`): What the model as it is costs, with all that is around the encoder.
-        costs (`list[float]`): What a component of each group costs.
+        costs (`list[float]`): What a component of each group of the dense model costs.
         before (`Sequence[Group]`): The dense model's groups.
         now (`Sequence[Group]`): The model's groups as they are.
         whole_parts (`dict[int, float]`, *optional*): What each part of the dense model costs beside its components.
         joint (`Sequence[Sequence[int]]`, *optional*): As in [`Surroundings`].
+        pairs (`Mapping[tuple[int, int], float]`, *optional*): As in [`Budget`].
     """
-    gone = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)]
-    present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True))
+    gone, pairs = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)], pairs or {}
+    present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True)) + counted_twice(pairs, gone)
+    for (first, second), price in pairs.items():
+        costs[first] -= price * gone[second]
+        costs[second] -= price * gone[first]
     parts = {}
     for place, cost in (whole_parts or {}).items():
         runs = now[place].runs
@@ -157,9 +167,8 @@ def _linear_budget(
         between = sum(cost for place, cost in (whole_parts or {}).items() if place in places)
         together[tuple(places)] = partial(_linear_cost, runs, prices, between)
         parts = {place: cost for place, cost in parts.items() if place not in places}
-    return Budget(
-        dense, present, [partial(mul, cost) for cost in costs], whole - present, whole_parts=parts, joint=together
-    )
+    now_costs: list[Callable[[int], float]] = [partial(mul, cost) for cost in costs]
+    return Budget(dense, present, now_costs, whole - present, whole_parts=parts, joint=together, pairs=dict(pairs))
 
 
 def _linear_cost(runs: Runs, prices: Mapping[str, float], between: float, left: Mapping[str, Sequence[int]]) -> float:
@@ -183,7 +192,8 @@ def _parameter_budget(given: Surroundings) -> Budget:
     before = _same_groups(original, given.groups)
     costs = [float(group.parameters_per_component()) for group in before]
     dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
-    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint)
+    pairs = shared_by_pairs(before)
+    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint, pairs=pairs)
 
 
 def _flop_budget(given: Surroundings) -> Budget:
@@ -197,7 +207,8 @@ def _flop_budget(given: Surroundings) -> Budget:
     needed = {kind.needs for kind in KINDS.values()}
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
     whole = count_flops(given.model, given.inputs)
-    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint)
+    pairs = shared_by_pairs(before, lambda projection: flops.get(projection.module, 0))
+    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs)
 
 
 def _flops_between(group: Group, flops: Mapping[Module, int]) -> float:

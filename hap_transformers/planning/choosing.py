@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..components.groups import Group
+from ..components.shared_weights import counted_twice
 from .budgets import Budget
 from .settings import PlanningSettings
 
@@ -104,7 +105,7 @@ def cheapest(
 
 def _without_spare(removed: list[Unit], to_save: float, budget: Budget) -> list[Unit]:
     """Leaves out units without which enough is saved, the most sensitive first."""
-    if not budget.linear:  # What a unit saves depends on others.
+    if budget.pairs or not budget.linear:  # What a unit saves depends on others.
         return removed
     spare = sum(unit.saves for unit in removed) - to_save
     kept: list[Unit] = []
@@ -134,7 +135,8 @@ def _fewest(
             for place, components in ranking[count - 1].components.items():
                 gone[place] += len(components)
         fits = all(rank <= gone[place] for place, rank in ranks.items())
-        if fits and saved - sum(price(place, rank) for place, rank in ranks.items()) >= to_save:
+        spent = sum(price(place, rank) for place, rank in ranks.items()) + counted_twice(budget.pairs, gone)
+        if fits and saved - spent >= to_save:
             return count
     return None
 

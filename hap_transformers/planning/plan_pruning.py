@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups, kinds_in_use
+from ..components.shared_weights import counted_twice
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .budgets import Budget, Surroundings, dense_counts, make_budget
@@ -110,7 +111,12 @@ def _chosen(
     if settings.budget in KINDS:  # Whole components are counted.
         to_save = round(to_save)
     slack = 1e-9 * budget.dense
-    most = sum(unit.saves for unit in units)
+    lost = [0] * len(groups)
+    for unit in units:
+        for place, positions in unit.components.items():
+            lost[place] += len(positions)
+    saved = sum(unit.saves for unit in units)
+    most = saved - counted_twice(budget.pairs, lost)
     # Parts save something more when the last of their components goes.
     present = {place: runs.places_left() for place in budget.whole_parts if (runs := groups[place].runs)}
     others = {(groups[place].layer, part) for place, parts in present.items() for part in parts} - gone
@@ -119,7 +125,7 @@ def _chosen(
     removed: list[Unit] = []
     implants: dict[int, int] = {}
     for ranking in rankings:
-        share = sum(unit.saves for unit in ranking) / most if most else 0.0
+        share = sum(unit.saves for unit in ranking) / saved if saved else 0.0
         chosen, ranks = cheapest(ranking, share * to_save - slack, groups, budget, settings)
         removed += chosen
         implants |= ranks
@@ -263,6 +269,8 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         for group, cost in zip(given.groups, budget.costs, strict=True):
             if group.runs is None:
                 total += cost(plan.left_in(group)) - cost(group.num_components)
+        lost = [group.num_components - plan.left_in(group) for group in given.groups]
+        total += counted_twice(budget.pairs, lost)
         for places, joint in budget.joint.items():
             members = [given.groups[place] for place in places]
             runs = members[0].runs

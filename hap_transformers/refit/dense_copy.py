@@ -31,7 +31,7 @@ def own_refitted(sites: Sequence[Group], originals: Sequence[Group]) -> None:
     for site, original in zip(sites, originals, strict=True):
         shared = {id(parameter) for projection in written_into(site) for parameter in projection.parameters}
         whole = original if original.runs is None else original.runs.whole
-        for projection in whole.projections:
+        for projection in (*whole.projections, *written_into(original)):
             _replace_shared(projection.module, shared)
 
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
 from ..components.groups import Group, find_groups, in_forward_order, layers
-from ..components.projections import Projection
 from ..efficiency import evaluating
 from .kept_values import KeptValues
 
@@ -26,19 +25,30 @@ class Call:
     Args:
         inputs (`torch.Tensor`): What it read.
         block_inputs (`torch.Tensor`, *optional*): What the group's writers read, if they are called.
-        stream (`torch.Tensor`): The residual stream that the reader adds to.
-        outputs (`torch.Tensor`): What it gave.
+        stream (`torch.Tensor`, *optional*): The residual stream that the reader adds to, if it does.
+        outputs (`torch.Tensor`): What it gave, or the norm behind it.
     """
 
     inputs: torch.Tensor
     block_inputs: torch.Tensor | None
-    stream: torch.Tensor
+    stream: torch.Tensor | None
     outputs: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """What it gave, and what that is added to."""
+        return self.outputs if self.stream is None else self.stream + self.outputs
+
+    def missing(self, target: torch.Tensor) -> torch.Tensor:
+        """What it must give for a total."""
+        return target if self.stream is None else target - self.stream
 
 
 def shares_layers(model: PreTrainedModel) -> bool:
     """Whether a model runs some of its layers several times, as ALBERT does."""
-    return len(layers(model)) < model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
+    return len(layers(model)) < getattr(model.config, "num_hidden_layers", 0) * getattr(
+        model.config, "inner_group_num", 1
+    )
 
 
 class _Stop(Exception):
@@ -76,15 +86,15 @@ class LayerRuns:
         self.repeats = shares_layers(model)
 
     def of_layer(self, layer: int) -> list[Group]:
-        """The groups of a layer in forward order."""
-        return [group for group in self.groups if group.layer == layer]
+        """The groups of a layer, or residual block, in forward order."""
+        return [group for group in self.groups if group.block == layer]
 
     def calls(self, position: int, inputs: dict[str, Any], group: Group) -> list[Call]:
         """What one group's reader sees; the earlier layers' weights no longer change."""
         # A feed-forward block may be called in chunks, so the last group of a layer is run to the layer's end.
-        last = group is self.of_layer(group.layer)[-1]
-        stop_at = self.layers[group.layer] if last else group.reader.module
-        return self._calls(position, inputs, [group], stop_at, finished=group.layer - 1)[0]
+        last = group is self.of_layer(group.block)[-1]
+        stop_at = self.layers[group.block] if last else (group.norm or group.reader).module
+        return self._calls(position, inputs, [group], stop_at, finished=group.block - 1)[0]
 
     def reads(self, position: int, inputs: dict[str, Any], group: Group) -> list[torch.Tensor]:
         """What one group's writers see, a tensor `(batch, tokens, features)` a call of its reader."""
@@ -92,7 +102,7 @@ class LayerRuns:
         handle = writer.register_forward_pre_hook(lambda module, args: read.append(args[0]))
         in_chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)
         self._run(
-            position, inputs, [handle], self.layers[group.layer] if in_chunks else writer, finished=group.layer - 1
+            position, inputs, [handle], self.layers[group.block] if in_chunks else writer, finished=group.block - 1
         )
         return read if self.repeats or len(read) < 2 else [torch.cat(read, 1)]
 
@@ -168,7 +178,7 @@ class LayerRuns:
 
     def _watch(self, groups: Sequence[Group], calls: list[list[Call]]) -> list[Any]:
         """Hooks that follow the residual stream through the groups' layer and note the calls of their readers."""
-        layer = self.layers[groups[0].layer]
+        layer = self.layers[groups[0].block]
         stream: list[torch.Tensor] = []
         read: list[torch.Tensor | None] = [None]
 
@@ -184,14 +194,12 @@ class LayerRuns:
         def enter_group(module: nn.Module, args: tuple[torch.Tensor]) -> None:
             read[:] = [args[0]]
 
-        def see(reader: Projection, seen: list[Call]) -> Any:
-            return lambda module, args, output: seen.append(Call(reader.read(args[0]), read[0], stream[0], output))
-
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True)]
         for group, seen in zip(groups, calls, strict=True):
-            handles.append(group.writers[-1].module.register_forward_pre_hook(enter_group))
-            handles.append(group.reader.module.register_forward_hook(see(group.reader, seen)))
-        in_layer = self.of_layer(groups[0].layer)
+            if group.of_stream != []:
+                handles.append(group.writers[-1].module.register_forward_pre_hook(enter_group))
+            handles += _watch_reader(group, seen, read, stream)
+        in_layer = self.of_layer(groups[0].block)
         if self.norm_first:
             inside = dict(layer.named_modules())
             adding = [group.reader.module for group in in_layer[:-1]]
@@ -216,6 +224,33 @@ class LayerRuns:
         finally:
             for layer, forward in zip(skipped, forwards, strict=True):
                 _set_forward(layer, forward)
+
+
+def _watch_reader(
+    group: Group, seen: list[Call], read: list[torch.Tensor | None], stream: list[torch.Tensor]
+) -> list[Any]:
+    """Hooks that note the calls of a group's reader, of the norm behind it, and of the shortcut around it."""
+    reader, elsewhere = group.reader, group.alone or group.shortcut is not None
+
+    def see(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        added_to = (shortcut[0] if shortcut else None) if elsewhere else stream[0]
+        seen.append(Call(reader.read(args[0]), read[0], added_to, reader.seen(output)))
+
+    def see_norm(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        seen[-1].outputs = reader.seen(output)
+
+    def see_shortcut(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        shortcut[:] = [reader.seen(output)]
+        if seen:  # It may run before or after the reader.
+            seen[-1].stream = shortcut[0]
+
+    shortcut: list[torch.Tensor] = []
+    handles = [reader.module.register_forward_hook(see)]
+    if group.norm is not None:
+        handles.append(group.norm.module.register_forward_hook(see_norm))
+    if group.shortcut is not None:
+        handles.append(group.shortcut.register_forward_hook(see_shortcut))
+    return handles
 
 
 def _set_forward(module: nn.Module, forward: Any) -> None:

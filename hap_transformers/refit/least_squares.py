@@ -5,9 +5,14 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from ..components.convolutions import RunningNorm
 from ..components.projections import Projection
 from ..tokens import device_of_sums, products, valid_tokens
 from .ridge import solve_ridge
+
+
+# A norm that multiplies by less than this share of its largest factor is given another factor instead of being undone.
+SMALL = 1e-3
 
 
 @dataclass
@@ -78,18 +83,33 @@ class Sums:
             self.xy - torch.outer(self.x, self.y) / self.tokens,
         )
 
-    def refit(self, projection: Projection, ridge: float) -> None:
+    def refit(self, projection: Projection, ridge: float, norm: RunningNorm | None = None) -> None:
         """Puts the ridge regression into the projection.
+
+        Args:
+            projection (`Projection`): The projection.
+            ridge (`float`): Strength of the regularization towards the present weights.
+            norm (`RunningNorm`, *optional*): The norm behind, if targets are what it gives. Its running statistics
+                become those of what the projection then gives, and its weight and bias make up for that.
 
         Raises:
             ValueError: If a sum is not finite.
         """
-        xx, xy = self.products(centred=projection.has_bias)
+        xx, xy = self.products(centred=projection.has_bias or norm is not None)
         if not (xx.isfinite().all() and xy.isfinite().all()):
             raise ValueError(
                 f"The inputs or targets of '{projection.name}' are not finite. Check the weights and the batches for "
                 "NaN or infinity. The model was not refitted."
             )
         matrix = projection.matrix(projection.module.weight).to(xx.device).double()
+        scale = matrix.new_ones(len(matrix)) if norm is None else norm.scale().to(matrix)
+        matrix = scale[:, None] * matrix
         matrix = matrix + solve_ridge(xx, xy - xx @ matrix.T, ridge).T
-        projection.write(matrix, (self.y - matrix @ self.x) / self.tokens if projection.has_bias else None)
+        bias = (self.y - matrix @ self.x) / self.tokens
+        if norm is not None:
+            scale = torch.where(scale.abs() < SMALL * scale.abs().amax(), 1.0, scale)
+            matrix = matrix / scale[:, None]
+            mean, variance = matrix @ self.x / self.tokens, ((matrix @ xx) * matrix).sum(1) / self.tokens
+            norm.set_statistics(mean, variance, scale, self.y / self.tokens)
+            bias = torch.zeros_like(bias)
+        projection.write(matrix, bias if projection.has_bias else None)

@@ -96,10 +96,10 @@ def reconstruct(
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), bar:
-            for layer in range(sites[0].layer if sites else len(pruned.layers), len(pruned.layers)):
+            for layer in range(sites[0].block if sites else len(pruned.layers), len(pruned.layers)):
                 for position, inputs in numbered():
                     seen = original.calls_of_layer(position, inputs, layer)
-                    kept["targets", position] = [[call.stream + call.outputs for call in calls] for calls in seen]
+                    kept["targets", position] = [[call.total for call in calls] for calls in seen]
                     kept["read", position] = [[call.block_inputs for call in calls] for calls in seen]
                 for place, group in enumerate(pruned.of_layer(layer)):
                     if not any(group is site for site in sites):
@@ -115,11 +115,12 @@ def reconstruct(
                             read.with_targets_of(writer).refit(writer, ridge)
                     new_rank = group.implant_rank if layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
+                    outputs = outputs_left(group, pruned, original)
                     for position, inputs in numbered():
                         calls = pruned.calls(position, inputs, group)
                         for call, target in zip(calls, kept["targets", position][place], strict=True):
                             x = _inputs_of(call, group, new_rank)
-                            sums.add(x, target - call.stream, inputs.get("attention_mask"))
+                            sums.add(x, call.missing(target[..., outputs]), inputs.get("attention_mask"))
                     _reduced(sums, accelerator)
                     _refit(group, sums, new_rank, ridge)
                     bar.update()
@@ -155,6 +156,14 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
     return [group for group in after if group.readers]
 
 
+def outputs_left(group: Group, pruned: LayerRuns, original: LayerRuns) -> slice | list[int]:
+    """Of what the dense model's reader gives, what the pruned one's does: it may write another group's components."""
+    for now, before in zip(pruned.all_groups, original.all_groups, strict=True):
+        if any(writer.module is group.reader.module for writer in now.writers):
+            return [list(before.kept).index(number) for number in now.kept]
+    return slice(None)
+
+
 def _reduced(sums: Sums, accelerator: Accelerator | None) -> None:
     """Adds up the sums of all processes.
 
@@ -186,9 +195,9 @@ def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
         A = reduced_rank_regression(*centred, new_rank, group.num_components - new_rank, ridge)
         set_input_map(group, A)
         sums = sums.with_map(A)
-    sums.refit(group.reader, ridge)
+    sums.refit(group.reader, ridge, group.norm)
 
 
 def written(groups: list[Group]) -> list[torch.Tensor]:
     """The weights that a refit changes."""
-    return [parameter for group in groups for projection in written_into(group) for parameter in projection.parameters]
+    return [parameter for group in groups for projection in written_into(group) for parameter in projection.values]

@@ -14,4 +14,4 @@ def writers_of(group: Group) -> list[Projection]:
 
 def written_into(group: Group) -> list[Projection]:
     """All projections of a group, and of the heads that it is a view of, that a refit changes."""
-    return [group.reader, *writers_of(group)]
+    return [group.reader, *writers_of(group), *([] if group.norm is None else [group.norm])]

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..components.groups import Group
@@ -64,6 +64,31 @@ def hessian_trace(task: ScoringTask, batch: ScoredBatch) -> Samples:
     return Samples(torch.stack(values).sum(0), task.num_probes)
 
 
+@dataclass
+class Owned:
+    """A module of whose weights components own rows, columns, or both.
+
+    Args:
+        view (`Projection`): The module, or any of its parts.
+        written (`bool`): Whether components own its rows.
+        read (`bool`): Whether components own its columns.
+    """
+
+    view: Projection
+    written: bool = False
+    read: bool = False
+
+    def draw(self, output: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Draws random signs for the weight, shape `(outputs, inputs)`, and for a bias that components include."""
+        shape = self.view.module_matrix(self.view.module.weight).shape
+        weight = rademacher(shape, output, generator)
+        owns_bias = self.written and self.view.has_bias
+        return weight, rademacher(shape[:1], output, generator) if owns_bias else None
+
+
+Owners = dict[nn.Module, Owned]
+
+
 def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
     """Splits a batch into graphs, if its loss is the mean over examples.
 
@@ -83,7 +108,12 @@ def _parts(task: ScoringTask, batch: ScoredBatch) -> list[ScoredBatch]:
 
 def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) -> torch.Tensor:
     """Draws probes for one graph, and returns their estimates, shape `(num_probes, num_components)`."""
-    owners = {p.module: (group, p) for group in task.groups for p in (*group.writers, *group.readers)}
+    owners: Owners = {}
+    for group in task.groups:
+        for projection in group.writers:
+            owners.setdefault(projection.module, Owned(projection)).written = True
+        for projection in group.readers:
+            owners.setdefault(projection.module, Owned(projection)).read = True
     with _recorded_calls(owners) as calls:
         loss = task.loss(batch)
     if not calls or not loss.requires_grad:
@@ -95,7 +125,7 @@ def _probe(task: ScoringTask, batch: ScoredBatch, generator: torch.Generator) ->
 def _estimates(
     task: ScoringTask,
     loss: torch.Tensor,
-    owners: dict[nn.Module, tuple[Group, Projection]],
+    owners: Owners,
     calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]],
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -105,8 +135,8 @@ def _estimates(
         # The loss scale is too large. The batch is repeated with a smaller one; no probe need be drawn before.
         return torch.full((task.num_probes, sum(task.counts)), torch.inf, device=task.device)
     for probe in range(task.num_probes):
-        probes = {module: _draw(*owners[module], y, generator) for module, (_, y) in calls.items()}
-        moves = [F.linear(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
+        probes = {module: owners[module].draw(y, generator) for module, (_, y) in calls.items()}
+        moves = [owners[module].view.applied(x.to(y.dtype), *probes[module]) for module, (x, y) in calls.items()]
         # The gradient of sum g . (v x). Both g and x depend on the outputs.
         factors = zip((*gradients, *moves), (*moves, *gradients), strict=True)
         terms = [(factor, other.detach()) for factor, other in factors if factor.requires_grad]
@@ -114,12 +144,15 @@ def _estimates(
         changes = torch.autograd.grad(
             [t for t, _ in terms], outputs, [c for _, c in terms], retain_graph=not last, materialize_grads=True
         )
-        sums = {}
+        by_rows, by_columns = {}, {}
         for (module, (x, _)), move, change in zip(calls.items(), moves, changes, strict=True):
-            group, projection = owners[module]
-            reads = projection in group.readers
-            sums[module] = _sum_over_tokens(*((x, change @ probes[module][0]) if reads else (move, change)))
-        values.append(torch.cat([_sum_over_components(group, sums) for group in task.groups]) / scale)
+            owned, size = owners[module], len(x)
+            changed = owned.view.cotangents(change, size)
+            if owned.written:
+                by_rows[module] = _sum_over_tokens(owned.view.cotangents(move, size), changed)
+            if owned.read:
+                by_columns[module] = _sum_over_tokens(owned.view.tokens(x, size), changed @ probes[module][0])
+        values.append(torch.cat([_sum_over_components(group, by_rows, by_columns) for group in task.groups]) / scale)
     return torch.stack(values)
 
 
@@ -144,25 +177,17 @@ def _recorded_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tu
             handle.remove()
 
 
-def _draw(
-    group: Group, projection: Projection, output: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Draws random signs for a module's weight, shape `(outputs, inputs)`, and for a bias that components include."""
-    shape = projection.module_matrix(projection.module.weight).shape
-    owns_bias = projection not in group.readers and projection.has_bias
-    weight = rademacher(shape, output, generator)
-    return weight, rademacher(shape[:1], output, generator) if owns_bias else None
-
-
 def _sum_over_tokens(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Sums products of two tensors over all tokens, per feature, in float32 or better; shape `(features,)`."""
     products = (first.detach() * second).flatten(0, -2)
     return products.sum(0, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
-def _sum_over_components(group: Group, sums: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
-    parts = [projection.outputs_of(sums[projection.module]) for projection in group.writers]
-    parts += [sums[reader.module] for reader in group.readers]
+def _sum_over_components(
+    group: Group, by_rows: dict[nn.Module, torch.Tensor], by_columns: dict[nn.Module, torch.Tensor]
+) -> torch.Tensor:
+    parts = [projection.outputs_of(by_rows[projection.module]) for projection in group.writers]
+    parts += [by_columns[reader.module] for reader in group.readers]
     return torch.stack([part.reshape(group.num_components, -1).sum(1) for part in parts]).sum(0)
 
 

@@ -112,8 +112,8 @@ class _FactorPass(BackwardPass):
         without_readers = {key for key, _ in self.masked.values()}
         for module, curvature in self.curvatures.items():
             if module not in without_readers:
-                tokens = torch.cat([valid_tokens(call, mask) for call in self.inputs.pop(module)])
-                tokens = self.views[module].read(tokens).to(self.dtype)
+                read = [self.views[module].read(call) for call in self.inputs.pop(module)]
+                tokens = torch.cat([valid_tokens(call, mask) for call in read]).to(self.dtype)
                 yield tokens.new_tensor(len(tokens))
                 yield tokens.sum(0)
                 yield products(tokens)

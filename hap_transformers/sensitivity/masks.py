@@ -40,13 +40,4 @@ def masked_components(task: ScoringTask, batch: ScoredBatch) -> Iterator[list[to
 
 
 def _multiply_by(mask: torch.Tensor, reader: Projection) -> Callable[[nn.Module, tuple[torch.Tensor]], Any]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        (activations,) = inputs
-        width = activations.shape[-1]
-        places = reader.read(torch.arange(width, device=mask.device))  # In the order of the components.
-        of_features = mask.repeat_interleave(len(places) // mask.shape[1], 1)
-        whole = torch.ones_like(mask[:, :1]).expand(-1, width).index_copy(1, places, of_features)
-        tokens = activations.reshape(len(mask), -1, width)
-        return ((tokens * whole[:, None].to(tokens.dtype)).reshape(activations.shape),)
-
-    return hook
+    return lambda module, inputs: (reader.times(inputs[0], mask),)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..alignment.basis_name import basis_of, depends_on_basis
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
+from ..components.shared_weights import counted_twice, shared_by_pairs
 from ..efficiency import count_parameters
 from ..files import write_text
 
@@ -253,8 +254,10 @@ class PruningPlan:
             left[part] += number not in gone
         return left
 
-    def _parameters_removed(self, groups: Iterable[Group]) -> int:
-        return sum((group.num_components - self.left_in(group)) * group.parameters_per_component() for group in groups)
+    def _parameters_removed(self, groups: Sequence[Group]) -> int:
+        gone = [group.num_components - self.left_in(group) for group in groups]
+        costs = (count * group.parameters_per_component() for count, group in zip(gone, groups, strict=True))
+        return sum(costs) - round(counted_twice(shared_by_pairs(groups), gone))
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, the components of a layer on one line."""

@@ -1,0 +1,119 @@
+"""Channels as components: a filter of the convolution that writes them, and the inputs of the one that reads them.
+
+Channels lie inside residual blocks. The width of the residual stream stays.
+"""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .architectures import Architecture
+from .channel_names import Chain, ChannelNames
+from .convolutions import Convolution, GroupedConvolution, RunningNorm
+from .groups import Group, Kind, layer_paths, register_kind
+
+
+NAME = "channels"
+
+# What may lie between two convolutions, by class.
+Follower = GroupedConvolution | RunningNorm
+FOLLOWERS: dict[type[nn.Module], type[Follower]] = {nn.BatchNorm2d: RunningNorm, nn.Conv2d: GroupedConvolution}
+
+
+def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
+    """Lists what lies between two convolutions of a residual block, first layer first.
+
+    Every such chain counts as a layer of its own; a residual block may have several.
+
+    Raises:
+        ValueError: If the architecture's entry does not fit the model, or its modules were pruned in another one.
+    """
+    names: ChannelNames = architecture.names[NAME]
+    groups: list[Group] = []
+    for block, path in enumerate(layer_paths(model, architecture)):
+        inside = dict(model.base_model.get_submodule(path[:-1]).named_modules())
+        chains = [chain for chain in names.chains if {chain.writer, chain.reader} <= inside.keys()]
+        for chain in chains:
+            group = _group(model, path, inside, chain, len(groups))
+            group.block = block
+            group.shortcut = inside.get(names.shortcut or "") if chain is chains[-1] else None
+            group.alone = group.shortcut is None
+            groups.append(group)
+    return groups
+
+
+def _group(model: PreTrainedModel, path: str, inside: dict[str, nn.Module], chain: Chain, layer: int) -> Group:
+    """The channels of a chain."""
+    followers = [_follower(model, path + name, inside[name]) for name in chain.followers if name in inside]
+    writer, reader = (_convolution(model, path + name, inside[name]) for name in (chain.writer, chain.reader))
+    grouped = [projection.module.groups for projection in followers if isinstance(projection, GroupedConvolution)]
+    channels = reader.module.in_channels
+    count = min([*grouped, channels])
+    left = {projection.out_features for projection in (writer, *followers)}
+    if left != {channels}:
+        raise ValueError(
+            f"'{reader.name}' of {type(model).__name__} reads {channels} channels, but '{writer.name}' and what lies "
+            f"between give {sorted(left)}; the entry of '{model.config.model_type}' in "
+            "hap_transformers.ARCHITECTURES does not fit this model."
+        )
+    kept, original = vars(reader.module).get("kept_channels", (range(count), count))
+    if len(kept) != count:
+        raise ValueError(
+            f"'{reader.name}' of {type(model).__name__} reads {count} channels, but was left {len(kept)} by pruning. "
+            "If a layer was changed after pruning, reload the model from its checkpoint."
+        )
+    group = Group(CHANNELS, layer, [writer], followers, [reader], list(kept), original, of_stream=[])
+    if chain.norm is not None:
+        group.norm = RunningNorm(path + chain.norm, inside[chain.norm])
+    return group
+
+
+def _convolution(model: PreTrainedModel, name: str, module: nn.Module) -> Convolution:
+    """The view of a writer or reader.
+
+    Raises:
+        ValueError: If it is no plain convolution.
+    """
+    if not isinstance(module, nn.Conv2d) or module.groups > 1:
+        raise ValueError(
+            f"'{name}' of {type(model).__name__} is no convolution of all channels (groups=1), so its channels cannot "
+            "be removed one by one."
+        )
+    return Convolution(name, module)
+
+
+def _follower(model: PreTrainedModel, name: str, module: nn.Module) -> Follower:
+    """The view of what lies between.
+
+    Raises:
+        ValueError: If it is nothing that acts on channels one by one.
+    """
+    for stored, view in FOLLOWERS.items():
+        if isinstance(module, stored):
+            return view(name, module)
+    raise ValueError(
+        f"'{name}' of {type(model).__name__} is a {type(module).__name__}, which hap_transformers cannot shrink with "
+        f"its channels; it can shrink {', '.join(stored.__name__ for stored in FOLLOWERS)}."
+    )
+
+
+def fit(group: Group) -> None:
+    """Notes which channels are left, and lets a chain without any compute nothing but what the reader's bias gives."""
+    vars(group.reader.module)["kept_channels"] = list(group.kept), group.original
+    if not group.num_components:
+        for projection in (*group.writers, *group.followers):
+            projection.empty(outputs=True)
+        group.reader.empty(outputs=False)
+
+
+CHANNELS = Kind(
+    name=NAME,
+    singular="channel",
+    label="channels",
+    find=find,
+    fit=fit,
+    floor=0.05,
+    floor_is_share=True,
+    step=1,
+    keeps_numbers=True,
+)
+register_kind(CHANNELS)
