@@ -113,11 +113,12 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
         known = [
             (projection, sizes.setdefault(projection.name, (projection, _sizes(projection)))[1])
             for projection in group.projections
+            if group.runs is None or projection.parts == 1  # Transformers itself checks the size of fused ones.
         ]
         for projection, size in known:
             if projection in group.readers:
                 size[1] = projection.in_features // dense * count
-            elif group.runs is None or projection.parts == 1:  # Transformers itself checks the size of fused ones.
+            else:
                 size[0] = projection.out_features * projection.parts // dense * count
         if files and max((math.prod(size) for _, size in known), default=0) > stored:
             raise ValueError(
