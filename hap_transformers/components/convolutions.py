@@ -108,6 +108,22 @@ class Convolution(Projection):
 
 
 @dataclass(frozen=True)
+class ChannelNorms(Convolution):
+    """A view of a convolution that has one number for each input channel and position: the norm of all it reads."""
+
+    def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
+        """Shape `(examples, positions, input channels)`."""
+        module, squares = self.module, self._padded(inputs).square()
+        if module.kernel_size != (1, 1) or module.stride != (1, 1):
+            # A pooling sums the places of a kernel much faster than a convolution of each channel.
+            rows, columns = (
+                (size - 1) * step + 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)
+            )
+            squares = F.avg_pool2d(squares, (rows, columns), module.stride, divisor_override=1)
+        return squares.flatten(2).mT.sqrt()
+
+
+@dataclass(frozen=True)
 class GroupedConvolution(Convolution):
     """A convolution that follows: every run of its channels is computed from the same run before it."""
 

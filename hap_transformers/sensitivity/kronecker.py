@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..components.convolutions import ChannelNorms, Convolution
 from ..components.groups import Group
 from ..components.projections import Projection
 from ..components.sharded import whole_values
@@ -38,8 +39,9 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
     projection has a bias, because the bias's refit compensates for their means. [`surgeon_costs`] turns the factors
     into costs of removal.
 
-    The values of single examples are the Gauss-Newton traces of the output projections' columns. They are proxy
-    scores, used only to estimate the reliability. The final scores are the costs.
+    The values of single examples are the Gauss-Newton traces of the output projections' columns, of convolutions
+    without the products of different positions. They are proxy scores, used only to estimate the reliability. The
+    final scores are the costs.
 
     Returns:
         `Samples`: One sample per example, and the sums of the factors.
@@ -82,10 +84,14 @@ class _FactorPass(BackwardPass):
             for view, group in zip(views, task.groups, strict=True)
         }
         masked = [(group, projection) for group in task.groups for projection in group.masked]
+        self.readers = {view.module: view for view in views}
         self.masked = {projection.module: (_view(group).module, projection) for group, projection in masked}
         self.jacobians: dict[nn.Module, torch.Tensor] = {}
         outputs = [projection for _, projection in masked]
-        super().__init__(task, batch, [*views, *outputs], outputs)
+        # An image has too many positions for the norm of the sum over all.
+        short = [ChannelNorms(view.name, view.module) for view in views if isinstance(view, Convolution)]
+        self.by_position = {view.module for view in short}
+        super().__init__(task, batch, [*views, *outputs, *short], outputs)
 
     def receive(self, module: nn.Module, tokens: torch.Tensor, cotangents: torch.Tensor) -> None:
         if module in self.masked:
@@ -95,7 +101,10 @@ class _FactorPass(BackwardPass):
             self.jacobians[key] = self.jacobians.get(key, 0) + jacobian
             return
         columns = self.columns[module]
-        norms = squared_gradient_norms(tokens, cotangents)
+        if module in self.by_position:
+            norms = (tokens.square() * cotangents.square().sum(2, keepdim=True)).sum(1)
+        else:
+            norms = squared_gradient_norms(tokens, cotangents)
         columns += norms.unflatten(1, (columns.shape[1], -1)).sum(2)
         flat = cotangents.flatten(0, -2).to(self.dtype)
         self.curvatures[module] += products(flat)
@@ -112,7 +121,7 @@ class _FactorPass(BackwardPass):
         without_readers = {key for key, _ in self.masked.values()}
         for module, curvature in self.curvatures.items():
             if module not in without_readers:
-                read = [self.views[module].read(call) for call in self.inputs.pop(module)]
+                read = [self.readers[module].read(call) for call in self.inputs.pop(module)]
                 tokens = torch.cat([valid_tokens(call, mask) for call in read]).to(self.dtype)
                 yield tokens.new_tensor(len(tokens))
                 yield tokens.sum(0)
