@@ -21,7 +21,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.releases import TRANSFORMERS_4
-from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure, validate_savable
+from ..components.structure import (
+    METHOD,
+    number_left,
+    rebuild_structure,
+    recorded_counts,
+    recorded_structure,
+    validate_savable,
+)
 from ..surgery.apply_plan import prune_heads
 
 
@@ -107,7 +114,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
             shapes.update({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})
     stored = sum(math.prod(shape) for shape in shapes.values())
     for group, left in recorded_counts(model, structure):
-        dense, count = max(group.num_components, 1), left if isinstance(left, int) else sum(left)
+        dense, count = max(group.num_components, 1), number_left(left)
         rows = [
             (p, p.out_features * p.parts // dense * count, p.in_features)
             for p in (*group.writers, *group.followers)
