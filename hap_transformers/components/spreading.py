@@ -124,22 +124,23 @@ def _sizes(left: Sequence[Left]) -> list[int] | None:
     return sizes if len(sizes) == len(left) else None
 
 
-@torch.compiler.assume_constant_result
 def _places(left: tuple[Left, ...], dim: int, device: torch.device) -> torch.Tensor:
     """The places of the features that are left."""
-    # While a model is exported, tensors that are made belong to its trace.
-    return (_make_places if torch.compiler.is_compiling() else _kept_places)(left, dim, device)
+    if torch.compiler.is_compiling():  # The tensor is a constant of what is compiled or exported.
+        return torch.tensor(_numbers(left, dim), dtype=torch.long, device=device)
+    return _kept_places(left, dim, device)
 
 
-def _make_places(left: tuple[Left, ...], dim: int, device: torch.device) -> torch.Tensor:
-    marks = (each if isinstance(each, str) else each * "1" for each in left)
-    places = [head * dim + i for head, own in enumerate(marks) for i, mark in enumerate(own) if mark == "1"]
+@functools.lru_cache(maxsize=1024)  # Two for every layer. To make them takes longer than to use them.
+def _kept_places(left: tuple[Left, ...], dim: int, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # Or gradients could not be computed by them later.
-        return torch.tensor(places, dtype=torch.long, device=device)
+        return torch.tensor(_numbers(left, dim), dtype=torch.long, device=device)
 
 
-# Two for every layer. To make them takes longer than to use them.
-_kept_places = functools.lru_cache(maxsize=1024)(_make_places)
+@torch.compiler.assume_constant_result
+def _numbers(left: tuple[Left, ...], dim: int) -> list[int]:
+    marks = (each if isinstance(each, str) else each * "1" for each in left)
+    return [head * dim + i for head, own in enumerate(marks) for i, mark in enumerate(own) if mark == "1"]
 
 
 def hands_on(holder: nn.Module) -> None:

@@ -122,7 +122,7 @@ def test_attention_maps(model_type):
         torch.testing.assert_close(uniform, allowed / allowed.sum(-1, keepdim=True).to(uniform))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen3"])
 @pytest.mark.parametrize("case", ["a head", "all heads"])
 def test_generation_with_a_cache(model_type, case):
     tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel" if model_type == "gpt2" else "ForCausalLM")
