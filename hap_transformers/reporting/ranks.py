@@ -32,8 +32,8 @@ def head_ranks(model: PreTrainedModel) -> Ranks:
 def left_of(group: Group) -> tuple[int, int | None]:
     """What a group has left of its kind, and how many the dense model had, if that is known.
 
-    Dimensions of heads are counted one by one, also where pairs or all of a head go together. Kinds that are numbered anew
-    after each removal do not know the dense model's count.
+    Dimensions of heads are counted one by one, also where several go together. Kinds that are numbered anew after each
+    removal do not know the dense model's count.
     """
     if group.runs is not None:
         return sum(ranks_of(group)), len(group.runs.left) * group.runs.whole.head_size

@@ -76,6 +76,17 @@ def test_modules_are_as_wide_outside_as_before(kind, sizes):
     torch.testing.assert_close(gradient, expected)
 
 
+def test_places_that_inference_made_serve_training():
+    module, x = nn.Linear(6, 7), torch.randn(2, 6)
+    spread_outputs(module, ["10011", 0, "01111"], 5)
+    with torch.inference_mode():
+        expected = module(x).clone()
+    found = module(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    assert module.weight.grad.abs().sum(1).gt(0).all()
+
+
 def test_sizes_may_change_again():
     whole, x = nn.Linear(6, 3 * DIM), torch.randn(2, 6)
     for sizes in SIZES[:2]:
