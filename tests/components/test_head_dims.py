@@ -11,7 +11,7 @@ from tiny import make_batch, make_model
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from zoo import HEADS, LAYERS, ZOO, logits, masked
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan
 from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_flops, count_parameters
 
@@ -53,6 +53,16 @@ def test_groups_of_what_is_left(model_type):
         owned = group.parameters_per_component() * group.num_components
         sizes = [p.weights_by_rows() for p in (*group.writers, *group.followers)]
         assert owned == sum(sizes) + sum(reader.module.weight.numel() for reader in group.readers)
+
+
+def test_pairs_are_of_entries_that_say_so(monkeypatch):
+    """Query/key dimensions of a head go together where anything else acts on them, too."""
+    model, entry = ZOO["llama"].model(), ARCHITECTURES["llama"]
+    for change, count in (({}, 8), ({"rotary": False}, 4), ({"query_norm": "self_attn.q_proj"}, 4)):
+        heads = dataclasses.replace(entry.names["heads"], **change)
+        changed = dataclasses.replace(entry, names={**entry.names, "heads": heads})
+        monkeypatch.setitem(ARCHITECTURES, "llama", changed)
+        assert find_groups(model, ["query_key_dims"])[0].num_components == count
 
 
 def test_dimensions_after_heads_and_twice(model_type):
