@@ -7,7 +7,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 from zoo import HEADS, Tiny
 
-from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan
+from hap_transformers import PruningPlan, apply_plan
 
 
 ALL = "all"
@@ -29,9 +29,21 @@ CASES: dict[str, Gone] = {
 }
 
 
-def bilinear(model) -> bool:
-    """Whether single query/key dimensions may go."""
-    return ARCHITECTURES[model.config.model_type].names["heads"].bilinear
+# Query/key dimensions go in rotary pairs, or all of a head together.
+PAIRED, WHOLE = ("llama", "mistral", "modernbert", "qwen2"), ("qwen3",)
+
+
+def query_keys_of_head(model, size: int) -> int:
+    """Query/key components of a head with so many dimensions."""
+    return {**dict.fromkeys(PAIRED, size // 2), **dict.fromkeys(WHOLE, 1)}.get(model.config.model_type, size)
+
+
+def query_keys_gone(model, size: int, dims: Any) -> list[int]:
+    """The query/key components of a head that go with these dimensions; other parts of a pair go with it."""
+    count = query_keys_of_head(model, size)
+    if count == 1:  # Dimensions of such a head stay if some of them do.
+        return [0] if dims == ALL else []
+    return list(range(count)) if dims == ALL else sorted({dim % count for dim in dims})
 
 
 def numbers(model, tiny: Tiny, gone: Gone) -> dict[str, dict[int, list[int]]]:
@@ -42,11 +54,9 @@ def numbers(model, tiny: Tiny, gone: Gone) -> dict[str, dict[int, list[int]]]:
         for head, (query_key, value) in heads.items():
             values = list(range(size)) if value == ALL else value
             found["value_dims"].setdefault(layer, []).extend(head * size + dim for dim in values)
-            dims = list(range(size)) if query_key == ALL else query_key
-            if bilinear(model):
-                found["query_key_dims"].setdefault(layer, []).extend(head * size + dim for dim in dims)
-            elif query_key == ALL:
-                found["query_key_dims"].setdefault(layer, []).append(head)
+            own = query_keys_gone(model, size, query_key)
+            first = head * query_keys_of_head(model, size)
+            found["query_key_dims"].setdefault(layer, []).extend(first + number for number in own)
     return found
 
 
@@ -87,8 +97,8 @@ def masked_dims(model, tiny: Tiny, gone: Gone):
         out = layer.get_submodule(tiny.heads_out)
         columns = (out.weight.data if isinstance(out, Conv1D) else out.weight.data.T).unflatten(0, (HEADS, -1, size))
         for head, (query_key, value) in heads.items():
-            if query_key != ALL and not bilinear(model):
-                query_key = []
+            count = query_keys_of_head(model, size)
+            query_key = [dim for own in query_keys_gone(model, size, query_key) for dim in range(own, size, count)]
             for place, (weight, bias) in enumerate(parts):
                 dims = value if place == 2 else query_key
                 for tensor in (weight, bias):

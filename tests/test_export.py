@@ -57,6 +57,7 @@ def test_torch_export(model_type):
     [
         *((name, "heads") for name in ("deberta-v3", "gpt2", "llama", "modernbert", "t5-gated", "vit")),
         ("bert", "dimensions"),
+        ("llama", "dimensions"),
     ],
 )
 def test_onnx(tmp_path, model_type, form):
@@ -96,8 +97,9 @@ def scalar_code():
             marks=pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++, which torch.compile needs"),
         ),
         (lambda: with_fewer_dimensions("bert"), "aot_eager"),
+        (lambda: with_fewer_dimensions("llama"), "aot_eager"),
     ],
-    ids=["heads", "dimensions"],
+    ids=["heads", "dimensions", "rotary pairs"],
 )
 def test_torch_compile(make, backend, scalar_code):
     """The whole model is one graph."""

@@ -22,7 +22,14 @@ from ..components.architectures import ARCHITECTURES
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
-from ..components.structure import METHOD, rebuild_structure, recorded_counts, recorded_structure, validate_savable
+from ..components.structure import (
+    METHOD,
+    number_left,
+    rebuild_structure,
+    recorded_counts,
+    recorded_structure,
+    validate_savable,
+)
 from ..surgery.apply_plan import prune_heads
 
 
@@ -109,7 +116,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
     stored = sum(math.prod(shape) for shape in shapes.values())
     sizes: dict[str, tuple[Projection, list[int]]] = {}
     for group, left in recorded_counts(model, structure):
-        dense, count = max(group.num_components, 1), left if isinstance(left, int) else sum(left)
+        dense, count = max(group.num_components, 1), number_left(left)
         known = [
             (projection, sizes.setdefault(projection.name, (projection, _sizes(projection)))[1])
             for projection in group.projections

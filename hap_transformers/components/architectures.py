@@ -41,6 +41,9 @@ class HeadNames:
         bilinear (`bool`, *optional*, defaults to `True`): Whether the attention logits depend on queries and keys by
             their products alone, so that both may change their basis. They do not with rotary embeddings, or with
             norms of queries and keys.
+        rotary (`bool`, *optional*, defaults to `False`): Where not bilinear: whether this is because of rotary
+            embeddings that turn dimensions j and j + head size / 2 of queries and keys together, for every j. Such
+            pairs can be removed, unless there is a `query_norm`. Other query/key dimensions of a head go together.
         query_norm (`str`, *optional*): The norm of every query head. A norm hides the size of what it reads, so what
             masks on queries cost is measured behind it.
         attention_norm (`str`, *optional*): The LayerNorm that the attention module itself applies to the sum of its
@@ -65,6 +68,7 @@ class HeadNames:
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
     bilinear: bool = True
+    rotary: bool = False
     query_norm: str | None = None
     attention_norm: str | None = None
     num_heads: str = "num_attention_heads"
@@ -145,6 +149,7 @@ LLAMA = Architecture(
             output="self_attn.o_proj",
             num_heads="num_attention_heads",
             bilinear=False,
+            rotary=True,
             config_heads="num_key_value_heads",
         ),
         "neurons": NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn"),
@@ -242,6 +247,7 @@ MODERNBERT = Architecture(
             output="attn.Wo",
             num_heads="num_heads",
             bilinear=False,
+            rotary=True,
         ),
         "neurons": NeuronNames(("mlp.Wi", "mlp.Wi"), "mlp.Wo", "mlp.act"),
     },
@@ -355,3 +361,24 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
             "Architecture(...) with the names of its attention and feed-forward projections."
         )
     return ARCHITECTURES[model_type]
+
+
+def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
+    """Path of every layer from the base model, with a final dot.
+
+    Raises:
+        ValueError: If the model does not have the lists of layers that the architecture names.
+    """
+    modules, paths = dict(model.base_model.named_modules()), [""]
+    for part in architecture.layers.split(".*."):
+        lists = [path + part for path in paths]
+        missing = [path for path in lists if path not in modules]
+        if missing:
+            wrapped = getattr(model, "peft_config", None) is not None
+            remedy = " Merge its adapters first (`merge_and_unload`)." if wrapped else ""
+            raise ValueError(
+                f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
+                f"'{model.config.model_type}' are expected; this model cannot be scored or pruned.{remedy}"
+            )
+        paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
+    return paths

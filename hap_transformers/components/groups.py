@@ -6,6 +6,7 @@ give its names to the entries of `ARCHITECTURES`.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture, get_architecture
+from .architectures import layer_paths as layer_paths
 from .projections import Projection
 from .record import recorded_structure
 
@@ -133,12 +135,26 @@ class Runs:
         left (`list[int]`): Components that are left in each of them.
         of_kinds (`Mapping[str, list[int]]`): The same for all kinds that these consist of.
         narrows (`bool`): Whether the module around them works with as many of each kind as the widest of them has.
+        marks (`list[str]`, *optional*): For components that stay at their places, as rotary pairs do in a head: for
+            every place in each of the others, a "1" if its component is left, or else a "0".
     """
 
     whole: Group
     left: list[int]
     of_kinds: Mapping[str, list[int]]
     narrows: bool = False
+    marks: list[str] | None = None
+
+    def keep(self, positions: Sequence[int]) -> None:
+        """Notes that only the components at some positions, in ascending order, are left."""
+        owners = self.of_each()
+        left = Counter(owners[position] for position in positions)
+        if self.marks is not None:
+            present = [place for place, mark in enumerate("".join(self.marks)) if mark == "1"]
+            stay, size = {present[position] for position in positions}, len(self.marks[0])
+            starts = range(0, size * len(self.marks), size)
+            self.marks = ["".join("01"[start + i in stay] for i in range(size)) for start in starts]
+        self.left = [left[part] for part in range(len(self.left))]
 
     def size_left(self, left: Mapping[str, Sequence[int]]) -> tuple[int, int]:
         """How many of the others are left, and as how wide the module around them works with them.
@@ -159,6 +175,11 @@ class Runs:
     def places_left(self) -> set[int]:
         """Places of those that have components left."""
         return {place for place, count in enumerate(self.left) if count}
+
+
+def marks_of(left: int | str, size: int) -> str:
+    """Marks of the components of a part that stay at their places; a number is 0 for none or 1 for all of them."""
+    return left if isinstance(left, str) else size * "01"[left > 0]
 
 
 def empty_parameters(group: Group) -> set[torch.Tensor]:
@@ -390,24 +411,3 @@ def _validate_is_eager(model: PreTrainedModel, architecture: Architecture) -> No
                 "wrapped by torch.compile, which hides the modules inside. Compile modules in place "
                 "(`module.compile()`), which can be pruned, or put back the one inside (`module._orig_mod`)."
             )
-
-
-def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
-    """Path of every layer from the base model, with a final dot.
-
-    Raises:
-        ValueError: If the model does not have the lists of layers that the architecture names.
-    """
-    modules, paths = dict(model.base_model.named_modules()), [""]
-    for part in architecture.layers.split(".*."):
-        lists = [path + part for path in paths]
-        missing = [path for path in lists if path not in modules]
-        if missing:
-            wrapped = getattr(model, "peft_config", None) is not None
-            remedy = " Merge its adapters first (`merge_and_unload`)." if wrapped else ""
-            raise ValueError(
-                f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
-                f"'{model.config.model_type}' are expected; this model cannot be scored or pruned.{remedy}"
-            )
-        paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
-    return paths

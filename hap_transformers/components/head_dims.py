@@ -6,25 +6,26 @@ projection and a column of the output projection, of query/key dimensions a row 
 with heads as wide as the widest that is left. To narrower ones, projections give zeros ([`spread_outputs`]). So a
 layer is fastest whose heads all have equally many dimensions. A head without value dimensions is gone.
 
-With grouped-query attention, a dimension belongs to a key/value head and to all its query heads. Where rotary
-embeddings or norms act on queries and keys, the query/key dimensions of a head go together, and attention keeps the
-width of the dense model.
+With grouped-query attention, a dimension belongs to a key/value head and to all its query heads. Rotary embeddings
+turn query/key dimensions in pairs, by angles that belong to their places. There a component is a pair, and those that
+are left stay where they are. Where norms act on queries and keys, the query/key dimensions of a head go together. In
+both cases attention keeps the width of the dense model.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import Architecture
-from .groups import Group, Kind, Runs, register_kind
+from .groups import Group, Kind, Runs, marks_of, register_kind
 from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
 from .projections import GroupedReader, GroupedWriter, NormedHeads, Projection
 from .record import recorded_structure
-from .spreading import gather_inputs, hands_on, spread_outputs
+from .spreading import Left, gather_inputs, hands_on, spread_outputs
 
 
 def find_value_dims(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
@@ -34,7 +35,7 @@ def find_value_dims(model: PreTrainedModel, architecture: Architecture) -> list[
         heads = runs.whole
         reader = heads.reader
         if heads.shared > 1:
-            reader = GroupedReader(**vars(reader), order=_by_component(VALUE_DIMS, runs))
+            reader = GroupedReader(**vars(reader), order=_by_component(VALUE_DIMS, runs, heads.shared))
         groups.append(_group(VALUE_DIMS, [heads.writers[2]], [], [reader], runs))
     return groups
 
@@ -45,8 +46,9 @@ def find_query_key_dims(model: PreTrainedModel, architecture: Architecture) -> l
     for runs in _runs(model, architecture, QUERY_KEY_DIMS):
         heads = runs.whole
         query, key, _ = heads.writers
-        if heads.shared > 1:
-            query = GroupedWriter(**vars(query), order=_by_component(QUERY_KEY_DIMS, runs))
+        if heads.shared > 1 or runs.marks is not None:
+            query = GroupedWriter(**vars(query), order=_by_component(QUERY_KEY_DIMS, runs, heads.shared))
+            key = GroupedWriter(**vars(key), order=_by_component(QUERY_KEY_DIMS, runs, 1))
         group = _group(QUERY_KEY_DIMS, [query, key], heads.followers, [], runs)
         group.masked = [_normed(query, heads)]
         group.masked += [p for p in heads.followers if p.name.endswith(heads.names.position_inputs[1:])]
@@ -76,7 +78,8 @@ def _runs(model: PreTrainedModel, architecture: Architecture, kind: Kind) -> lis
                 name: [0 if head in missing else heads.head_size // _unit(name, heads) for head in heads.kept]
                 for name in (VALUE_DIMS.name, QUERY_KEY_DIMS.name)
             }
-        found.append(Runs(heads, list(left[kind.name]), left, _narrows(heads)))
+        marks = _marks(heads, left) if kind == QUERY_KEY_DIMS else None
+        found.append(Runs(heads, list(left[kind.name]), left, _narrows(heads), marks))
     return found
 
 
@@ -88,7 +91,22 @@ def _heads_gone(config: PretrainedConfig, layer: int) -> list[int]:
 
 def _unit(kind: str, heads: Group) -> int:
     """Dimensions that go together."""
-    return heads.head_size if kind == QUERY_KEY_DIMS.name and not heads.names.bilinear else 1
+    if kind != QUERY_KEY_DIMS.name or heads.names.bilinear:
+        return 1
+    return 2 if _in_pairs(heads) else heads.head_size
+
+
+def _in_pairs(heads: Group) -> bool:
+    """Whether query/key dimensions go in rotary pairs: a norm over all of them would change with any that goes."""
+    return not heads.names.bilinear and heads.names.rotary and heads.names.query_norm is None
+
+
+def _marks(heads: Group, left: Mapping[str, Sequence[int]]) -> list[str] | None:
+    """Which rotary pairs every head has left: all or none, if none has gone by itself."""
+    if not _in_pairs(heads):
+        return None
+    noted = vars(heads.core).get("pairs_left")
+    return list(noted or [marks_of(count, heads.head_size // 2) for count in left[QUERY_KEY_DIMS.name]])
 
 
 def _group(
@@ -98,13 +116,14 @@ def _group(
     return Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
 
 
-def _by_component(kind: Kind, runs: Runs) -> tuple[int, ...]:
-    """Features of the heads that share a key/value head, component by component instead of head by head."""
-    shared, unit = runs.whole.shared, _unit(kind.name, runs.whole)
+def _by_component(kind: Kind, runs: Runs, shared: int) -> tuple[int, ...]:
+    """Features of so many heads that have components in common, component by component instead of head by head."""
+    unit = _unit(kind.name, runs.whole)
     order: list[int] = []
     for count in runs.left:
-        run = torch.arange(count * shared * unit, device="cpu").view(shared, count, unit) + len(order)
-        order += run.transpose(0, 1).flatten().tolist()
+        # The second dimensions of all pairs come after the first ones.
+        run = torch.arange(count * shared * unit, device="cpu").view(shared, unit, count) + len(order)
+        order += run.permute(2, 0, 1).flatten().tolist()
     return tuple(order)
 
 
@@ -118,6 +137,8 @@ def fit(group: Group) -> None:
     heads = runs.whole
     dims = {**runs.of_kinds, **(dims_left(attention) or {}), group.kind.name: list(runs.left)}
     vars(attention)["dims_left"] = dims
+    if runs.marks is not None:
+        vars(attention)["pairs_left"] = list(runs.marks)
     alive = [place for place, left in enumerate(dims[VALUE_DIMS.name]) if left]
     value, query_key = (
         [dims[kind.name][place] * _unit(kind.name, heads) for place in alive] for kind in (VALUE_DIMS, QUERY_KEY_DIMS)
@@ -127,13 +148,16 @@ def fit(group: Group) -> None:
     fit_to_heads(attention, heads.names, alive, heads.reader, {heads.names.width: width, heads.names.head_size: size})
     if not alive:
         return
-    given: dict[nn.Module, list[int]] = defaultdict(list)
-    sizes = [_by_query(query_key, heads), query_key, value]
+    given: dict[nn.Module, list[Left]] = defaultdict(list)
+    of_keys: list[Left] = list(query_key)
+    if (marks := _marks(heads, dims)) is not None:
+        of_keys = [2 * marks[place] if "0" in marks[place] else size for place in alive]
+    sizes: list[list[Left]] = [_by_query(of_keys, heads), of_keys, list(value)]
     for projection, left in zip(heads.writers, sizes, strict=True):
         given[projection.module] += left
     scaled = {heads.writers[0].module}
     for projection in heads.followers:
-        given[projection.module] = query_key
+        given[projection.module] = of_keys
         if projection.name.endswith(heads.names.position_inputs[1]):
             scaled.add(projection.module)
     for module, left in given.items():
@@ -172,9 +196,9 @@ def _let_holders_hand_on(heads: Group) -> None:
         hands_on(layer.get_submodule(path.rpartition(".")[0]))
 
 
-def _by_query(left: Sequence[int], heads: Group) -> list[int]:
+def _by_query(left: Sequence[Left], heads: Group) -> list[Left]:
     """Dimensions of every query head, given those of the key/value heads."""
-    return [count for count in left for _ in range(heads.shared)]
+    return [of_head for of_head in left for _ in range(heads.shared)]
 
 
 VALUE_DIMS = Kind(

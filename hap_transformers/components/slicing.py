@@ -1,6 +1,6 @@
 """Cuts groups down to some of their components: rows of the projections into them, columns of those out of them."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -108,9 +108,7 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
     for reader, run in columns:
         reader.keep(run, outputs=False)
     if group.runs is not None:
-        parts = group.runs.of_each()
-        left = Counter(parts[position] for position in positions)
-        group.runs.left = [left[part] for part in range(len(group.runs.left))]
+        group.runs.keep(positions)
     for projection in group.projections:
         vars(projection.module)["was_cut"] = True  # Goes with the module where it is put into another model.
     if group.implant_rank and group.kind.implant is not None:

@@ -1,5 +1,6 @@
 """The structure of a pruned model as its config records it, and a dense model cut down to a record."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
-from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use
+from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use, marks_of
 from .record import METHOD, recorded_structure
 from .slicing import keep_components, validate_sliceable, was_cut
 
@@ -57,8 +58,7 @@ def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
             gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
             fits = set(gone) == set(numbers_gone(group))
         else:
-            counts = recorded.get(group.kind.name) or {}
-            fits = counts.get(str(group.layer), _left(group)) == _left(group)
+            fits = _recorded_left(group, recorded.get(group.kind.name) or {}) == _left(group)
         if not fits:
             raise ValueError(
                 f"The config of this {type(model).__name__} records a different pruning of layer {group.layer} than "
@@ -113,7 +113,18 @@ def validate_savable(model: PreTrainedModel) -> None:
 
 def _left(group: Group) -> "Left":
     """What is recorded of a group as it is."""
-    return group.num_components if group.runs is None else list(group.runs.left)
+    if group.runs is None:
+        return group.num_components
+    return list(group.runs.left if group.runs.marks is None else group.runs.marks)
+
+
+def _recorded_left(group: Group, recorded: Mapping[str, Any]) -> Any:
+    """What is recorded of a group, or what it has, if nothing is."""
+    left = recorded.get(str(group.layer), _left(group))
+    if group.runs is None or group.runs.marks is None or not isinstance(left, list):
+        return left
+    # Before rotary pairs went one by one, heads had 0 or 1 for all of them.
+    return [marks_of(own, len(group.runs.marks[0])) if type(own) is int and own in (0, 1) else own for own in left]
 
 
 def numbers_gone(group: Group) -> list[int]:
@@ -127,12 +138,19 @@ def recorded_numbers(config: PretrainedConfig, kind: Kind) -> dict[str, list[int
     return {str(layer): numbers for layer, numbers in recorded.items()}
 
 
-# What is recorded of a group: its number of components, or that of each part.
-Left = int | list[int]
+# What is recorded of a group: its number of components, or for each part their number or marks.
+Left = int | list[Any]
+
+
+def number_left(left: Left) -> int:
+    """How many components a record leaves a group."""
+    if isinstance(left, int):
+        return left
+    return sum(own.count("1") if isinstance(own, str) else own for own in left)
 
 
 def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> list[tuple[Group, Left]]:
-    """Pairs every group of a model with the number of components that it, or each of its parts, shall have.
+    """Pairs every group of a model with the components that it shall have: their number, or that or marks by parts.
 
     Args:
         model (`PreTrainedModel`): The model as built from its config, dense or rebuilt already.
@@ -140,7 +158,8 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
 
     Raises:
         ValueError: If the record names a kind or layer that does not exist, gives it a number of components that is
-            not a whole number between zero and the dense model's, or contradicts `config.pruned_NAME`.
+            not a whole number between zero and the dense model's, marks others than the dense model's, or contradicts
+            `config.pruned_NAME`.
     """
     unknown = structure.keys() - {"quant_method", "implants", *KINDS}
     if unknown:
@@ -194,12 +213,12 @@ def _counts_of_kind(
             f"The checkpoint's config gives numbers of {kind.name} by layer as {recorded!r:.200}; "
             f"{type(model).__name__} has layers 0 to {len(groups) - 1}."
         )
-    counts = [(group, recorded.get(str(group.layer), _left(group))) for group in groups]
+    counts = [(group, _recorded_left(group, recorded)) for group in groups]
     for group, left in counts:
         if group.runs is None:
             _validate_count(model, group, left)
         else:
-            _validate_counts_of_parts(group, left)
+            _validate_parts(group, left)
     return counts
 
 
@@ -216,9 +235,27 @@ def _validate_count(model: PreTrainedModel, group: Group, count: Any) -> None:
         )
 
 
-def _validate_counts_of_parts(group: Group, counts: Any) -> None:
+def _validate_parts(group: Group, left: Any) -> None:
     assert group.runs is not None
-    present = group.runs.left
+    if group.runs.marks is None:
+        _validate_counts_of_parts(group, left, group.runs.left)
+    else:
+        _validate_marks_of_parts(group, left, group.runs.marks)
+
+
+def _validate_marks_of_parts(group: Group, marks: Any, present: Sequence[str]) -> None:
+    fits = isinstance(marks, list) and len(marks) == len(present) and all(isinstance(own, str) for own in marks)
+    # What is gone stays gone.
+    allowed = [most.replace("1", "[01]") for most in present]
+    if not fits or not all(re.fullmatch(pattern, own) for pattern, own in zip(allowed, marks, strict=True)):
+        raise ValueError(
+            f"The checkpoint's config gives layer {group.layer} {marks!r:.200} {group.kind.name}; expected a list of "
+            f"{len(present)} texts, one for each of its {group.kind.instead_of}, with {len(present[0])} marks each: 1 "
+            "for a rotary pair that is left, 0 for one that is gone."
+        )
+
+
+def _validate_counts_of_parts(group: Group, counts: Any, present: Sequence[int]) -> None:
     fits = isinstance(counts, list) and len(counts) == len(present) and all(type(count) is int for count in counts)
     if not fits or any(not 0 <= count <= most for count, most in zip(counts, present, strict=True)):
         raise ValueError(
@@ -264,5 +301,9 @@ def _positions_left(model: PreTrainedModel, group: Group, left: Left) -> Sequenc
     if isinstance(left, int):
         return range(left)
     assert group.runs is not None  # Only such groups have numbers of parts.
+    if group.runs.marks is not None:
+        present, marks = "".join(group.runs.marks), "".join(left)
+        there = [place for place, mark in enumerate(present) if mark == "1"]
+        return [position for position, place in enumerate(there) if marks[place] == "1"]
     starts = accumulate([0, *group.runs.left])
     return [start + i for start, count in zip(starts, left, strict=False) for i in range(count)]

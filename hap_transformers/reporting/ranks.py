@@ -10,7 +10,7 @@ Ranks = dict[str, list[list[int]]]
 
 
 def ranks_of(group: Group) -> list[int]:
-    """The dimensions that every head of a group has left; where those of a head go together, all or none."""
+    """The dimensions that every head of a group has left, counted one by one where several go together."""
     assert group.runs is not None  # Only dimensions are parts of heads.
     unit = group.writers[-1].out_features // max(group.num_components, 1)
     return [unit * count for count in group.runs.left]
@@ -32,8 +32,8 @@ def head_ranks(model: PreTrainedModel) -> Ranks:
 def left_of(group: Group) -> tuple[int, int | None]:
     """What a group has left of its kind, and how many the dense model had, if that is known.
 
-    Dimensions of heads are counted one by one, also where those of a head go together. Kinds that are numbered anew
-    after each removal do not know the dense model's count.
+    Dimensions of heads are counted one by one, also where several go together. Kinds that are numbered anew after each
+    removal do not know the dense model's count.
     """
     if group.runs is not None:
         return sum(ranks_of(group)), len(group.runs.left) * group.runs.whole.head_size

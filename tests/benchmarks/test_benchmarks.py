@@ -1,11 +1,13 @@
 """The benchmarks: their contenders run, and their measures are right."""
 
+import json
+
 import pytest
 import torch
 from tiny import GLUE, make_batch, make_model, needs_glue
 from transformers import BertConfig, BertModel
 
-from benchmarks import latency, markdown_table, prune, workloads
+from benchmarks import latency, markdown_table, prune, rank_latency, workloads
 from hap_transformers.efficiency import count_flops
 
 
@@ -85,6 +87,24 @@ def test_promises_are_compared_with_what_was_measured(monkeypatch):
         assert 0 < row["promised"] < 1
     text = markdown_table.promises_table([{**rows[0], "promised": 0.6, "error": 0.2}])
     assert text.splitlines()[-1] == "| MiniLM | 2 x 8 | 40% | 0.600 | 0.500 | +20.0% |"
+
+
+def test_both_ways_are_timed_at_equal_parameters(monkeypatch, tmp_path):
+    assert rank_latency.MODELS["BERT-base, 4 layers"]["hidden_size"] == 768
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 384}
+    monkeypatch.setattr(rank_latency, "MODELS", {"tiny": sizes})
+    monkeypatch.setattr(rank_latency, "BATCH_SIZES", (1, 2))
+    monkeypatch.setattr(rank_latency, "LENGTHS", (4, 8))
+    output, threads = tmp_path / "rank_latency.json", torch.get_num_threads()
+    arguments = f"rank_latency --output {output} --seconds 0 --threads 1 --models tiny"
+    monkeypatch.setattr("sys.argv", arguments.split())
+    rank_latency.main()
+    torch.set_num_threads(threads)
+    rows = json.loads(output.read_text())["rows"]
+    assert len(rows) == 2 * 4 * len(rank_latency.SHARES) * 2
+    for row in rows:
+        assert row["kept"] == pytest.approx(1 - row["share"], abs=0.05) and row["time"] > 0
+    assert "| tiny | float32 | 1 x 4 | " in markdown_table.rank_latency_table(rows)
 
 
 def test_phases_of_pruning():

@@ -50,8 +50,9 @@ def idle(model):
     return frozen - {"encoder.embed_positions.weight"}
 
 
-def test_reloaded_models_are_pruned_again(tmp_path):
-    model, tiny = saved(tmp_path, "bert", "a head")
+@pytest.mark.parametrize("model_type", ["bert", "mistral"])
+def test_reloaded_models_are_pruned_again(tmp_path, model_type):
+    model, tiny = saved(tmp_path, model_type, "a head")
     again = type(model).from_pretrained(tmp_path).eval()
     for each in (model, again):
         apply_plan(each, PruningPlan.for_model(each, value_dims={0: [0, 5]}, query_key_dims={1: [2]}))
@@ -59,6 +60,30 @@ def test_reloaded_models_are_pruned_again(tmp_path):
     third = type(model).from_pretrained(tmp_path / "second").eval()
     for each in (again, third):
         assert torch.equal(logits(each, tiny), logits(model, tiny))
+
+
+def test_rotary_pairs_are_marked(tmp_path):
+    model, _ = saved(tmp_path, "mistral", "some")
+    recorded = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["query_key_dims"]
+    assert recorded == {"0": ["010", "111", "011", "111"], "1": ["111", "111", "111", "000"]}
+    apply_plan(model, PruningPlan.for_model(model, query_key_dims={0: [2, 4]}))  # The first head has one pair left.
+    assert model.config.quantization_config["query_key_dims"]["0"] == ["010", "101", "001", "111"]
+
+
+def test_records_of_rotary_heads_may_be_numbers(tmp_path):
+    """Of checkpoints that were written before pairs were marked: all query/key dimensions of a head, or none."""
+    tiny = ZOO["llama"]
+    model = without(tiny.model(torch.float32), tiny, {0: {1: (ALL, ALL), 2: (ALL, [])}, 1: {0: ([], [1])}})
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["query_key_dims"] = {"0": [1, 0, 0, 1], "1": [1, 1, 1, 1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, tiny), logits(model, tiny))
+    for each in (model, again):
+        apply_plan(each, PruningPlan.for_model(each, query_key_dims={0: [1], 1: [0]}))
+    assert torch.equal(logits(again, tiny), logits(model, tiny))
+    assert again.config.quantization_config == model.config.quantization_config
 
 
 def test_heads_that_were_gone_before_have_no_dimensions(tmp_path):
@@ -89,6 +114,40 @@ def test_wrong_records_are_named(tmp_path, model_type, wrong):
     numbers, words = WRONG[wrong]
     with pytest.raises(ValueError, match=words):
         edited(tmp_path, lambda config, structure: structure["value_dims"].update(numbers), model_type)
+
+
+WRONG_MARKS = {
+    "no list": 3,
+    "short list": 3 * ["111"],
+    "counts": [3, 3, 3, 3],
+    "truths": [True, True, True, True],
+    "lists": 4 * [[1, 1, 1]],
+    "few marks": ["111", "111", "111", "11"],
+    "many marks": ["111", "111", "111", "1111"],
+    "other marks": ["111", "111", "111", "12\n"],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_MARKS)
+def test_wrong_marks_are_named(tmp_path, wrong):
+    def change(config, structure):
+        structure["query_key_dims"]["0"] = WRONG_MARKS[wrong]
+
+    with pytest.raises(ValueError, match="layer 0 .* query_key_dims; expected a list of 4 texts.* 3 marks each"):
+        edited(tmp_path, change, "mistral")
+
+
+@pytest.mark.parametrize("marks", [4 * ["111"], 4 * ["000"]], ids=["more", "fewer"])
+def test_marks_of_other_sizes_are_named(tmp_path, marks):
+    with pytest.raises(ValueError, match="q_proj.* do not belong together"):
+        edited(tmp_path, lambda config, structure: structure["query_key_dims"].update({"0": marks}), "mistral")
+
+
+def test_configs_of_other_pairs_are_named():
+    model = without(ZOO["mistral"].model(), ZOO["mistral"], CASES["some"])
+    model.config.quantization_config["query_key_dims"]["0"][0] = "100"  # As many.
+    with pytest.raises(ValueError, match="records a different pruning of layer 0"):
+        apply_plan(model, PruningPlan.for_model(model, value_dims={0: [0]}))
 
 
 @pytest.mark.parametrize("also", [{"heads": {"0": 2}}, {}], ids=["heads", "pruned_heads alone"])

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from dims import ALL, CASES, bilinear, head_size, left_of, masked_dims, numbers, without
+from dims import ALL, CASES, head_size, left_of, masked_dims, numbers, query_keys_of_head, without
 from tiny import make_batch, make_model
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from zoo import HEADS, LAYERS, ZOO, logits, masked
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan
 from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_flops, count_parameters
 
@@ -38,14 +38,15 @@ def test_pruned_is_masked(model_type):
 def test_groups_of_what_is_left(model_type):
     tiny = ZOO[model_type]
     model = tiny.model()
-    size, dims = head_size(model, tiny), bilinear(model)
+    size = head_size(model, tiny)
+    query_keys = query_keys_of_head(model, size)
     before = find_groups(model, DIMS)
-    assert [group.original for group in before] == [HEADS * (size if dims else 1)] * LAYERS + [HEADS * size] * LAYERS
+    assert [group.original for group in before] == [HEADS * query_keys] * LAYERS + [HEADS * size] * LAYERS
     assert [group.kind.name for group in find_groups(model)] == ["heads"] * LAYERS + ["neurons"] * LAYERS
     smaller = without(model, tiny, {0: {1: (ALL, ALL), 2: ([0], [1, 2])}})
     query_key, _, values, _, *neurons = find_groups(smaller)
     assert left_of(values) == [size, 0, size - 2, size]
-    assert left_of(query_key) == ([size, 0, size - 1, size] if dims else [1, 0, 1, 1])
+    assert left_of(query_key) == [query_keys, 0, query_keys - (query_keys > 1), query_keys]
     assert {group.kind.name for group in neurons} == {"neurons"}
     for group in (query_key, values):
         assert group.num_components == sum(group.runs.left) == group.original
@@ -54,11 +55,21 @@ def test_groups_of_what_is_left(model_type):
         assert owned == sum(sizes) + sum(reader.module.weight.numel() for reader in group.readers)
 
 
+def test_pairs_are_of_entries_that_say_so(monkeypatch):
+    """Query/key dimensions of a head go together where anything else acts on them, too."""
+    model, entry = ZOO["llama"].model(), ARCHITECTURES["llama"]
+    for change, count in (({}, 8), ({"rotary": False}, 4), ({"query_norm": "self_attn.q_proj"}, 4)):
+        heads = dataclasses.replace(entry.names["heads"], **change)
+        changed = dataclasses.replace(entry, names={**entry.names, "heads": heads})
+        monkeypatch.setitem(ARCHITECTURES, "llama", changed)
+        assert find_groups(model, ["query_key_dims"])[0].num_components == count
+
+
 def test_dimensions_after_heads_and_twice(model_type):
     tiny = ZOO[model_type]
     model = tiny.model()
-    first, second = {0: {0: ([0], [1])}, 1: {2: ([1, 2], [0])}}, {0: {0: ([2], [2])}, 1: {1: (ALL, ALL)}}
-    both = {0: {0: ([0, 2], [1, 2]), 3: (ALL, ALL)}, 1: {2: ([1, 2], [0]), 1: (ALL, ALL)}}
+    first, second = {0: {0: ([0], [1])}, 1: {2: ([1, 2], [0])}}, {0: {0: ([1], [2])}, 1: {1: (ALL, ALL)}}
+    both = {0: {0: ([0, 1], [1, 2]), 3: (ALL, ALL)}, 1: {2: ([1, 2], [0]), 1: (ALL, ALL)}}
     expected = masked_dims(model, tiny, both)
     model.prune_heads({0: [3]})
     # Dimensions of heads are numbered as they are: the head that is gone was the last, and has none.
@@ -121,7 +132,7 @@ def test_attention_maps(model_type):
         torch.testing.assert_close(uniform, allowed / allowed.sum(-1, keepdim=True).to(uniform))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen3"])
 @pytest.mark.parametrize("case", ["a head", "all heads"])
 def test_generation_with_a_cache(model_type, case):
     tiny = dataclasses.replace(ZOO[model_type], task="LMHeadModel" if model_type == "gpt2" else "ForCausalLM")
@@ -211,6 +222,14 @@ def test_real_widths_on_two_threads(family):
     expected = copy.deepcopy(model)
     left = [0, *(8 * (1 + head % 8) for head in range(1, heads))]  # Of 64 each.
     gone = [head * 64 + dim for head in range(heads) for dim in range(left[head], 64)]
+    query_keys = list(range(64))
+    if family == "llama":  # Of 32 rotary pairs, odd ones of the last heads, too.
+        query_keys = [*range(32), *range(33, 96, 2)]
+        zeroed = [(pair // 32, pair % 32 + half) for pair in query_keys for half in (0, 32)]
+        for name in ("q_proj", "k_proj"):
+            weight = expected.get_submodule(f"{attention}.{name}").weight.data
+            for head, dim in zeroed:
+                weight.unflatten(0, (3, -1, 64))[head, :, dim] = 0
     value, out = (expected.get_submodule(f"{attention}.{path}") for path in paths)
     with torch.no_grad():
         for tensor in (value.weight, value.bias):
@@ -219,8 +238,7 @@ def test_real_widths_on_two_threads(family):
         columns = out.weight.unflatten(1, (heads, -1, 64))
         for head in range(heads):
             columns[:, head, :, left[head] :] = 0
-    query_keys = {0: list(range(64)) if family == "bert" else [0]}
-    apply_plan(model, PruningPlan.for_model(model, value_dims={0: gone}, query_key_dims=query_keys))
+    apply_plan(model, PruningPlan.for_model(model, value_dims={0: gone}, query_key_dims={0: query_keys}))
     inputs = {"input_ids": torch.arange(48).view(2, 24)}
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

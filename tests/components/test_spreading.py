@@ -12,25 +12,26 @@ from transformers.pytorch_utils import Conv1D
 from zoo import ZOO, logits
 
 from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.components.spreading import first_of_runs, gather_inputs, spread_outputs, zeros_after
+from hap_transformers.components.spreading import features_left, gather_inputs, spread_outputs, with_zeros
 
 
-SIZES = [[2, 0, 4], [4, 4, 4], [0, 0, 0], [0, 1, 0]]
+SIZES = [[2, 0, 4], [4, 4, 4], [0, 0, 0], [0, 1, 0], ["1010", 0, "0110"], [4, "0101", 1], 3 * ["0000"]]
 DIM = 4
 
 
 def places(sizes):
-    return [head * DIM + i for head, size in enumerate(sizes) for i in range(size)]
+    marks = [own if isinstance(own, str) else own * "1" for own in sizes]
+    return [head * DIM + i for head, own in enumerate(marks) for i, mark in enumerate(own) if mark == "1"]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_features_come_back_to_their_places(sizes):
-    features = torch.randn(2, 5, sum(sizes))
-    spread = zeros_after(features, sizes, DIM)
+    features = torch.randn(2, 5, len(places(sizes)))
+    spread = with_zeros(features, sizes, DIM)
     assert spread.shape == (2, 5, 3 * DIM) and spread.dtype == features.dtype
     expected = torch.zeros_like(spread)
     expected[..., places(sizes)] = features
-    assert torch.equal(spread, expected) and torch.equal(first_of_runs(spread, sizes, DIM), features)
+    assert torch.equal(spread, expected) and torch.equal(features_left(spread, sizes, DIM), features)
 
 
 def projection(kind, outputs, inputs):
@@ -62,7 +63,7 @@ def test_modules_are_as_wide_outside_as_before(kind, sizes):
         torch.testing.assert_close(other(x), whole(x) * mask)
     (gradient,) = torch.autograd.grad(module(x).square().sum(), x)
     torch.testing.assert_close(gradient, torch.autograd.grad((whole(x) * mask).square().sum(), x)[0])
-    if not sum(sizes):  # An attention without any contexts is not computed.
+    if not len(index):  # An attention without any contexts is not computed.
         return
     contexts = torch.randn(2, 5, 3 * DIM, requires_grad=True)
     whole = projection(kind, 6, 3 * DIM)
@@ -75,13 +76,24 @@ def test_modules_are_as_wide_outside_as_before(kind, sizes):
     torch.testing.assert_close(gradient, expected)
 
 
+def test_places_that_inference_made_serve_training():
+    module, x = nn.Linear(6, 7), torch.randn(2, 6)
+    spread_outputs(module, ["10011", 0, "01111"], 5)
+    with torch.inference_mode():
+        expected = module(x).clone()
+    found = module(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    assert module.weight.grad.abs().sum(1).gt(0).all()
+
+
 def test_sizes_may_change_again():
     whole, x = nn.Linear(6, 3 * DIM), torch.randn(2, 6)
     for sizes in SIZES[:2]:
         module = selected(whole, 0, torch.tensor(places(sizes)))
         spread_outputs(module, [1, 1, sum(sizes) - 2], 12)
         spread_outputs(module, sizes, DIM)
-        assert torch.equal(first_of_runs(module(x), sizes, DIM), nn.Linear.forward(module, x))
+        assert torch.equal(features_left(module(x), sizes, DIM), nn.Linear.forward(module, x))
 
 
 @pytest.mark.parametrize(

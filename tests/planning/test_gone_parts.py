@@ -46,7 +46,7 @@ def test_query_key_dimensions_of_heads_that_are_gone_are_free(model_type, budget
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.85])
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "mistral", "qwen3"])
 def test_budgets_are_met_and_promises_kept(model_type, ratio):
     tiny = ZOO[model_type]
     dense, batch = tiny.model(), tiny.batch(4)

@@ -4,7 +4,6 @@ from matplotlib.axes import Axes
 from tiny import hand_made, make_model
 
 from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.components.groups import find_groups
 from hap_transformers.reporting.plots import plot_head_ranks, plot_head_sensitivity, plot_structure
 from hap_transformers.reporting.ranks import head_ranks
 
@@ -56,11 +55,11 @@ def test_ranks_of_heads(tmp_path, monkeypatch):
 
 
 def test_ranks_of_heads_that_rotate(tmp_path):
-    """Their query/key dimensions go together, and count one by one all the same."""
-    model = make_model("llama")
-    groups = find_groups(model, ["query_key_dims"])
+    """Their query/key dimensions go in pairs, or together, and count one by one all the same."""
+    model = make_model("qwen3")
     apply_plan(model, PruningPlan.for_model(model, query_key_dims={0: [1]}))
-    heads, size = groups[0].num_components, groups[0].runs.whole.head_size
-    ranks = head_ranks(model)
-    assert ranks["query_key_dims"] == [[0 if head == 1 else size for head in range(heads)], heads * [size]]
+    assert head_ranks(model)["query_key_dims"] == [[6, 0, 6, 6], [6, 6, 6, 6]]
+    model = make_model("mistral")
+    apply_plan(model, PruningPlan.for_model(model, query_key_dims={0: [0, 2, 3, 4, 5]}))
+    assert head_ranks(model)["query_key_dims"] == [[2, 0, 6, 6], [6, 6, 6, 6]]
     plot_head_ranks(model, tmp_path / "ranks.png")

@@ -171,7 +171,7 @@ def test_traces_are_those_of_the_weights_of_a_dimension(model_type, pruned):
     q, k, v, out = (layer.get_submodule(path) for path in (*tiny.heads_in, tiny.heads_out))
     size, rotary = head_size(tiny.model(), tiny), model_type == "llama"
     left = {"value": [size, 0, size - 2, size] if pruned else HEADS * [size]}
-    left["query_key"] = ([size, 0, size if rotary else size - 1, size]) if pruned else HEADS * [size]
+    left["query_key"] = [size, 0, size - (2 if rotary else 1), size] if pruned else HEADS * [size]
     shared = 2 if rotary else 1
     values = {kind: torch.zeros(sum(counts), dtype=torch.float64) for kind, counts in left.items()}
     owners = {kind: [] for kind in left}  # For every query head's features, the key/value head's.
@@ -192,10 +192,9 @@ def test_traces_are_those_of_the_weights_of_a_dimension(model_type, pruned):
             values["query_key"] += kw + kb
             values["value"].index_add_(0, torch.tensor(owners["value"]), ow.square().sum(0) / 3)
             values["value"] += vw + vb
-    if rotary:
-        values["query_key"] = torch.stack(
-            [part.sum() for part in values["query_key"].split(left["query_key"]) if len(part)]
-        )
+    if rotary:  # The first dimensions of the pairs of a head come before the second ones.
+        heads = values["query_key"].split(left["query_key"])
+        values["query_key"] = torch.cat([head.view(2, -1).sum(0) for head in heads if len(head)])
     for kind, expected in values.items():
         torch.testing.assert_close(found.traces[f"{kind}_dims"][0].double(), expected, rtol=1e-5, atol=1e-10)
 

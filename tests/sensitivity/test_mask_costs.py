@@ -1,11 +1,10 @@
 """What query/key dimensions cost, against explicit derivatives in masks on queries."""
 
-import copy
 from itertools import combinations
 
 import pytest
 import torch
-from dims import ALL, without
+from dims import ALL, left_of, query_keys_of_head, without
 from tiny import make_batch
 from torch import nn
 from zoo import HEADS, LAYERS, ZOO
@@ -23,11 +22,11 @@ MASKED = {
     "deberta-v3": ["deberta.encoder.layer.{}.attention.self.query_proj"],
     "gpt2": ["transformer.h.{}.attn.c_attn"],
     "llama": ["model.layers.{}.self_attn.q_proj"],
+    "mistral": ["model.layers.{}.self_attn.q_proj"],
     "modernbert": ["model.layers.{}.attn.Wqkv"],
     "qwen3": ["model.layers.{}.self_attn.q_norm"],
     "t5": ["transformer.encoder.block.{}.layer.0.SelfAttention.q"],
 }
-WHOLE = ("llama", "modernbert", "qwen3")  # A component is all dimensions of a head: of two query heads, or of one.
 
 
 def random_matrices(maps, masks, seed=0):
@@ -97,13 +96,16 @@ def assert_costs(scores, order, costs, model_type="bert"):
 def spreader(model_type, model, layer):
     """How masks lie over what the query projection gives: of fused ones, keys and values have the factor 1."""
     width = find_groups(model, ["query_key_dims"])[layer].writers[0].out_features
-    count = HEADS if model_type in WHOLE else width
+    shared = model.config.num_attention_heads // HEADS
+    size = width // HEADS // shared
+    own = query_keys_of_head(model, size)
+    places = [head * own + dim % own for head in range(HEADS) for _ in range(shared) for dim in range(size)]
     others = {"gpt2": 2 * width, "modernbert": 2 * width}.get(model_type, 0)
 
     def spread(masks):
         if masks is None:
-            return count
-        return torch.cat([masks.repeat_interleave(width // count), masks.new_ones(others)])
+            return HEADS * own
+        return torch.cat([masks[places], masks.new_ones(others)])
 
     return spread
 
@@ -135,26 +137,34 @@ def test_batches_and_padding_do_not_matter():
     torch.testing.assert_close(whole.scores, split.scores, rtol=1e-6, atol=1e-15)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen3"])
+# The second head is gone, the third has lost all query/key dimensions, the last one some. What every component of the
+# first and of the last head consists of; dimensions that are no pairs are then the first of their head.
+LEFT = {
+    "bert": ([[0], [1], [2], [3]], [[0], [1]]),
+    "llama": ([[0, 2], [1, 3]], [[1, 3]]),
+    "mistral": ([[0, 3], [1, 4], [2, 5]], [[1, 4]]),
+    "qwen3": ([range(6)], [range(6)]),
+}
+
+
+@pytest.mark.parametrize("model_type", LEFT)
 def test_costs_of_what_is_left(model_type):
     """Where some dimensions are gone: the masks are those of the others."""
     tiny = ZOO[model_type]
     model, batch = tiny.model(), {**tiny.batch(4), "labels": torch.arange(4) % 2}
-    gone = {0: {1: (ALL, ALL), 2: (ALL, []), 3: ([0, 2], [1])}}
-    smaller = without(model, tiny, gone)
-    group = find_groups(smaller, ["query_key_dims"])[0]
+    smaller = without(model, tiny, {0: {1: (ALL, ALL), 2: (ALL, []), 3: ([0, 2], [1])}})
     found = estimate_sensitivity(smaller, [batch], components=["query_key_dims"], progress=False)
-    left, whole = copy.copy(group.runs.left), model_type in WHOLE
-    assert left == ([1, 0, 0, 1] if whole else [4, 0, 0, 2])
-    size = tiny.config().head_dim * 2 if whole else 4  # Features of a key/value head's queries.
-    alive = [0, 2, 3]  # What the query projection gives: zeros in the places of what is gone.
-    places = [[alive.index(h) * size + i for i in range(size)] for h in (0, 3)] if whole else None
-    places = places or [[alive.index(h) * size + i] for h in (0, 3) for i in range(left[h])]
+    first, last = LEFT[model_type]
+    assert left_of(find_groups(smaller, ["query_key_dims"])[0]) == [len(first), 0, 0, len(last)]
+    size, shared = getattr(model.config, "head_dim", 4), model.config.num_attention_heads // HEADS
+    # What the query projection gives of three heads: zeros in the places of what is gone.
+    heads = [(0, dims) for dims in first] + [(2, dims) for dims in last]
+    places = [[(head * shared + i) * size + dim for i in range(shared) for dim in dims] for head, dims in heads]
 
     def spread(masks):
         if masks is None:
             return len(places)
-        factors = list(torch.ones(3 * size, dtype=torch.float64))
+        factors = list(torch.ones(3 * shared * size, dtype=torch.float64))
         for mask, own in zip(masks, places, strict=True):
             for place in own:
                 factors[place] = mask

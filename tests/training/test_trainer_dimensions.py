@@ -115,6 +115,20 @@ def test_pruned_by_steps_and_reloaded(tmp_path):
     assert json.loads((tmp_path / "hap_config.json").read_text())["components"] is None
 
 
+def test_rotary_models_lose_pairs_on_demand(tmp_path):
+    model = make_model("mistral", torch.float32, head_dim=16)
+    config = HapConfig(ratio=0.5, components=DIMENSIONS, max_examples=12, refit_examples=12)
+    trainer = make_trainer(tmp_path, model=model, hap_config=config)
+    for ratio in (0.4, 0.6):
+        trainer.hap_config.ratio = ratio
+        before, plan = model.num_parameters(), trainer.prune()
+        assert plan.count("query_key_dims") > 0 and before > model.num_parameters() == plan.promise["parameters"]
+    marks = model.config.quantization_config["query_key_dims"]
+    assert any(set(head) == {"0", "1"} for heads in marks.values() for head in heads)
+    trainer.save_model()
+    assert torch.equal(logits_of(AutoModelForSequenceClassification.from_pretrained(tmp_path)), logits_of(model))
+
+
 def test_scoring_aligns_and_leaves_outputs_as_they_are(tmp_path):
     trainer = make_trainer(tmp_path, hap_config=CONFIG)
     before, weights = logits_of(trainer.model), copy.deepcopy(trainer.model.state_dict())
