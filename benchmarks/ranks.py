@@ -36,7 +36,7 @@ EXAMPLES = 1024
 # Texts and tokens of the batch whose time is measured, and how often.
 LATENCY_INPUTS, ROUNDS = (32, 64), 7
 DIMENSIONS = ("query_key_dims", "value_dims", "neurons")
-# By name, the kinds that are removed, whether the heads of a layer lose dimensions evenly, and whether layers are tuned.
+# By name, the kinds that are removed, whether heads of a layer lose dimensions evenly, and whether layers are tuned.
 WAYS = {
     "heads": (("heads", "neurons"), True, False),
     "dimensions": (DIMENSIONS, True, False),

@@ -18,7 +18,7 @@ from tiny import make_model
 from transformers import AutoTokenizer
 
 from hap_transformers import PruningPlan, SelfLoss, apply_plan, estimate_sensitivity, export_remote_code
-from hap_transformers.components.groups import eager_copy
+from hap_transformers.components.forwards import eager_copy
 from hap_transformers.data.demo import demo_model_path
 from hap_transformers.sentence_encoders import (
     EmbeddingLoss,

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_model, find_groups
+from ..components.forwards import eager_model
+from ..components.groups import Group, find_groups
 from ..components.projections import Projection
 from ..components.slicing import validate_in_memory, validate_sliceable
 from ..efficiency import evaluating

@@ -18,13 +18,16 @@ from ..sentence_encoders import transformer_folder
 # The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
-    "channel_names": "Chain, ChannelNames",
+    "names": "Architecture, Chain, ChannelNames, HeadNames, NeuronNames",
+    "convolutional": "CONVOLUTIONAL",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
     "subclasses": "take_class",
     "spreading": "spread_outputs",
     "projections": "Projection",
     "convolutions": "Convolution",
+    "response_norm": "ResponseNorm",
     "record": "recorded_structure",
+    "forwards": "eager_model",
     "groups": "find_groups, freeze_idle_parameters",
     "sharded": "is_sharded",
     "heads": "HEADS",

@@ -7,7 +7,8 @@ import torch
 import typer
 from transformers import PreTrainedModel
 
-from ..components.groups import by_kind, eager_copy
+from ..components.forwards import eager_copy
+from ..components.groups import by_kind
 from ..data.tokenizers import longest_text
 from ..efficiency import compare_latency, count_encoder_parameters, count_parameters, example_inputs
 from ..forward_modes import device_name, validate_mode

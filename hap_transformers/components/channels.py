@@ -3,20 +3,25 @@
 Channels lie inside residual blocks. The width of the residual stream stays.
 """
 
+from operator import attrgetter
+
 from torch import nn
 from transformers import PreTrainedModel
 
 from .architectures import Architecture
-from .channel_names import Chain, ChannelNames
-from .convolutions import Convolution, GroupedConvolution, RunningNorm
+from .convolutions import Convolution, GroupedConvolution, RunningNorm, Squeezed
 from .groups import Group, Kind, layer_paths, register_kind
+from .names import Chain, ChannelNames
+from .projections import Projection
 
 
 NAME = "channels"
 
 # What may lie between two convolutions, by class.
-Follower = GroupedConvolution | RunningNorm
-FOLLOWERS: dict[type[nn.Module], type[Follower]] = {nn.BatchNorm2d: RunningNorm, nn.Conv2d: GroupedConvolution}
+FOLLOWERS: dict[type[nn.Module], type[GroupedConvolution] | type[RunningNorm]] = {
+    nn.BatchNorm2d: RunningNorm,
+    nn.Conv2d: GroupedConvolution,
+}
 
 
 def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
@@ -35,8 +40,12 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         for chain in chains:
             group = _group(model, path, inside, chain, len(groups))
             group.block = block
-            group.shortcut = inside.get(names.shortcut or "") if chain is chains[-1] else None
-            group.alone = group.shortcut is None
+            if chain is chains[-1]:
+                group.shortcut = inside.get(names.shortcut or "")
+                added = names.added is not None and attrgetter(names.added)(inside[""])
+                group.alone = group.shortcut is None and not added
+            else:
+                group.alone = True
             groups.append(group)
     return groups
 
@@ -44,10 +53,12 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
 def _group(model: PreTrainedModel, path: str, inside: dict[str, nn.Module], chain: Chain, layer: int) -> Group:
     """The channels of a chain."""
     followers = [_follower(model, path + name, inside[name]) for name in chain.followers if name in inside]
+    if chain.squeezed:
+        means, factors = chain.squeezed
+        followers += [Squeezed(path + means, inside[means]), Convolution(path + factors, inside[factors])]
     writer, reader = (_convolution(model, path + name, inside[name]) for name in (chain.writer, chain.reader))
-    grouped = [projection.module.groups for projection in followers if isinstance(projection, GroupedConvolution)]
     channels = reader.module.in_channels
-    count = min([*grouped, channels])
+    count = min([channels, *(p.module.groups for p in followers if isinstance(p, GroupedConvolution))])
     left = {projection.out_features for projection in (writer, *followers)}
     if left != {channels}:
         raise ValueError(
@@ -81,7 +92,7 @@ def _convolution(model: PreTrainedModel, name: str, module: nn.Module) -> Convol
     return Convolution(name, module)
 
 
-def _follower(model: PreTrainedModel, name: str, module: nn.Module) -> Follower:
+def _follower(model: PreTrainedModel, name: str, module: nn.Module) -> Projection:
     """The view of what lies between.
 
     Raises:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -138,6 +139,32 @@ class GroupedConvolution(Convolution):
 
 
 @dataclass(frozen=True)
+class Squeezed(Convolution):
+    """A convolution of the means of channels that follow: what goes with a channel are its inputs."""
+
+    @property
+    def has_bias(self) -> bool:
+        """No: its biases belong to no channel."""
+        return False
+
+    def module_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """Shape `(channels, outputs of the convolution)`, of a tensor shaped like the module's weight."""
+        return weight.flatten(1).T
+
+    def stored_shape(self, outputs: int, inputs: int) -> list[int]:
+        """Shape of the weight of a module that reads so many channels."""
+        return [inputs, outputs, 1, 1]
+
+    def keep(self, index: torch.Tensor, *, outputs: bool) -> None:
+        """Keeps some channels."""
+        super().keep(index, outputs=False)
+
+    def empty(self, *, outputs: bool) -> None:
+        """Lets the module, which has no channels left, give its bias."""
+        super().empty(outputs=False)
+
+
+@dataclass(frozen=True)
 class RunningNorm(Projection):
     """A BatchNorm, whose running statistics go with its channels."""
 
@@ -205,15 +232,18 @@ def _some(examples: int, length: int, device: torch.device) -> torch.Tensor:
     return places.sort(1).values.to(device)
 
 
-def output_size(module: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
+def output_size(module: Any, inputs: torch.Tensor) -> tuple[int, int]:
     """Height and width of what a convolution gives."""
-    sides, found = module._reversed_padding_repeated_twice, []
-    for dim, (size, kernel, stride, dilation) in enumerate(
-        zip(inputs.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
-    ):
-        around = sum(sides[2:] if dim == 0 else sides[:2])  # The last dimension's padding is first.
-        found.append((size + around - dilation * (kernel - 1) - 1) // stride + 1)
-    return found[0], found[1]
+    # The last dimension's padding is first.
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    sizes = (inputs.shape[2] + top + bottom, inputs.shape[3] + left + right)
+    rows, columns = (
+        (size - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, dilation in zip(
+            sizes, module.kernel_size, module.stride, module.dilation, strict=True
+        )
+    )
+    return rows, columns
 
 
 def _nothing(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

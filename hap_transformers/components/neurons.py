@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from .architectures import Architecture
 from .groups import Group, Kind, layer_paths, register_kind
 from .projections import find_projections
+from .response_norm import ResponseNorm
 from .subclasses import cached, dense_class, subclass, take_class
 
 
@@ -32,7 +33,11 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
             )
         count = reader.in_features
         activation = model.base_model.get_submodule(path + names.activation) if names.activation else None
-        groups.append(Group(NEURONS, layer, writers, [], [reader], range(count), count, activation, names))
+        inside = dict(model.base_model.get_submodule(path[:-1]).named_modules())
+        followers = [ResponseNorm(path + name, inside[name]) for name in names.followers if name in inside]
+        group = Group(NEURONS, layer, writers, list(followers), [reader], range(count), count, activation, names)
+        group.alone = names.apart
+        groups.append(group)
     return groups
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
-from ..components.groups import KINDS, Kind, eager_model, find_groups, kinds_in_use
+from ..components.forwards import eager_model
+from ..components.groups import KINDS, Kind, find_groups, kinds_in_use
 from ..components.record import recorded_structure
 from ..sensitivity.methods import get_method
 from .settings import PlanningSettings

@@ -12,7 +12,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, Kind, by_kind, eager_copy, eager_model, find_groups
+from ..components.forwards import eager_copy, eager_model
+from ..components.groups import KINDS, Group, Kind, by_kind, find_groups
 from ..efficiency import evaluating, take_turns
 from ..files import write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups, kinds_in_use
+from ..components.forwards import eager_model
+from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..components.shared_weights import counted_twice
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_copy
+from ..components.forwards import eager_copy
+from ..components.groups import Group
 from .written import written_into
 
 

@@ -233,7 +233,7 @@ def _watch_reader(
     reader, elsewhere = group.reader, group.alone or group.shortcut is not None
 
     def see(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        added_to = (shortcut[0] if shortcut else None) if elsewhere else stream[0]
+        added_to = (shortcut[0] if shortcut else None) if elsewhere else reader.seen(stream[0])
         seen.append(Call(reader.read(args[0]), read[0], added_to, reader.seen(output)))
 
     def see_norm(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:

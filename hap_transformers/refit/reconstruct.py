@@ -9,7 +9,8 @@ from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_model, kinds_in_use, validate_forwards
+from ..components.forwards import eager_model, validate_forwards
+from ..components.groups import Group, kinds_in_use
 from ..components.slicing import validate_sliceable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..alignment.basis_name import basis_of
-from ..components.groups import KINDS, Group, by_kind, eager_model, find_groups
+from ..components.forwards import eager_model
+from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_plain_weights
 from ..memory import memory_limit

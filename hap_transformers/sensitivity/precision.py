@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from ..components.groups import take_off_forward
+from ..components.forwards import take_off_forward
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from ..components.groups import Group, eager_model, find_groups, of_kind
+from ..components.forwards import eager_model
+from ..components.groups import Group, find_groups, of_kind
 from ..components.slicing import keep_components, validate_in_memory, validate_sliceable
 from ..components.structure import record_structure, validate_record
 from .implants import insert_implant, validate_implantable

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
-from ..components.groups import find_groups, kinds_in_use, validate_forwards
+from ..components.forwards import validate_forwards
+from ..components.groups import find_groups, kinds_in_use
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode

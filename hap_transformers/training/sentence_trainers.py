@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..components.groups import eager_copy
+from ..components.forwards import eager_copy
 from ..data.calibration import calibration_batches
 from ..refit.dense_copy import own_all
 from ..sensitivity.self_loss import SelfLoss, head_of

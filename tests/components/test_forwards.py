@@ -11,7 +11,7 @@ from trainers import make_trainer
 from zoo import ZOO
 
 from hap_transformers import HapConfig, PruningPlan, apply_plan, estimate_sensitivity, reconstruct
-from hap_transformers.components.groups import eager_copy
+from hap_transformers.components.forwards import eager_copy
 
 
 BATCHES = make_batches(ZOO["bert"], 2)

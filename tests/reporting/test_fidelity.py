@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 from hap_transformers import PruningPlan, apply_plan
-from hap_transformers.components.groups import eager_copy
+from hap_transformers.components.forwards import eager_copy
 from hap_transformers.reporting.fidelity import measure_fidelity
 from hap_transformers.reporting.wording import FIDELITY, fidelity_rows
 
