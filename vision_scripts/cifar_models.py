@@ -212,7 +212,7 @@ def load_dense_weights(model: CifarResNetForImageClassification, path: str | Pat
         sizes = f"{_shape(named, wrong[0])} in the file, {_shape(own, wrong[0])} in the network"
         raise ValueError(
             f"'{path}' has weights of another network: {len(wrong)} of {len(own)} tensors differ, such as "
-            f"'{wrong[0].removeprefix('backbone.')}' ({sizes}). Name the right network, or check its number of classes."
+            f"'{wrong[0].removeprefix('backbone.')}' ({sizes}). Name the right network, or check the number of classes."
         )
     model.load_state_dict(named)
 
