@@ -4,12 +4,9 @@ Importing this module makes the `Auto` classes know them, so that `AutoModelForI
 loads what `save_pretrained` wrote.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
@@ -185,40 +182,6 @@ class CifarResNetForImageClassification(CifarResNetPreTrainedModel):
         """
         logits = self.classifier(self.backbone(pixel_values, return_dict=True).pooler_output)
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
-
-
-def load_dense_weights(model: CifarResNetForImageClassification, path: str | Path) -> None:
-    """Loads weights of a network whose attributes are `stem`, `norm`, `blocks` and `classifier`, without a backbone.
-
-    Args:
-        model (`CifarResNetForImageClassification`): The network to load into.
-        path (`str` or `Path`): The safetensors file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a safetensors file, or its weights are not those of this network.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file '{path}' with dense weights.")
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is not a safetensors file: {error}.") from error
-    head = "classifier."
-    named = {name if name.startswith(head) else f"backbone.{name}": tensor for name, tensor in stored.items()}
-    own = model.state_dict()
-    wrong = sorted(name for name in own.keys() | named.keys() if _shape(own, name) != _shape(named, name))
-    if wrong:
-        sizes = f"{_shape(named, wrong[0])} in the file, {_shape(own, wrong[0])} in the network"
-        raise ValueError(
-            f"'{path}' has weights of another network: {len(wrong)} of {len(own)} tensors differ, such as "
-            f"'{wrong[0].removeprefix('backbone.')}' ({sizes}). Name the right network, or check the number of classes."
-        )
-    model.load_state_dict(named)
-
-
-def _shape(tensors: dict[str, torch.Tensor], name: str) -> list[int] | None:
-    return list(tensors[name].shape) if name in tensors else None
 
 
 AutoConfig.register(CifarResNetConfig.model_type, CifarResNetConfig)

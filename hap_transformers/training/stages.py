@@ -150,7 +150,7 @@ class FinishedRun:
 def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     """Fine-tunes, scores, prunes and recovers the trainer's model, and evaluates it after each change.
 
-    With 0 epochs the model is taken as it is, or not recovered.
+    With `num_train_epochs=0` the model is taken as it is.
 
     Args:
         trainer (`HapTrainer`): Trainer of the model to fine-tune; of the one in `stages.dense`, if
@@ -163,7 +163,7 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     if not stages.fine_tuned:
         seconds: dict[str, float] = {}
         history = {}
-        if _trains(trainer.args, trainer.args.num_train_epochs):
+        if _fine_tunes(trainer.args):
             outlook = Outlook(trainer)
             trainer.add_callback(outlook)
             with _timed("fine-tune", seconds, seed):
@@ -182,17 +182,16 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     with _timed("prune", seconds, seed):
         plan = trainer.prune(trainer.plan(sensitivity))
     _evaluate(trainer, "pruned")
-    if _trains(trainer.args, _recovery_epochs(trainer)):
-        with _timed("recover", seconds, seed):
-            trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
-        history["recover"] = trainer.state.log_history
-        _evaluate(trainer, "recovered")
+    with _timed("recover", seconds, seed):
+        trainer.train(resume_from_checkpoint=stages.checkpoint(RECOVERY))
+    history["recover"] = trainer.state.log_history
+    _evaluate(trainer, "recovered")
     return FinishedRun(dense, sensitivity, plan, seconds, history)
 
 
-def _trains(args: TrainingArguments, epochs: float) -> bool:
-    """Whether a training of so many epochs has any step."""
-    return args.max_steps > 0 or epochs > 0
+def _fine_tunes(args: TrainingArguments) -> bool:
+    """Whether the arguments ask for any step of fine-tuning."""
+    return args.max_steps > 0 or args.num_train_epochs > 0
 
 
 def _recovery_epochs(trainer: HapTrainer) -> float:
@@ -243,21 +242,19 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
     assert config is not None  # A trainer without one cannot prune.
     if stages.fine_tuned:
         first = "1. fine-tune: finished by an earlier run"
-    elif not _trains(trainer.args, trainer.args.num_train_epochs):
+    elif not _fine_tunes(trainer.args):
         first = "1. take the model as it is"
     else:
         precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
         epochs = f"(epochs: {trainer.args.num_train_epochs:g})"
         first = f"1. fine-tune on {len(cast(Sized, data)):,} examples {epochs}, in {precision}"
-    recovery = _recovery_epochs(trainer)
-    last = f"recover by training (epochs: {recovery:g}), " if _trains(trainer.args, recovery) else ""
     kinds = kinds_to_prune(config.components, config.method, config, cast(PreTrainedModel, trainer.model))
     return "\n".join(
         [
             first,
             f"2. score {words_for(kinds)} by {config.method} on {config.max_examples:,} examples",
             f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
-            f"4. {last}evaluate, write the model, its card and report.html",
+            f"4. recover by training (epochs: {_recovery_epochs(trainer):g}), evaluate, write the model, its card and report.html",
         ]
     )
 
