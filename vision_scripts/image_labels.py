@@ -25,8 +25,6 @@ def named_labels(labels: DatasetDict, where: str) -> tuple[list[str], dict[str, 
     feature = labels["train"].features[column]
     values = {split: rows[:][column] for split, rows in labels.items()}
     for split, found in values.items():
-        if not found:
-            raise ValueError(f"The {split} split of {where} is empty.")
         if None in found:
             raise ValueError(
                 f"The {split} split of {where} has no label in row {found.index(None)}; fill or remove it."

@@ -248,13 +248,14 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
         precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
         epochs = f"(epochs: {trainer.args.num_train_epochs:g})"
         first = f"1. fine-tune on {len(cast(Sized, data)):,} examples {epochs}, in {precision}"
+    recovery = f"recover by training (epochs: {_recovery_epochs(trainer):g})"
     kinds = kinds_to_prune(config.components, config.method, config, cast(PreTrainedModel, trainer.model))
     return "\n".join(
         [
             first,
             f"2. score {words_for(kinds)} by {config.method} on {config.max_examples:,} examples",
             f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
-            f"4. recover by training (epochs: {_recovery_epochs(trainer):g}), evaluate, write the model, its card and report.html",
+            f"4. {recovery}, evaluate, write the model, its card and report.html",
         ]
     )
 
