@@ -4,95 +4,15 @@ Importing this module makes the `Auto` classes know them, so that `AutoModelForI
 loads what `save_pretrained` wrote.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from vision_scripts.cifar_blocks import BLOCKS
-
-
-class CifarResNetConfig(PretrainedConfig):
-    """Sizes of a residual network for small images.
-
-    Args:
-        block (`str`, *optional*, defaults to `"basic"`): What the stages consist of: `"basic"`, `"preactivation"` or
-            `"bottleneck"` (see [`BLOCKS`]).
-        depth (`int`, *optional*, defaults to 3): Blocks in each stage.
-        widths (`list[int]`, *optional*, defaults to `(16, 32, 64)`): Channels of each stage. From the second one on,
-            the first block of a stage halves height and width.
-        stem_width (`int`, *optional*): Channels before the first stage; by default those of the first stage.
-        padded_shortcut (`bool`, *optional*, defaults to `True`): Whether shortcuts that change sizes pad with zeros.
-            Otherwise they are 1x1 convolutions.
-        num_channels (`int`, *optional*, defaults to 3): Channels of an image.
-        image_size (`int`, *optional*, defaults to 32): Height and width of the images that costs are counted for. The
-            network takes images of any size.
-        kwargs: Those of `PretrainedConfig`.
-
-    Raises:
-        ValueError: If there is no such block, or a size is not positive.
-    """
-
-    model_type = "cifar_resnet"
-
-    def __init__(
-        self,
-        block: str = "basic",
-        depth: int = 3,
-        widths: tuple[int, ...] | list[int] = (16, 32, 64),
-        stem_width: int | None = None,
-        padded_shortcut: bool = True,
-        num_channels: int = 3,
-        image_size: int = 32,
-        **kwargs: Any,
-    ):
-        if block not in BLOCKS:
-            raise ValueError(f"CifarResNetConfig knows no block '{block}'; choose one of {', '.join(BLOCKS)}.")
-        self.block, self.depth, self.widths = block, depth, list(widths)
-        self.stem_width = self.widths[0] if stem_width is None else stem_width
-        self.padded_shortcut, self.num_channels, self.image_size = padded_shortcut, num_channels, image_size
-        if min(depth, self.stem_width, num_channels, *self.widths) < 1:
-            raise ValueError(
-                f"The sizes of a CifarResNetConfig must be positive, got depth={depth}, widths={self.widths}, "
-                f"stem_width={self.stem_width}, num_channels={num_channels}."
-            )
-        super().__init__(**kwargs)
-
-
-# The papers' networks by name. A network of 6n + 2 layers has n blocks of two convolutions in each of three stages.
-CIFAR_NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet20": {"depth": 3},
-    "resnet32": {"depth": 5},
-    "resnet56": {"depth": 9},
-    "preresnet29": {"block": "bottleneck", "widths": (64, 128, 256), "padded_shortcut": False},
-    "wrn-32": {"depth": 5, "widths": (64, 128, 256), "padded_shortcut": False},
-    "wrn-28-8": {
-        "block": "preactivation",
-        "depth": 4,
-        "widths": (128, 256, 512),
-        "stem_width": 16,
-        "padded_shortcut": False,
-    },
-}
-
-
-def cifar_config(name: str, **settings: Any) -> CifarResNetConfig:
-    """Makes the config of one of the papers' networks.
-
-    Args:
-        name (`str`): One of `CIFAR_NETWORKS`.
-        settings: Further settings of the config, such as `num_labels`.
-
-    Raises:
-        ValueError: If there is no such network.
-    """
-    if name not in CIFAR_NETWORKS:
-        raise ValueError(f"There is no CIFAR network '{name}'; choose one of {', '.join(CIFAR_NETWORKS)}.")
-    return CifarResNetConfig(**{**CIFAR_NETWORKS[name], **settings})
+from vision_scripts.cifar_configs import CifarPreResNetConfig, CifarResNetConfig
 
 
 class CifarResNetPreTrainedModel(PreTrainedModel):
@@ -155,6 +75,16 @@ class CifarResNetModel(CifarResNetPreTrainedModel):
         )
 
 
+class CifarPreResNetModel(CifarResNetModel):
+    """A [`CifarResNetModel`] whose norms come before the convolutions.
+
+    Args:
+        config (`CifarPreResNetConfig`): Its sizes.
+    """
+
+    config_class = CifarPreResNetConfig
+
+
 class CifarResNetForImageClassification(CifarResNetPreTrainedModel):
     """A residual network with a linear classifier.
 
@@ -162,10 +92,12 @@ class CifarResNetForImageClassification(CifarResNetPreTrainedModel):
         config (`CifarResNetConfig`): Its sizes, and `num_labels`.
     """
 
+    backbone_class = CifarResNetModel
+
     def __init__(self, config: CifarResNetConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.backbone = CifarResNetModel(config)
+        self.backbone = self.backbone_class(config)
         self.classifier = nn.Linear(config.widths[-1], config.num_labels)
         self.post_init()
 
@@ -184,6 +116,17 @@ class CifarResNetForImageClassification(CifarResNetPreTrainedModel):
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
 
-AutoConfig.register(CifarResNetConfig.model_type, CifarResNetConfig)
-AutoModel.register(CifarResNetConfig, CifarResNetModel)
-AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification)
+class CifarPreResNetForImageClassification(CifarResNetForImageClassification):
+    """A [`CifarResNetForImageClassification`] whose norms come before the convolutions.
+
+    Args:
+        config (`CifarPreResNetConfig`): Its sizes, and `num_labels`.
+    """
+
+    config_class, backbone_class = CifarPreResNetConfig, CifarPreResNetModel
+
+
+for network in (CifarResNetForImageClassification, CifarPreResNetForImageClassification):
+    AutoConfig.register(network.config_class.model_type, network.config_class)
+    AutoModel.register(network.config_class, network.backbone_class)
+    AutoModelForImageClassification.register(network.config_class, network)

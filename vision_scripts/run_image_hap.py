@@ -43,7 +43,7 @@ from hap_transformers.training.main_job import (
     run_from_shell,
 )
 from hap_transformers.training.stages import Stages
-from vision_scripts.cifar_models import CIFAR_NETWORKS, CifarResNetConfig, cifar_config
+from vision_scripts.cifar_configs import CIFAR_NETWORKS, CifarResNetConfig, cifar_config
 from vision_scripts.cifar_weights import load_dense_weights
 from vision_scripts.image_data import DATASETS, ImageTask, load_image_task
 from vision_scripts.image_inputs import ImageInputs, make_inputs

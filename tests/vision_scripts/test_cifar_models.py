@@ -15,12 +15,12 @@ from hap_transformers import export_remote_code
 from hap_transformers.efficiency import example_inputs
 from hap_transformers.reporting.card import loader_of
 from hap_transformers.reporting.wording import loading_code
+from vision_scripts.cifar_configs import CIFAR_NETWORKS, CifarPreResNetConfig, CifarResNetConfig, cifar_config
 from vision_scripts.cifar_models import (
-    CIFAR_NETWORKS,
-    CifarResNetConfig,
+    CifarPreResNetForImageClassification,
+    CifarPreResNetModel,
     CifarResNetForImageClassification,
     CifarResNetModel,
-    cifar_config,
 )
 from vision_scripts.cifar_weights import load_dense_weights
 
@@ -34,11 +34,20 @@ KINDS = {
 }
 
 
+def config_of(kind, **settings):
+    config_class = CifarPreResNetConfig if "block" in KINDS[kind] else CifarResNetConfig
+    return config_class(**{**KINDS[kind], **settings})
+
+
+def make(config):
+    return AutoModelForImageClassification.from_config(config).eval()
+
+
 @pytest.fixture(params=KINDS)
 def tiny_network(request):
     """A tiny network whose norms and running statistics do something."""
     torch.manual_seed(0)
-    model = CifarResNetForImageClassification(CifarResNetConfig(**KINDS[request.param], num_labels=3)).eval()
+    model = make(config_of(request.param, num_labels=3))
     for name, tensor in model.state_dict().items():
         if "norm" in name and tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
@@ -52,7 +61,7 @@ def tiny_network(request):
 )
 def test_parameters_of_the_papers_networks(name, millions):
     with torch.device("meta"):
-        model = CifarResNetForImageClassification(cifar_config(name, num_labels=10))
+        model = make(cifar_config(name, num_labels=10))
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
     assert len(model.base_model.blocks) == {"wrn-28-8": 12, "wrn-32": 15}.get(name, 3 * ((int(name[-2:]) - 2) // 6))
 
@@ -60,7 +69,7 @@ def test_parameters_of_the_papers_networks(name, millions):
 @pytest.mark.parametrize("name", CIFAR_NETWORKS)
 def test_costs_that_the_documentation_names(name):
     with torch.device("meta"):
-        model = CifarResNetForImageClassification(cifar_config(name, num_labels=10)).eval()
+        model = make(cifar_config(name, num_labels=10))
     parameters, counter = sum(parameter.numel() for parameter in model.parameters()), FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(**example_inputs(model))
@@ -84,7 +93,7 @@ def test_logits_with_shared_weights_are_those_of_the_reference(name):
     file = CIFAR10 / "dense" / f"{name}.safetensors"
     reference = modules_of(name).eval()
     reference.load_state_dict(load_file(file))
-    model = CifarResNetForImageClassification(cifar_config(name, num_labels=10)).eval()
+    model = make(cifar_config(name, num_labels=10))
     load_dense_weights(model, file)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -122,7 +131,7 @@ def test_a_padded_shortcut_takes_every_other_pixel(tiny_network):
 
 def test_a_preactivated_shortcut_reads_what_the_convolution_reads():
     torch.manual_seed(0)
-    block = CifarResNetModel(CifarResNetConfig(**KINDS["preactivation"])).blocks[2].train()
+    block = CifarPreResNetModel(config_of("preactivation")).blocks[2].train()
     images = torch.randn(2, 4, 6, 6)
     read = F.relu(F.batch_norm(images, None, None, training=True))
     inner = F.conv2d(read, block.conv1.weight, stride=2, padding=1)
@@ -134,7 +143,9 @@ def test_a_preactivated_shortcut_reads_what_the_convolution_reads():
 def test_save_and_load(tiny_network, tmp_path):
     tiny_network.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert type(again) is CifarResNetForImageClassification and not again.training
+    pre = tiny_network.config.block != "basic"
+    expected = CifarPreResNetForImageClassification if pre else CifarResNetForImageClassification
+    assert type(again) is type(tiny_network) is expected and not again.training
     for name, tensor in tiny_network.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 2, 1])
@@ -162,7 +173,10 @@ def test_new_weights_keep_the_variance():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"block": "wide"}, "knows no block 'wide'; choose one of basic"), ({"depth": 0}, "must be positive")],
+    [
+        ({"block": "bottleneck"}, "knows no block 'bottleneck'; choose one of basic"),
+        ({"depth": 0}, "must be positive"),
+    ],
 )
 def test_wrong_configs(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -187,9 +201,9 @@ def test_weights_of_another_network_are_named(tiny_network, tmp_path):
 def test_cards_name_the_class_that_loads_it(tiny_network, tmp_path):
     loader = loader_of(tiny_network)
     assert loading_code(loader, "PATH").splitlines() == [
-        "from vision_scripts.cifar_models import CifarResNetForImageClassification",
+        f"from vision_scripts.cifar_models import {type(tiny_network).__name__}",
         "",
-        'model = CifarResNetForImageClassification.from_pretrained("PATH")',
+        f'model = {type(tiny_network).__name__}.from_pretrained("PATH")',
     ]
     tiny_network.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
