@@ -8,57 +8,52 @@ With no arguments it runs the embedded demo. A run that was killed continues by 
     python run_glue_hap.py flags.yaml
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from datasets import DatasetDict
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
-    HfArgumentParser,
     PretrainedConfig,
-    PreTrainedModel,
     TrainingArguments,
     set_seed,
 )
 
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.components.releases import GROUPED_BY_LENGTH
-from hap_transformers.components.structure import recorded_structure
 from hap_transformers.data.demo import DEMO_MODEL, demo_model_path, load_demo_task
 from hap_transformers.data.tasks import Task, load_task
 from hap_transformers.data.tokenizers import cut_note, load_tokenizer, set_padding, validate_tokens
-from hap_transformers.efficiency import bf16_is_fast
-from hap_transformers.reporting.card import COSTS
-from hap_transformers.reporting.results import collect_results, public_name, results_table, save_results
-from hap_transformers.training.stages import FinishedRun, Stages, run_stages
+from hap_transformers.reporting.page import LOADER
+from hap_transformers.reporting.results import public_name
+from hap_transformers.training.main_job import (
+    COMMON_DEFAULTS,
+    finish_job,
+    load_classifier,
+    load_dense_config,
+    name_labels,
+    named_flags,
+    read_flags,
+    refuse_to_replace,
+    run_from_shell,
+)
+from hap_transformers.training.stages import Stages
 
 
 # Defaults for GLUE on a small machine, where they differ from those of TrainingArguments and HapConfig.
 DEFAULTS = {
+    **COMMON_DEFAULTS,
+    **GROUPED_BY_LENGTH,  # Half of the padding is saved.
     "output_dir": "outputs/demo",
     "num_train_epochs": 2.0,
     "recovery_epochs": 1.0,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
-    "save_strategy": "no",
-    "logging_steps": 0.05,  # Twenty points of the training curve.
-    "report_to": ["none"],
-    "dataloader_pin_memory": torch.cuda.is_available(),  # Without a GPU, asking for it only gives a warning.
-    **GROUPED_BY_LENGTH,  # Half of the padding is saved.
-    # Fast bf16 takes a third of the time of float32. On a CPU, Trainer takes bf16 only with `use_cpu`.
-    "bf16": bf16_is_fast(),
-    "use_cpu": bf16_is_fast() and not torch.cuda.is_available(),
 }
 # The demo shows the same with less training.
 DEMO_DEFAULTS = {"num_train_epochs": 1.0, "recovery_epochs": 0.5}
-# FLOPs and latency are those of so many validation examples: enough for matrix products to take most of the time.
-COST_EXAMPLES = 32
 
 
 @dataclass
@@ -101,51 +96,27 @@ class ScriptArguments:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the whole job and returns the fields of `results.json`."""
-    command = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser((ScriptArguments, TrainingArguments, HapConfig), description=__doc__.splitlines()[0])
-    command = _expand_file(command)
-    parser.set_defaults(**defaults_for(command))
-    script, args, hap_config = parser.parse_args_into_dataclasses(command)
+    command, script, args, hap_config = read_flags(ScriptArguments, defaults_for, __doc__.splitlines()[0], arguments)
     set_seed(args.seed)
     model_path = script.model_name_or_path or demo_model_path()
-    refuse_to_replace(model_path, Path(args.output_dir))
-    config = load_config(model_path)
+    refuse_to_replace(Path(args.output_dir), model_path)
+    config = load_dense_config(model_path)
     task = load_data(script, args).aligned_with(config, ignore_mismatched_sizes=script.ignore_mismatched_sizes)
-    name_labels(config, task)
+    name_labels(config, task.name, task.labels)
     with args.main_process_first(local=False, desc="looking for what an earlier run has finished"):
         stages = Stages(Path(args.output_dir), command)
     trainer = make_trainer(script, args, hap_config, task, config, stages)
-    run = run_stages(trainer, stages)
+    about: dict[str, Any] = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL}
+    if script.task_name:  # Other data have no name on the Hub.
+        about.update(dataset=f"GLUE {task.name}", dataset_tags="nyu-mll/glue", dataset_args=task.name)
     name = public_name(script.model_name_or_path) if script.model_name_or_path else DEMO_MODEL
-    results = collect_results(trainer, run, make_inputs(trainer), task=task.name, model=name)
-    save(trainer, run, results, script)
-    if trainer.is_world_process_zero():
-        stages.finish()
-        print(results_table(results))
-        folder = Path(args.output_dir)
-        print(f"Saved to {folder}. Load it with `import hap_transformers` and plain from_pretrained('{folder}').")
-    return results
+    return finish_job(trainer, stages, task=task.name, model=name, loader=LOADER, **about)
 
 
 def defaults_for(command: list[str]) -> dict[str, Any]:
     """Defaults of the flags: those for GLUE, and of the demo where the command names no data."""
-    named = {word.partition("=")[0] for word in command} & {"--task_name", "--train_file"}
-    return DEFAULTS if named else {**DEFAULTS, **DEMO_DEFAULTS}
-
-
-def _expand_file(command: list[str]) -> list[str]:
-    """The flags that a YAML or JSON file holds, if the command names one; else the command."""
-    if len(command) != 1 or Path(command[0]).suffix not in (".json", ".yaml", ".yml"):
-        return command
-    try:
-        values = yaml.safe_load(Path(command[0]).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ValueError(f"'{command[0]}' cannot be read: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"'{command[0]}' has no flags; expected a name and a value a line, such as 'ratio: 0.5'.")
-    given = {name: value for name, value in values.items() if value is not None}
-    lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
-    return [word for name, words in lists.items() for word in (f"--{name}", *map(str, words))]
+    names_data = named_flags(command) & {"--task_name", "--train_file"}
+    return DEFAULTS if names_data else {**DEFAULTS, **DEMO_DEFAULTS}
 
 
 def load_data(script: ScriptArguments, args: TrainingArguments) -> Task:
@@ -167,64 +138,6 @@ def load_data(script: ScriptArguments, args: TrainingArguments) -> Task:
     return task
 
 
-def refuse_to_replace(model_path: str, output: Path) -> None:
-    """Refuses an output folder that holds a model of another origin: only an earlier run's may be replaced.
-
-    Raises:
-        ValueError: If it is the folder of the model, or holds one that this script did not write.
-    """
-    if not output.is_dir():
-        return
-    if Path(model_path).is_dir() and output.samefile(model_path):
-        raise ValueError(f"--output_dir '{output}' is the folder of the model; choose another.")
-    ours = any((output / name).exists() for name in ("results.json", "_unfinished_run"))
-    if (output / "config.json").exists() and not ours:
-        raise ValueError(f"--output_dir '{output}' holds a model that this script did not write; choose another.")
-
-
-def load_config(model_path: str) -> PretrainedConfig:
-    """Loads the model's config as it is.
-
-    Raises:
-        ValueError: If the model is pruned.
-    """
-    config = AutoConfig.from_pretrained(model_path)
-    if recorded_structure(config) is not None:
-        raise ValueError(
-            f"'{model_path}' is pruned already, and this script begins with a dense model. To prune further, call "
-            "HapTrainer.prune() in Python."
-        )
-    return config
-
-
-def name_labels(config: PretrainedConfig, task: Task) -> None:
-    """Puts the task's labels into the model's config."""
-    config.num_labels, config.finetuning_task = task.num_labels, task.name
-    labels = task.labels or ["LABEL_0"]
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-    if not task.labels:
-        config.problem_type = "regression"
-    elif getattr(config, "problem_type", None) is not None:  # Such as that of a checkpoint for several labels a text.
-        config.problem_type = "single_label_classification"
-
-
-def load_model(folder: str | Path, config: PretrainedConfig, script: ScriptArguments) -> PreTrainedModel:
-    """Loads the model to fine-tune, or the one that an earlier run has fine-tuned.
-
-    Raises:
-        ValueError: If its weights cannot be loaded.
-    """
-    flags = {"ignore_mismatched_sizes": True} if script.ignore_mismatched_sizes else {}
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(folder, config=config, **flags)
-    except OSError:  # They name the folder.
-        raise
-    except Exception as error:  # Readers of weights raise what they like.
-        hint = "" if flags else " If its head has other sizes, pass --ignore_mismatched_sizes to make a new one."
-        raise ValueError(f"'{folder}' cannot be loaded: {error}{hint}") from error
-
-
 def make_trainer(
     script: ScriptArguments,
     args: TrainingArguments,
@@ -236,7 +149,8 @@ def make_trainer(
     """Makes the trainer of the model to fine-tune, or of the one that an earlier run has fine-tuned."""
     model_path = config.name_or_path
     tokenizer = load_tokenizer(model_path)
-    model = load_model(stages.dense if stages.fine_tuned else model_path, config, script)
+    folder = stages.dense if stages.fine_tuned else model_path
+    model = load_classifier(AutoModelForSequenceClassification, folder, config, script.ignore_mismatched_sizes)
     model.config.name_or_path = model_path  # Not the folder of an earlier run.
     set_padding(tokenizer, model)
     length, note = cut_note(model, tokenizer, script.max_seq_length, pair=len(task.texts) == 2)
@@ -259,34 +173,9 @@ def make_trainer(
     )
 
 
-def make_inputs(trainer: HapTrainer) -> dict[str, torch.Tensor]:
-    """Makes a batch of the first validation examples, on the model's device, without labels."""
-    rows = trainer.eval_dataset.select(range(min(COST_EXAMPLES, len(trainer.eval_dataset))))
-    batch = trainer.data_collator([{name: row[name] for name in row if name != "label"} for row in rows])
-    return {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
-
-
-def save(trainer: HapTrainer, run: FinishedRun, results: dict[str, Any], script: ScriptArguments) -> None:
-    """Saves the model, its card and the results, and uploads them if the flags ask for it."""
-    trainer.save_model()
-    trainer.results.update({name: results[name] for name in COSTS if name in results})
-    about = {"finetuned_from": None if script.model_name_or_path else DEMO_MODEL}
-    if script.task_name:  # Other data have no name on the Hub.
-        task = results["task"]
-        about.update(dataset=f"GLUE {task}", dataset_tags="nyu-mll/glue", dataset_args=task)
-    if trainer.is_world_process_zero():
-        save_results(Path(trainer.args.output_dir), results, run)
-    trainer.create_model_card(**about)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**about)
-
-
 def run() -> None:
-    """Runs the job from the shell: an error is printed in one line."""
-    try:
-        main()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"run_glue_hap.py: {' '.join(str(error).split())}")
+    """Runs the job from the shell."""
+    run_from_shell(main, "run_glue_hap.py")
 
 
 if __name__ == "__main__":

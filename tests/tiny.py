@@ -18,6 +18,10 @@ GLUE = ROOT.parent / "shared" / "glue"
 needs_glue = pytest.mark.skipif(
     not GLUE.is_dir() and not os.environ.get("HAP_REQUIRE_GLUE"), reason="GLUE parquet files are not in ../shared/glue"
 )
+CIFAR10 = ROOT.parent / "shared" / "cifar10"
+needs_cifar10 = pytest.mark.skipif(
+    not CIFAR10.is_dir() and not os.environ.get("HAP_REQUIRE_GLUE"), reason="CIFAR-10 is not in ../shared/cifar10"
+)
 # `make test-reliability` sets HAP_LONG for more repetitions.
 LONG = bool(os.environ.get("HAP_LONG"))
 

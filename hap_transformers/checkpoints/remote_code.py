@@ -164,5 +164,7 @@ def _classes_of(config: PretrainedConfig) -> dict[str, str]:
         mapping = getattr(auto_class, "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
             made = mapping[type(config)]
-            classes[name] = (made[0] if isinstance(made, tuple | list) else made).__name__
+            made = made[0] if isinstance(made, tuple | list) else made
+            if made.__module__.startswith("transformers."):  # The exported code extends no others.
+                classes[name] = made.__name__
     return classes

@@ -14,7 +14,7 @@ import typer
 from transformers import PreTrainedModel
 
 from ..data.tokenizers import load_tokenizer, longest_text
-from ..reporting.card import loaded_class
+from ..reporting.card import loader_of
 from ..reporting.fidelity import Embed
 from ..sensitivity.self_loss import SelfLoss, head_of
 from ..sentence_encoders import (
@@ -69,7 +69,7 @@ class Loaded:
     @property
     def loader(self) -> str:
         """The class that loads the folder, with its package."""
-        return f"sentence_transformers.{self.kind}" if self.kind else f"transformers.{loaded_class(self.model)}"
+        return f"sentence_transformers.{self.kind}" if self.kind else loader_of(self.model)
 
     def save(self, folder: Path) -> None:
         """Saves the model with its tokenizer, or the whole encoder with all its files."""

@@ -11,5 +11,11 @@ TRANSFORMERS_4 = _TRANSFORMERS.major == 4
 # The training argument that puts texts of like length into a batch, which saves padding.
 GROUPED_BY_LENGTH = {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
 
+# The training argument with the share of the steps in which the learning rate rises.
+WARMUP_SHARE = "warmup_ratio" if TRANSFORMERS_4 else "warmup_steps"
+
+# The image processor that resizes and normalizes without torchvision.
+IMAGE_PROCESSOR = "ViTImageProcessor" if TRANSFORMERS_4 else "ViTImageProcessorPil"
+
 # The modules of ViT and its relatives got the names that language models use.
 VIT_RENAMED = _TRANSFORMERS >= version.parse("5.9.0")

@@ -11,13 +11,21 @@ logger = logging.get_logger(__name__)
 # As it is, without spaces around it, without case.
 SPELLINGS: tuple[Callable[[str], str], ...] = (str, str.strip, lambda name: name.strip().casefold())
 REMEDY = (
-    "Give a checkpoint that was fine-tuned for these classes, or pass --ignore_mismatched_sizes to "
-    "run_glue_hap.py, which makes a new classification head."
+    "Give a checkpoint that was fine-tuned for these classes, or pass --ignore_mismatched_sizes to {script}, which "
+    "makes a new classification head."
 )
+TEXTS = "ForSequenceClassification"
+# The scripts that fine-tune models, by the end of the name of their classes.
+SCRIPTS = {TEXTS: "run_glue_hap.py", "ForImageClassification": "run_image_hap.py"}
 
 
 def order_of_classes(
-    labels: Sequence[str] | None, config: PretrainedConfig, *, task: str, ignore_mismatched_sizes: bool = False
+    labels: Sequence[str] | None,
+    config: PretrainedConfig,
+    *,
+    task: str,
+    head: str = TEXTS,
+    ignore_mismatched_sizes: bool = False,
 ) -> list[str] | None:
     """Returns the classes of a task in the order of a checkpoint's outputs, spelled as its config does.
 
@@ -25,6 +33,7 @@ def order_of_classes(
         labels (`Sequence[str]`, *optional*): Names of the task's classes, in the data's order; `None` for regression.
         config (`PretrainedConfig`): The checkpoint's config, as it was loaded.
         task (`str`): The task's name, for messages.
+        head (`str`, *optional*, defaults to `"ForSequenceClassification"`): End of the name of a classifier's class.
         ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): Whether the checkpoint gets a new head where
             its own has another number of outputs.
 
@@ -40,22 +49,31 @@ def order_of_classes(
     if labels and names and spelling is not None:
         return names if list(map(spelling, names)) != list(map(spelling, labels)) else None
     known = names is not None and names != _default_names(len(names))
-    architectures = config.architectures or (["ForSequenceClassification"] if known else [])
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+    architectures = config.architectures or ([head] if known else [])
+    if not any(name.endswith(head) for name in architectures):
         return None
+    remedy = REMEDY.format(script=SCRIPTS[head])
     wanted = f"{len(labels)} ({', '.join(labels)})" if labels else "1 (a regression)"
     found = f" ({', '.join(names)})" if known and names else ""
     model = f"'{config.name_or_path}'" if config.name_or_path else "The model"
     if config.num_labels != (len(labels) if labels else 1):
         if ignore_mismatched_sizes:
             return None
-        raise ValueError(f"{model} has {config.num_labels} outputs{found}, task '{task}' needs {wanted}. {REMEDY}")
+        raise ValueError(f"{model} has {config.num_labels} outputs{found}, task '{task}' needs {wanted}. {remedy}")
     if labels and known and names:
         logger.warning(
             f"{model} names the classes {', '.join(names)}, task '{task}' names {', '.join(labels)}. They are matched "
             "in these orders."
         )
     return None
+
+
+def numbers_in_order(labels: Sequence[str], order: Sequence[str]) -> list[int]:
+    """The number that each class has in the order of [`order_of_classes`]."""
+    spelling = common_spelling(order, labels)
+    assert spelling is not None  # Else there is no order.
+    places = {spelling(name): i for i, name in enumerate(order)}
+    return [places[spelling(name)] for name in labels]
 
 
 def common_spelling(names: Sequence[str], others: Sequence[str]) -> Callable[[str], str] | None:

@@ -8,7 +8,7 @@ from datasets import ClassLabel, DatasetDict, Features, load_dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .custom_files import load_custom_files
-from .labels import common_spelling, order_of_classes
+from .labels import numbers_in_order, order_of_classes
 
 
 if TYPE_CHECKING:  # `evaluate` takes seconds to import.
@@ -74,10 +74,7 @@ class Task:
         order = order_of_classes(self.labels, config, task=self.name, ignore_mismatched_sizes=ignore_mismatched_sizes)
         if order is None or self.labels is None:
             return self
-        spelling = common_spelling(order, self.labels)
-        assert spelling is not None  # Else there is no order.
-        places = {spelling(name): i for i, name in enumerate(order)}
-        numbers = {i: places[spelling(name)] for i, name in enumerate(self.labels)}
+        numbers = dict(enumerate(numbers_in_order(self.labels, order)))
         features = Features({**self.data["train"].features, "label": ClassLabel(names=order)})
         data = self.data.map(
             lambda rows: {"label": [numbers.get(label, label) for label in rows["label"]]},

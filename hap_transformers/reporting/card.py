@@ -75,7 +75,7 @@ def make_model_card(
         language, license, tags: For the card's metadata.
         pictures (`Mapping[str, str]`, *optional*): Captions and file names of pictures in the card's folder.
         loader (`str`, *optional*): The class that loads the model, with its package, such as
-            `"sentence_transformers.SentenceTransformer"`. By default the model's own in Transformers.
+            `"sentence_transformers.SentenceTransformer"`. By default the model's own.
 
     Returns:
         `ModelCard`: The card; `card.save(path)` writes it.
@@ -84,9 +84,10 @@ def make_model_card(
     metrics = results.get("metrics") or {}
     title = model_name or f"pruned {base_model or type(model).__name__}"
     dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
-    loader = loader or f"transformers.{loaded_class(model)}"
+    loader = loader or loader_of(model)
+    of_sentences = loader.startswith("sentence_transformers.")
     data = ModelCardData(
-        library_name=loader.partition(".")[0].replace("_", "-"),
+        library_name="sentence-transformers" if of_sentences else "transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
         base_model=base_model,
         datasets=dataset_tags if isinstance(dataset_tags, str) or dataset_tags is None else list(dataset_tags),
@@ -99,7 +100,7 @@ def make_model_card(
         template_path=str(TEMPLATE),
         title=title,
         loading=loading_code(loader, "PATH_OR_REPO"),
-        remote="AutoModel...from_pretrained" if loader.startswith("transformers.") else loader.rpartition(".")[2],
+        remote=loader.rpartition(".")[2] if of_sentences else "AutoModel...from_pretrained",
         base_model_name=base_model,
         dataset_name=dataset_name,
         plan=plan,
@@ -156,10 +157,10 @@ def _left_in_words(groups: Sequence[Group]) -> str:
     return enumerated(phrases)
 
 
-def loaded_class(model: PreTrainedModel) -> str:
-    """The class to load a model with: that of Transformers where the model's class is remote code."""
-    bases = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")]
-    return bases[0] if bases else type(model).__name__
+def loader_of(model: PreTrainedModel) -> str:
+    """The class to load a model with, and its package: of remote code, the class of Transformers that it extends."""
+    shipped = [base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.models.")]
+    return f"transformers.{shipped[0]}" if shipped else f"{type(model).__module__}.{type(model).__name__}"
 
 
 def _joined(names: str | Sequence[str] | None) -> str | None:

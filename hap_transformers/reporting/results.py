@@ -34,7 +34,13 @@ TRAINING_ARGUMENTS = ("num_train_epochs", "learning_rate", "per_device_train_bat
 
 
 def collect_results(
-    trainer: "HapTrainer", run: "FinishedRun", inputs: Mapping[str, torch.Tensor], *, task: str, model: str
+    trainer: "HapTrainer",
+    run: "FinishedRun",
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    task: str,
+    model: str,
+    loader: str,
 ) -> dict[str, Any]:
     """Measures the costs of the dense and the pruned model, and returns all results of a run.
 
@@ -44,6 +50,7 @@ def collect_results(
         inputs (`Mapping[str, torch.Tensor]`): The batch for FLOPs and latency, without labels.
         task (`str`): Name of the task.
         model (`str`): Name of the model that was fine-tuned; see [`public_name`].
+        loader (`str`): The class that loads the pruned model, with its package.
 
     Returns:
         `dict[str, Any]`: The fields of `results.json`. Every process must call this; all get the same fields.
@@ -54,6 +61,7 @@ def collect_results(
     return {
         "task": task,
         "model": model,
+        "loader": loader,
         "metrics": trainer.results["metrics"],
         "intervals": trainer.results.get("intervals", {}),
         "recovery": trainer.results.get("recovery"),

@@ -88,14 +88,14 @@ def recovery_in_words(results: Mapping[str, Any]) -> str | None:
 
 
 def loading_code(loader: str, path: str) -> str:
-    """Python that loads a model: `from_pretrained` of Transformers, or the classes of Sentence Transformers.
+    """Python that loads a model: `from_pretrained` of its class, or the classes of Sentence Transformers.
 
     Args:
         loader (`str`): The class with its package, such as `"transformers.BertModel"`.
         path (`str`): Folder or repository.
     """
     package, _, name = loader.rpartition(".")
-    method = ".from_pretrained" if package == "transformers" else ""
+    method = "" if package == "sentence_transformers" else ".from_pretrained"
     return f'from {package} import {name}\n\nmodel = {name}{method}("{path}")'
 
 

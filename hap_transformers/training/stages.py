@@ -150,6 +150,8 @@ class FinishedRun:
 def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     """Fine-tunes, scores, prunes and recovers the trainer's model, and evaluates it after each change.
 
+    With `num_train_epochs=0` the model is taken as it is.
+
     Args:
         trainer (`HapTrainer`): Trainer of the model to fine-tune; of the one in `stages.dense`, if
             `stages.fine_tuned`.
@@ -159,14 +161,16 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     if trainer.is_world_process_zero():
         print(_outlook(trainer, stages), flush=True)
     if not stages.fine_tuned:
-        outlook = Outlook(trainer)
-        trainer.add_callback(outlook)
         seconds: dict[str, float] = {}
-        with _timed("fine-tune", seconds, seed):
-            trainer.train(resume_from_checkpoint=stages.checkpoint())
-        trainer.remove_callback(outlook)
+        history = {}
+        if _fine_tunes(trainer.args):
+            outlook = Outlook(trainer)
+            trainer.add_callback(outlook)
+            with _timed("fine-tune", seconds, seed):
+                trainer.train(resume_from_checkpoint=stages.checkpoint())
+            trainer.remove_callback(outlook)
+            history["fine-tune"] = trainer.state.log_history
         _evaluate(trainer, "dense")
-        history = {"fine-tune": trainer.state.log_history}
         results = {name: trainer.results[name] for name in RESULTS}
         stages.save_dense(trainer, **results, seconds=seconds, history=history)
     figures = stages.figures()
@@ -183,6 +187,18 @@ def run_stages(trainer: HapTrainer, stages: Stages) -> FinishedRun:
     history["recover"] = trainer.state.log_history
     _evaluate(trainer, "recovered")
     return FinishedRun(dense, sensitivity, plan, seconds, history)
+
+
+def _fine_tunes(args: TrainingArguments) -> bool:
+    """Whether the arguments ask for any step of fine-tuning."""
+    return args.max_steps > 0 or args.num_train_epochs > 0
+
+
+def _recovery_epochs(trainer: HapTrainer) -> float:
+    """The epochs of recovery, which are those of fine-tuning by default."""
+    assert trainer.hap_config is not None  # A trainer without one cannot prune.
+    chosen = trainer.hap_config.recovery_epochs
+    return trainer.args.num_train_epochs if chosen is None else chosen
 
 
 def _evaluate(trainer: HapTrainer, phase: str) -> None:
@@ -212,8 +228,8 @@ class Outlook(TrainerCallback):
             step = (time.perf_counter() - self.start) / (OUTLOOK_STEPS - 2)
             config = self.trainer.hap_config
             assert config is not None  # A trainer without one cannot prune.
-            epochs = args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
-            recovery = TEACHER_STEPS * state.max_steps * epochs / args.num_train_epochs
+            epochs = args.num_train_epochs or state.num_train_epochs  # The former is not used beside max_steps.
+            recovery = TEACHER_STEPS * state.max_steps * _recovery_epochs(self.trainer) / epochs
             refit = REFIT_STEPS * min(config.refit_examples, len(cast(Sized, self.trainer.train_dataset)))
             pruning = (SCORING_STEPS * config.max_examples + refit) / self.trainer._train_batch_size
             minutes = step * (state.max_steps + recovery + pruning) / 60
@@ -224,22 +240,22 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
     """What the run will do, in a few lines."""
     config, data = trainer.hap_config, trainer.train_dataset
     assert config is not None  # A trainer without one cannot prune.
-    first = (
-        "1. fine-tune: finished by an earlier run"
-        if stages.fine_tuned
-        else (
-            f"1. fine-tune on {len(cast(Sized, data)):,} examples (epochs: {trainer.args.num_train_epochs:g}), in "
-            f"{'bf16' if trainer.args.bf16 else 'fp16' if trainer.args.fp16 else 'float32'}"
-        )
-    )
-    epochs = trainer.args.num_train_epochs if config.recovery_epochs is None else config.recovery_epochs
+    if stages.fine_tuned:
+        first = "1. fine-tune: finished by an earlier run"
+    elif not _fine_tunes(trainer.args):
+        first = "1. take the model as it is"
+    else:
+        precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
+        epochs = f"(epochs: {trainer.args.num_train_epochs:g})"
+        first = f"1. fine-tune on {len(cast(Sized, data)):,} examples {epochs}, in {precision}"
+    recovery = f"recover by training (epochs: {_recovery_epochs(trainer):g})"
     kinds = kinds_to_prune(config.components, config.method, config, cast(PreTrainedModel, trainer.model))
     return "\n".join(
         [
             first,
             f"2. score {words_for(kinds)} by {config.method} on {config.max_examples:,} examples",
             f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
-            f"4. recover by training (epochs: {epochs:g}), evaluate, write the model, its card and report.html",
+            f"4. {recovery}, evaluate, write the model, its card and report.html",
         ]
     )
 
