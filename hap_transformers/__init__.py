@@ -10,8 +10,9 @@ from . import checkpoints as checkpoints
 from . import hub as hub
 from .alignment.align_heads import align_heads
 from .checkpoints.remote_code import export_remote_code
-from .components.architectures import ARCHITECTURES, Architecture, HeadNames, NeuronNames
+from .components.architectures import ARCHITECTURES
 from .components.groups import emptied_modules
+from .components.names import Architecture, Chain, ChannelNames, HeadNames, NeuronNames
 from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
@@ -34,6 +35,8 @@ __all__ = [
     "ARCHITECTURES",
     "METHODS",
     "Architecture",
+    "Chain",
+    "ChannelNames",
     "GlueMetric",
     "HapCallback",
     "HapConfig",

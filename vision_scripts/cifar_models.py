@@ -1,7 +1,7 @@
 """The CIFAR networks of the HAP and EHAP papers as models of Transformers.
 
 Importing this module makes the `Auto` classes know them, so that `AutoModelForImageClassification.from_pretrained`
-loads what `save_pretrained` wrote.
+loads what `save_pretrained` wrote, and tells hap_transformers where their channels are.
 """
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from hap_transformers import ARCHITECTURES, Architecture, Chain, ChannelNames
 from vision_scripts.cifar_blocks import BLOCKS
 from vision_scripts.cifar_configs import CifarPreResNetConfig, CifarResNetConfig
 
@@ -130,3 +131,13 @@ for network in (CifarResNetForImageClassification, CifarPreResNetForImageClassif
     AutoConfig.register(network.config_class.model_type, network.config_class)
     AutoModel.register(network.config_class, network.backbone_class)
     AutoModelForImageClassification.register(network.config_class, network)
+
+
+def _architecture(*chains: Chain) -> Architecture:
+    return Architecture("blocks", {"channels": ChannelNames(chains, "shortcut")})
+
+
+ARCHITECTURES[CifarResNetConfig.model_type] = _architecture(Chain("conv1", "conv2", ("norm1",), "norm2"))
+ARCHITECTURES[CifarPreResNetConfig.model_type] = _architecture(
+    Chain("conv1", "conv2", ("norm2",), "norm3"), Chain("conv2", "conv3", ("norm3",))
+)

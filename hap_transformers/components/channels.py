@@ -73,7 +73,7 @@ def _group(model: PreTrainedModel, path: str, inside: dict[str, nn.Module], chai
             "If a layer was changed after pruning, reload the model from its checkpoint."
         )
     group = Group(CHANNELS, layer, [writer], followers, [reader], list(kept), original, of_stream=[])
-    if chain.norm is not None:
+    if chain.norm in inside:
         group.norm = RunningNorm(path + chain.norm, inside[chain.norm])
     return group
 

@@ -12,9 +12,9 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
-from ..components.shared_weights import Pairs, counted_twice, shared_by_pairs
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
+from ..surgery.shared_weights import Pairs, counted_twice, shared_by_pairs
 from .latency_table import LatencyTable
 
 

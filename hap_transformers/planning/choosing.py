@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..components.groups import Group
-from ..components.shared_weights import counted_twice
+from ..surgery.shared_weights import counted_twice
 from .budgets import Budget
 from .settings import PlanningSettings
 

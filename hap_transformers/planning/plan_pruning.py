@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
-from ..components.shared_weights import counted_twice
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
+from ..surgery.shared_weights import counted_twice
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
 from .even_parts import even_units, evened_layers

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from ..alignment.basis_name import basis_of, depends_on_basis
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
-from ..components.shared_weights import counted_twice, shared_by_pairs
 from ..efficiency import count_parameters
 from ..files import write_text
+from .shared_weights import counted_twice, shared_by_pairs
 
 
 Removed = dict[int, list[int]]

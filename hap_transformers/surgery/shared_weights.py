@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from .groups import Group
-from .projections import Projection
+from ..components.groups import Group
+from ..components.projections import Projection
 
 
 # By the places of two groups, what a component of either has in common.
