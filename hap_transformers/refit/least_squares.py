@@ -13,6 +13,8 @@ from .ridge import solve_ridge
 
 # A norm that multiplies by less than this share of its largest factor is given another factor instead of being undone.
 SMALL = 1e-3
+# Inputs whose variance is at most this share of their mean square are constant; the rest is rounding of float32.
+CONSTANT = 1e-7
 
 
 @dataclass
@@ -78,10 +80,10 @@ class Sums:
         """Products of inputs with inputs and with targets."""
         if not centred:
             return self.xx, self.xy
-        return (
-            self.xx - torch.outer(self.x, self.x) / self.tokens,
-            self.xy - torch.outer(self.x, self.y) / self.tokens,
-        )
+        xx, xy = (sums - torch.outer(self.x, of) / self.tokens for sums, of in ((self.xx, self.x), (self.xy, self.y)))
+        if xx.trace() <= CONSTANT * self.xx.trace():  # Only rounding errors are left.
+            return torch.zeros_like(xx), torch.zeros_like(xy)
+        return xx, xy
 
     def refit(self, projection: Projection, ridge: float, norm: RunningNorm | None = None) -> None:
         """Puts the ridge regression into the projection.

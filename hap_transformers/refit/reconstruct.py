@@ -103,8 +103,8 @@ def reconstruct(
                     kept["targets", position] = [[call.total for call in calls] for calls in seen]
                     kept["read", position] = [[call.block_inputs for call in calls] for calls in seen]
                 for place, group in enumerate(pruned.of_layer(layer)):
-                    if not any(group is site for site in sites):
-                        continue
+                    if not any(group is site for site in sites) or not group.reader.out_features:
+                        continue  # All that it wrote may be gone.
                     if writers := writers_of(group):
                         read = Sums.zeros(writers[0], outputs=writers[0].in_features)
                         for position, inputs in numbered():

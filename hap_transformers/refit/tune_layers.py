@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -82,7 +83,7 @@ def tune_layers(
         count = keep_share(batches, kept, None)
         if not count:
             raise ValueError("There are no batches to tune layers on.")
-        first = sites[0].layer if sites else len(tuned.layers)
+        first = sites[0].block if sites else len(tuned.layers)
         steps = range(first, len(tuned.layers))
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), _frozen(model):
             for layer in tqdm(steps, desc="Tuning layers", disable=None if progress else True):
@@ -97,8 +98,9 @@ def tune_layers(
                 for position in range(count):
                     inputs = send_to_device(kept["batch", position], model.device)
                     kept["targets", position] = original.output(position, inputs, layer)
-                parameters = written([site for site in sites if site.layer == layer])
-                _tune([p for p in parameters if p.numel()], loss, count, epochs, learning_rate)
+                parameters = written([site for site in sites if site.block == layer])
+                trained = [p for p in parameters if isinstance(p, nn.Parameter) and p.numel()]  # No statistics.
+                _tune(trained, loss, count, epochs, learning_rate)
 
 
 def validate_tunable(model: PreTrainedModel) -> None:

@@ -242,3 +242,17 @@ def test_no_forward_is_left_replaced(model_type):
     reconstruct(smaller, dense, batches, progress=False)
     for model in (dense, smaller):
         assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_constant_inputs_are_not_divided_by_their_rounding_errors():
+    """Neurons that no input moves: all that a refit can do is to make up for their mean."""
+    dense, batches = make_model(dtype=torch.float32), make_batches(ZOO["bert"])
+    layer = dense.bert.encoder.layer[1]
+    with torch.no_grad():
+        layer.intermediate.dense.weight.zero_()
+        layer.intermediate.dense.bias.uniform_(50, 60)
+    smaller = pruned(dense, neurons={1: range(8)})
+    reconstruct(smaller, dense, batches, progress=False)
+    weight, before = (model.bert.encoder.layer[1].output.dense.weight for model in (smaller, dense))
+    assert torch.equal(weight, before[:, 8:])
+    torch.testing.assert_close(smaller(**batches[0]).logits, dense(**batches[0]).logits, rtol=0, atol=1e-4)
