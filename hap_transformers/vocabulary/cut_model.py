@@ -167,7 +167,9 @@ def _resize(holder: Any, size: int, new: int) -> None:
 def _holders(model: PreTrainedModel) -> list[Any]:
     """All objects of a model with fields that can hold ids: modules, their configs, the config of generation."""
     modules = list(model.modules())
-    configs = [module.config for module in modules if isinstance(module, PreTrainedModel)]
+    configs = [
+        vars(module)["config"] for module in modules if isinstance(vars(module).get("config"), PretrainedConfig)
+    ]
     configs.append(text_config(model.config))
     generation = [vars(model)["generation_config"]] if vars(model).get("generation_config") else []
     return list({id(holder): holder for holder in (*modules, *configs, *generation)}.values())

@@ -236,7 +236,7 @@ def _warn(plan: VocabularyPlan) -> None:
     share, unknown = len(plan.kept) / plan.size, plan.counts["unknown"] / plan.counts["tokens"]
     if share < FEWEST_KEPT or unknown > MOST_UNKNOWN:
         logger.warning(
-            f"Only {len(plan.kept):,} of {plan.size:,} tokens ({share:.1%}) stay. The {plan.counts['texts']:,} texts "
+            f"Of {plan.size:,} tokens {len(plan.kept):,} ({share:.1%}) stay. The {plan.counts['texts']:,} texts "
             f"use {plan.counts['used']:,} different tokens, and {unknown:.1%} of all their tokens are unknown. Other "
             "texts will be split into more tokens. Check that these texts are many, and in the model's language."
         )

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
+    CLIPConfig,
+    CLIPModel,
     GenerationConfig,
     GPT2ForSequenceClassification,
     M2M100Config,
@@ -100,7 +100,7 @@ def test_ids_in_configs():
         suppress_tokens=[a, -1],
         bad_words_ids=[[a, b], [c]],
         sequence_bias={(b, c): -1.0},
-        forced_decoder_ids=[[1, b], [2, c]],
+        forced_decoder_ids=[[1, b], [a, c]],  # a position that is also an id
     )
     model.generation_config.lang_to_id = {"<|en|>": b}
     before, generation = copy.deepcopy(tokenizer), copy.deepcopy(model.generation_config)
@@ -113,7 +113,7 @@ def test_ids_in_configs():
     assert new(a) != a and tokenizer.unk_token_id not in (new(a), new(b), new(c))
     assert found.eos_token_id == [tokenizer.eos_token_id, new(a)] and found.bos_token_id == tokenizer.bos_token_id
     assert found.suppress_tokens == [new(a), -1] and found.bad_words_ids == [[new(a), new(b)], [new(c)]]
-    assert found.sequence_bias == {(new(b), new(c)): -1.0} and found.forced_decoder_ids == [[1, new(b)], [2, new(c)]]
+    assert found.sequence_bias == {(new(b), new(c)): -1.0} and found.forced_decoder_ids == [[1, new(b)], [a, new(c)]]
     assert found.lang_to_id == {"<|en|>": new(b)} and found.forced_bos_token_id == generation.forced_bos_token_id
     config = model.config
     assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.bos_token_id)
@@ -132,24 +132,33 @@ def test_classifiers_find_the_last_token_by_the_padding():
     assert tokenizer.pad_token_id < before and torch.equal(run(model, tokenizer), expected)
 
 
-def test_modules_that_know_the_end_token():
-    """CLIP's embedding is that of the end token, whose id its module keeps."""
-    tokenizer = wordpiece()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        projection_dim=8,
-    )
+def clip(tokenizer):
+    """A composite model: its config has one for texts, and one for images."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
-    model = CLIPTextModelWithProjection(config).eval()
-    expected = run(model, tokenizer)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4})).eval()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_composite_models_whose_modules_know_the_end_token(copied, tmp_path):
+    """CLIP's embedding is that of the end token, whose id its module keeps; T5's modules have copies of configs."""
+    tokenizer = wordpiece()
+    model, old, before = clip(tokenizer), clip(tokenizer), copy.deepcopy(tokenizer)
+    for module in model.text_model.modules() if copied else ():
+        if hasattr(module, "config"):
+            module.config = copy.deepcopy(module.config)
+    old.load_state_dict(model.state_dict())
     trim_vocabulary(model, tokenizer, SEEN)
-    assert model.text_model.eos_token_id == tokenizer.eos_token_id
-    assert torch.equal(run(model, tokenizer), expected)
+    assert model.text_model.eos_token_id == model.config.text_config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.text_config.vocab_size == model.text_model.config.vocab_size == len(tokenizer)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected, *found = (
+            of_text.text_model(**inputs(model, given)).pooler_output
+            for of_text, given in ((old, before), (model, tokenizer), (CLIPModel.from_pretrained(tmp_path), tokenizer))
+        )
+    assert torch.equal(found[0], expected) and torch.equal(found[1], expected)
 
 
 def test_tokenizers_that_keep_ids_of_languages():

@@ -131,6 +131,14 @@ def test_whole_words_whose_letters_are_no_pieces_stay():
     assert tokens(after, "good") == ["good"] and tokens(before, "ab") == ["ab"] and tokens(after, "ab") == ["a", "##b"]
 
 
+def test_whole_words_that_are_not_merged_stay_where_their_letters_are_none():
+    """With `ignore_merges`, as Llama 3 has it, a word that is a token is never split."""
+    vocabulary = {token: i for i, token in enumerate([UNKNOWN, "a", "b", "ab", "xy", "bb"])}
+    model = models.BPE(vocabulary, [("a", "b"), ("b", "b")], unk_token=UNKNOWN, ignore_merges=True)
+    _, after = trimmed(model, ["ab"])
+    assert after.get_vocab().keys() == {UNKNOWN, "a", "b", "ab", "xy"} and tokens(after, "xy") == ["xy"]
+
+
 @pytest.mark.parametrize(
     "model",
     [

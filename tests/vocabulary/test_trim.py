@@ -138,6 +138,18 @@ def test_what_a_named_token_is_merged_from_stays():
     assert tokenizer.tokenize(" vill") == ["Ġvill"] and len(tokenizer.tokenize(" winter")) > 2
 
 
+def test_settings_of_the_tokenizer_stay():
+    tokenizer = byte_bpe()
+    tokenizer.split_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens = True
+    tokenizer.backend_tokenizer.enable_padding(pad_id=tokenizer.pad_token_id, pad_token="<pad>", length=9)
+    text, before = "<s> the river", copy.deepcopy(tokenizer)
+    plan = trim_vocabulary(model_for(tokenizer), tokenizer, [text])
+    backend = tokenizer.backend_tokenizer
+    assert backend.padding == {**before.backend_tokenizer.padding, "pad_id": tokenizer.pad_token_id}
+    assert tokenizer.pad_token_id < before.pad_token_id and backend.encode_special_tokens
+    assert tokenizer.tokenize(text) == before.tokenize(text) and len(tokenizer.tokenize(text)) == plan.counts["tokens"]
+
+
 @pytest.mark.parametrize("order", ["prune first", "trim first"])
 def test_pruned_models(tmp_path, order):
     tokenizer = wordpiece()
@@ -193,7 +205,7 @@ def test_export_of_a_trimmed_model(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     tokenizer = wordpiece()
-    model = model_for(tokenizer, task="Model")
+    model = model_for(tokenizer, task="Model", num_hidden_layers=1)
     trim_vocabulary(model, tokenizer, SEEN)
     batch = dict(ids_of(tokenizer, SEEN, return_token_type_ids=False))
     torch.onnx.export(model, (), kwargs=batch, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
