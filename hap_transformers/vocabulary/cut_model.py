@@ -30,11 +30,10 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
             "trimmed. Trim the models that it consists of. Nothing was changed."
         )
     (owner,) = owners
-    others = [name for name in vars(owner) if "vocab_size" in name and not name.startswith(("vocab_size", "type_"))]
-    others += [name for name in vars(owner) if name.startswith("vocab_size_")]
-    if any(vars(owner)[name] is not None for name in others):
+    sizes = {name for name, value in vars(owner).items() if "vocab_size" in name and value is not None}
+    if others := {name for name in sizes if not name.startswith("type_")} - {"vocab_size"}:
         raise ValueError(
-            f"The config of a '{config.model_type}' has a second vocabulary, {', '.join(others)}; only models with "
+            f"The config of a '{config.model_type}' has a second vocabulary, {', '.join(sorted(others))}; only models with "
             "one can be trimmed. Nothing was changed."
         )
     return owner

@@ -207,7 +207,7 @@ def _ids_to_keep(keep: Iterable[str | int], tokenizer: PreTrainedTokenizerBase) 
             f"keep names {unknown[:10]}, which {type(tokenizer).__name__} does not have. Name tokens as they stand in "
             "the vocabulary, see tokenizer.tokenize(...), or add words to the texts. Nothing was changed."
         )
-    return {vocabulary[token] if isinstance(token, str) else token for token in wanted}
+    return {vocabulary[token] if isinstance(token, str) else int(token) for token in wanted}
 
 
 def _count_tokens(backend: Tokenizer, texts: Iterable[str]) -> tuple[Counter[int], int]:

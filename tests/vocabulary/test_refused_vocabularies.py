@@ -77,6 +77,17 @@ def test_tokenizers_of_other_models(tokenizer):
     )
 
 
+def test_ids_that_the_tokenizers_library_would_number_otherwise():
+    """The config uses an id that is no token, so added tokens cannot follow the others."""
+    words = {"[UNK]": 0, "a": 1, "##a": 3, "aa": 4, "aaa": 7}
+    backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.add_tokens(["<new>"])
+    sizes = {"vocab_size": 9, "hidden_size": 12, "num_hidden_layers": 1, "intermediate_size": 8}
+    model = BertModel(BertConfig(**sizes, pad_token_id=2))
+    assert_refused("have gaps that the tokenizers library closes", model, tokenizer, ["a<new>"])
+
+
 # ---- texts and settings
 
 
