@@ -33,8 +33,8 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     sizes = {name for name, value in vars(owner).items() if "vocab_size" in name and value is not None}
     if others := {name for name in sizes if not name.startswith("type_")} - {"vocab_size"}:
         raise ValueError(
-            f"The config of a '{config.model_type}' has a second vocabulary, {', '.join(sorted(others))}; only models with "
-            "one can be trimmed. Nothing was changed."
+            f"The config of a '{config.model_type}' has a second vocabulary, {', '.join(sorted(others))}; only models "
+            "with one can be trimmed. Nothing was changed."
         )
     return owner
 
