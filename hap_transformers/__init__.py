@@ -25,6 +25,8 @@ from .training.callbacks import HapCallback
 from .training.config import HapConfig
 from .training.trainer import HapTrainer, HapTrainerMixin
 from .version import __version__
+from .vocabulary.plan import VocabularyPlan
+from .vocabulary.trim import apply_vocabulary, plan_vocabulary, trim_vocabulary
 
 
 if TYPE_CHECKING:
@@ -50,16 +52,20 @@ __all__ = [
     "PruningPlan",
     "SelfLoss",
     "Sensitivity",
+    "VocabularyPlan",
     "__version__",
     "align_heads",
     "apply_plan",
+    "apply_vocabulary",
     "emptied_modules",
     "estimate_sensitivity",
     "export_remote_code",
     "plan_pruning",
+    "plan_vocabulary",
     "prune_heads",
     "reconstruct",
     "register_method",
+    "trim_vocabulary",
     "tune_layers",
 ]
 

@@ -208,6 +208,8 @@ def _tensors(features: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def save_sentence_encoder(encoder: "SentenceTransformer | CrossEncoder", name: str, folder: str | Path) -> None:
     """Saves an encoder with a pruned transformer, and all other files as they are where it was loaded from.
 
+    The tokenizer's files are written anew if the vocabulary has another size than there ([`trim_vocabulary`]).
+
     `encoder.save_pretrained(folder)` does the same for an encoder whose other modules were changed, too; it writes
     their files anew, in the form of the installed release.
 
@@ -220,9 +222,15 @@ def save_sentence_encoder(encoder: "SentenceTransformer | CrossEncoder", name: s
     if not source.is_dir():
         ignored = [f"{other}/*" for other in OTHER_WEIGHTS] + ["model*.safetensors", "pytorch_model*.bin"]
         source = Path(snapshot_download(name, ignore_patterns=ignored))
-    place = transformer_folder(source)
-    shutil.copytree(source, folder, ignore=_replaced(source, place, folder.resolve()), dirs_exist_ok=True)
-    transformer_of(encoder).save_pretrained(folder / place)
+    place, model = transformer_folder(source), transformer_of(encoder)
+    config = json.loads((source / place / "config.json").read_text(encoding="utf-8"))
+    resized = config.get("vocab_size") != getattr(model.config, "vocab_size", None)
+    vocabulary = set(encoder.tokenizer.vocab_files_names.values()) if resized else set()
+    replaced = _replaced(source, place, folder.resolve(), vocabulary)
+    shutil.copytree(source, folder, ignore=replaced, dirs_exist_ok=True)
+    model.save_pretrained(folder / place)
+    if resized:
+        encoder.tokenizer.save_pretrained(folder / place)
 
 
 def transformer_folder(folder: str | Path) -> str:
@@ -231,8 +239,11 @@ def transformer_folder(folder: str | Path) -> str:
     return modules[0]["path"]
 
 
-def _replaced(source: Path, place: str, destination: Path) -> Any:
-    """What a copy of a folder leaves out: the dense transformer's weights in any form, its card, hidden files."""
+def _replaced(source: Path, place: str, destination: Path, vocabulary: set[str]) -> Any:
+    """What a copy of a folder leaves out: the dense transformer's weights in any form, its card, hidden files.
+
+    Files of the vocabulary are named where they are left out, too.
+    """
 
     def ignored(folder: str, names: list[str]) -> list[str]:
         here = Path(folder)
@@ -240,7 +251,7 @@ def _replaced(source: Path, place: str, destination: Path) -> Any:
         if here == source:
             left_out |= {"README.md", *OTHER_WEIGHTS}
         if here == source / place:
-            left_out |= {name for name in names if name.endswith(WEIGHTS)} | {*OTHER_WEIGHTS}
+            left_out |= {name for name in names if name.endswith(WEIGHTS)} | {*OTHER_WEIGHTS} | vocabulary
         return list(left_out)
 
     return ignored

@@ -17,7 +17,14 @@ from sentence_transformers.sentence_transformer.modules import Dropout, StaticEm
 from tiny import make_model
 from transformers import AutoTokenizer
 
-from hap_transformers import PruningPlan, SelfLoss, apply_plan, estimate_sensitivity, export_remote_code
+from hap_transformers import (
+    PruningPlan,
+    SelfLoss,
+    apply_plan,
+    estimate_sensitivity,
+    export_remote_code,
+    trim_vocabulary,
+)
 from hap_transformers.components.forwards import eager_copy
 from hap_transformers.data.demo import demo_model_path
 from hap_transformers.sentence_encoders import (
@@ -193,6 +200,23 @@ def test_without_this_package_exported_code_loads_them(pruned, in_other_processe
     others = [outputs for *_, folder, _, outputs in pruned if "/t5/" not in folder]
     for expected, found in zip(others, in_other_processes["without"], strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["new", "subfolder"])
+def test_a_trimmed_vocabulary_is_saved_with_the_encoder(tmp_path, layout):
+    """The tokenizer's files are those of the smaller vocabulary, all others those of the source."""
+    source = save_encoder(tmp_path, dense=True)
+    source = in_a_subfolder(source) if layout == "subfolder" else source
+    encoder, folder = load_sentence_encoder(str(source), "cpu"), tmp_path / "trimmed"
+    rows = transformer_of(encoder).config.vocab_size
+    expected = encoder.encode(TEXTS)
+    trim_vocabulary(transformer_of(encoder), encoder.tokenizer, TEXTS)
+    save_sentence_encoder(encoder, str(source), folder)
+    again = SentenceTransformer(str(folder), device="cpu")
+    assert (again.encode(TEXTS) == expected).all() and (encoder.encode(TEXTS) == expected).all()
+    assert len(again.tokenizer) == transformer_of(again).config.vocab_size < rows
+    if (vocabulary := folder / transformer_folder(source) / "vocab.txt").exists():
+        assert len(vocabulary.read_text().splitlines()) == len(again.tokenizer)
 
 
 def test_the_library_would_not_use_exported_code_of_a_t5(pruned):

@@ -21,7 +21,9 @@ import sys, torch
 sys.path[:0] = sys.argv[1:2]
 from trainers import Rows, make_trainer
 from huggingface_hub import HfApi
-from hap_transformers import HapConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from vocabularies import SEEN, model_for, wordpiece
+from hap_transformers import HapConfig, trim_vocabulary
 trainer = make_trainer(sys.argv[2], hub_model_id="me/by-trainer", hap_config=HapConfig(ratio=0.5))
 trainer.model.config._name_or_path = "org/tiny"
 trainer.evaluate()
@@ -50,6 +52,18 @@ by_arguments.prune()
 by_arguments.save_model()
 row = {name: value[None] for name, value in Rows()[0].items() if name != "labels"}
 logits = trainer.model.eval().double()(**row).logits.tolist()
+tokenizer = wordpiece()
+model = model_for(tokenizer, task="ForSequenceClassification")
+rows_before = model.config.vocab_size
+trim_vocabulary(model, tokenizer, SEEN)
+model.push_to_hub("me/trimmed")
+tokenizer.push_to_hub("me/trimmed")
+loaders = AutoModelForSequenceClassification, AutoTokenizer
+outputs = [
+    of_text(**given(SEEN, padding=True, return_tensors="pt")).logits.tolist()
+    for of_text, given in ((model, tokenizer), [loader.from_pretrained("me/trimmed") for loader in loaders])
+]
+trimmed = {"rows before": rows_before, "tokens": len(tokenizer), "outputs": outputs}
 """
 # All are forked from a process that has imported Transformers, which takes most of the time, and no more.
 ALL = """
@@ -58,7 +72,7 @@ import torch, transformers, transformers.trainer
 
 def push(code):
     exec(code, given := {})
-    return given["logits"], {name: tensor.tolist() for name, tensor in given["row"].items()}
+    return given["logits"], {name: tensor.tolist() for name, tensor in given["row"].items()}, given["trimmed"]
 
 def load(package, repositories, row):
     if package == "without":
@@ -73,8 +87,9 @@ def load(package, repositories, row):
 assert "hap_transformers" not in sys.modules
 repositories = json.loads(sys.argv[3])
 with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-    logits, row = pool.apply(push, [sys.stdin.read()])
-    print(json.dumps([logits, pool.starmap(load, [(*item, row) for item in repositories.items()], chunksize=1)]))
+    logits, row, trimmed = pool.apply(push, [sys.stdin.read()])
+    loaded = pool.starmap(load, [(*item, row) for item in repositories.items()], chunksize=1)
+    print(json.dumps([logits, loaded, trimmed]))
 """
 LOADED = {"with": ["me/by-trainer", "me/by-model"], "without": ["me/by-trainer", "me/with-code"]}
 
@@ -101,8 +116,8 @@ def pushed(tmp_path_factory):
         settings = {"env": environment, "cwd": folder, "timeout": 300, "check": False}
         result = subprocess.run(command, input=PUSH, capture_output=True, text=True, **settings)
         assert result.returncode == 0, result.stderr[-3000:]
-        expected, loaded = json.loads(result.stdout.strip().splitlines()[-1])
-        yield hub, expected, dict(zip(LOADED, loaded, strict=True))
+        expected, loaded, trimmed = json.loads(result.stdout.strip().splitlines()[-1])
+        yield hub, expected, {**dict(zip(LOADED, loaded, strict=True)), "trimmed": trimmed}
 
 
 @pytest.mark.parametrize("package", LOADED)
@@ -111,6 +126,15 @@ def test_loads_from_the_hub(pushed, package):
     assert len(loaded[package]) == 2
     for (logits,) in loaded[package]:
         assert logits == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_trimmed_vocabulary_comes_back_with_its_model(pushed):
+    hub, _, loaded = pushed
+    trimmed, files = loaded["trimmed"], hub.repositories["me/trimmed"]
+    rows = safetensors.torch.load(files["model.safetensors"])["bert.embeddings.word_embeddings.weight"].shape[0]
+    assert rows == trimmed["tokens"] == json.loads(files["config.json"])["vocab_size"] < trimmed["rows before"]
+    before, after = trimmed["outputs"]
+    assert before == after
 
 
 def test_one_commit_with_weights_card_and_picture(pushed):
