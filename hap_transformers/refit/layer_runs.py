@@ -98,8 +98,9 @@ class LayerRuns:
 
     def reads(self, position: int, inputs: dict[str, Any], group: Group) -> list[torch.Tensor]:
         """What one group's writers see, a tensor `(batch, tokens, features)` a call of its reader."""
-        writer, read = group.writers[-1].module, list[torch.Tensor]()
-        handle = writer.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        view, read = group.writers[-1], list[torch.Tensor]()
+        writer = view.module
+        handle = writer.register_forward_pre_hook(lambda module, args: read.append(view.read(args[0])))
         in_chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)
         self._run(
             position, inputs, [handle], self.layers[group.block] if in_chunks else writer, finished=group.block - 1
@@ -191,13 +192,16 @@ class LayerRuns:
         def added(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             stream[:] = [stream[0] + output]
 
-        def enter_group(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-            read[:] = [args[0]]
+        def entered(group: Group) -> Any:
+            def enter_group(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+                read[:] = [group.writers[-1].read(args[0])]
+
+            return group.writers[-1].module.register_forward_pre_hook(enter_group)
 
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True)]
         for group, seen in zip(groups, calls, strict=True):
             if group.of_stream != []:
-                handles.append(group.writers[-1].module.register_forward_pre_hook(enter_group))
+                handles.append(entered(group))
             handles += _watch_reader(group, seen, read, stream)
         in_layer = self.of_layer(groups[0].block)
         if self.norm_first:
