@@ -49,7 +49,9 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
     config, name = model.config, model.main_input_name
     floats: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     if name == "pixel_values":
-        size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        # Convolutional networks take images of any size; few configs name one.
+        size = getattr(config, "image_size", 224)
+        size = size if isinstance(size, list | tuple) else [size] * 2
         return {name: torch.zeros(batch, config.num_channels, *size, **floats)}
     if name == "input_features":  # Whisper's encoder takes spectrograms of a fixed length.
         inputs = {name: torch.zeros(batch, config.num_mel_bins, 2 * config.max_source_positions, **floats)}

@@ -39,6 +39,8 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         chains = [chain for chain in names.chains if {chain.writer, chain.reader} <= inside.keys()]
         for chain in chains:
             group = _group(model, path, inside, chain, len(groups))
+            if chain.writer not in {other.reader for other in chains}:
+                group.of_stream = group.writers
             group.block = block
             if chain is chains[-1]:
                 group.shortcut = inside.get(names.shortcut or "")
