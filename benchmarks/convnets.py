@@ -86,7 +86,7 @@ def measure(name: str, args: Arguments, **sizes: Any) -> dict[str, Any]:
 def convnets_table(result: dict[str, Any]) -> str:
     """Formats the results."""
     lines = [
-        "| network | score, s | refit, s | together, s | at most | parameters | FLOPs | time | of the ideal | at least |",
+        "| network | score, s | refit, s | together, s | at most | parameters | FLOPs | time | of ideal | at least |",
         "| " + " | ".join(["---"] * 10) + " |",
     ]
     for row in result["rows"]:
@@ -99,13 +99,12 @@ def convnets_table(result: dict[str, Any]) -> str:
 
 def describe_convnets(result: dict[str, Any]) -> str:
     """Says how the figures were measured."""
-    size = result["image_size"]
+    size, shown = result["image_size"], f"{result['images']} random images"
     return (
-        f"{100 * result['ratio']:.0f} % of the blocks' parameters are removed by `kronecker`, on {result['images']} "
-        f"random images of {size}x{size} pixels without labels, on which the rest is refitted. Parameters are those of "
-        f"the blocks. FLOPs and time are those of a forward pass over {result['batch']} images. All three are shares of the "
-        "dense network's. The share of the ideal speed-up is FLOPs over time. "
-        f"{result['threads']} threads, torch {result['torch']}."
+        f"{100 * result['ratio']:.0f} % of the blocks' parameters are removed by `kronecker`, on {shown} of {size}x{size} "
+        "pixels without labels, on which the rest is refitted. Parameters are those of the blocks. FLOPs and time are "
+        f"those of a forward pass over {result['batch']} images. All three are shares of the dense network's. The share "
+        f"of the ideal speed-up is FLOPs over time. {result['threads']} threads, torch {result['torch']}."
     )
 
 
