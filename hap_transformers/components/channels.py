@@ -41,7 +41,7 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
             group = _group(model, path, inside, chain, len(groups))
             group.block = block
             if chain is chains[-1]:
-                group.shortcut = inside.get(names.shortcut or "")
+                group.shortcut = inside.get(names.shortcut) if names.shortcut else None
                 added = names.added is not None and attrgetter(names.added)(inside[""])
                 group.alone = group.shortcut is None and not added
             else:
