@@ -1,0 +1,307 @@
+"""Tiny convolutional models of Transformers, and the paths of the convolutions that channels own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What lies between two convolutions, or linear maps of every position, as paths from the model.
+
+    Args:
+        writer: The one whose outputs the components are.
+        followers: What lies between and shrinks with them.
+        reader: The one that reads them.
+        components: How many can go one by one: the channels, or the groups of a grouped follower.
+        mixing: The follower that reads a mean or norm of all components together, so that a mask must come before.
+    """
+
+    writer: str
+    followers: tuple[str, ...]
+    reader: str
+    components: int
+    mixing: str | None = None
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """One architecture.
+
+    Paths are written out here, so the library's table of architectures is checked against an independent one.
+
+    Args:
+        family: Prefix of its classes in Transformers.
+        layers: Regular expression for what the paths of all modules in layers begin with.
+        chains: In the order in which the model runs them, which is that of the layers' numbers.
+        sizes: Arguments of the config.
+        kind: What the components are.
+    """
+
+    family: str
+    layers: str
+    chains: tuple[Chain, ...]
+    sizes: dict[str, Any] = field(default_factory=dict)
+    kind: str = "channels"
+
+    def config(self, **changes: Any):
+        return getattr(transformers, self.family + "Config")(**{"num_labels": 3, **self.sizes, **changes})
+
+    def model(self, dtype: torch.dtype = torch.float64, **changes: Any):
+        """The model, with weights large enough that every channel matters, and random running statistics."""
+        model = getattr(transformers, self.family + "ForImageClassification")(self.config(**changes))
+        torch.manual_seed(0)
+        randomize(model.double(), self.batch(8))
+        return model.to(dtype).eval()
+
+    def batch(self, size: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (size, 3, SIDE, SIDE)
+        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)}
+
+
+def randomize(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> None:
+    """Draws weights that keep the size of what goes through, and running statistics not far from those of a batch.
+
+    Far from them, some channels would be zero everywhere behind a ReLU.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.5)
+        elif not isinstance(module, nn.BatchNorm2d):
+            for parameter in module.parameters(recurse=False):
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, 0.1, 0.7)
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(**batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+        norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
+
+
+def _resnet(layers: Sequence[tuple[int, int]], convolutions: int, channels: Sequence[int]) -> tuple[Chain, ...]:
+    """The chains of a ResNet: those between all neighbouring convolutions of a layer.
+
+    Args:
+        layers: Stage and place of each layer.
+        convolutions: How many a layer has.
+        channels: Of each layer.
+    """
+    chains = []
+    for (stage, place), count in zip(layers, channels, strict=True):
+        inside = f"resnet.encoder.stages.{stage}.layers.{place}.layer."
+        for i in range(convolutions - 1):
+            paths = (f"{i}.convolution", f"{i}.normalization", f"{i + 1}.convolution")
+            writer, norm, reader = (inside + path for path in paths)
+            chains.append(Chain(writer, (norm,), reader, count))
+    return tuple(chains)
+
+
+def _regnet(layers: Sequence[tuple[int, int]], groups: Sequence[int], squeezed: bool) -> tuple[Chain, ...]:
+    """The chains of a RegNet: the groups of a layer's second convolution.
+
+    Args:
+        layers: Stage and place of each layer.
+        groups: Of each layer.
+        squeezed: Whether layers have squeeze-and-excitation, before the last convolution.
+    """
+    chains = []
+    for (stage, place), count in zip(layers, groups, strict=True):
+        inside = f"regnet.encoder.stages.{stage}.layers.{place}.layer."
+        between = [inside + path for path in ("0.normalization", "1.convolution", "1.normalization")]
+        between += [inside + f"2.attention.{i}" for i in (0, 2) if squeezed]
+        last = inside + f"{3 if squeezed else 2}.convolution"
+        chains.append(Chain(inside + "0.convolution", tuple(between), last, count, between[3] if squeezed else None))
+    return tuple(chains)
+
+
+def _mobilenet(inside: str, channels: int) -> Chain:
+    """The chain of a layer of MobileNetV2."""
+    between = ("expand_1x1.normalization", "conv_3x3.convolution", "conv_3x3.normalization")
+    paths = [inside + path for path in ("expand_1x1.convolution", *between, "reduce_1x1.convolution")]
+    return Chain(paths[0], tuple(paths[1:-1]), paths[-1], channels)
+
+
+def _efficientnet(inside: str, channels: int) -> Chain:
+    """The chain of a block of EfficientNet."""
+    between = ("expansion.expand_bn", "depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm")
+    between = (*between, "squeeze_excite.reduce", "squeeze_excite.expand")
+    paths = [inside + path for path in ("expansion.expand_conv", *between, "projection.project_conv")]
+    return Chain(paths[0], tuple(paths[1:-1]), paths[-1], channels, paths[4])
+
+
+def _convnext(inside: str, neurons: int, grn: bool) -> Chain:
+    """The chain of a layer of ConvNeXt."""
+    norm = inside + "grn" if grn else None
+    return Chain(inside + "pwconv1", (norm,) if norm else (), inside + "pwconv2", neurons, norm)
+
+
+SIDE = 24  # Pixels.
+LAYERS = ((0, 0), (0, 1), (1, 0))
+STAGES = {"embedding_size": 6, "depths": [2, 1]}
+CONVNEXT = {"num_stages": 2, "hidden_sizes": [4, 6], "depths": [1, 2], "patch_size": 4}
+CONVNETS: dict[str, ConvNet] = {
+    "resnet-basic": ConvNet(
+        "ResNet",
+        r"resnet\.encoder\.stages\.\d\.layers\.",
+        _resnet(LAYERS, 2, (8, 8, 12)),
+        {**STAGES, "hidden_sizes": [8, 12], "layer_type": "basic"},
+    ),
+    "resnet-bottleneck": ConvNet(
+        "ResNet",
+        r"resnet\.encoder\.stages\.\d\.layers\.",
+        _resnet(LAYERS, 3, (4, 4, 6)),
+        {**STAGES, "hidden_sizes": [16, 24], "layer_type": "bottleneck"},
+    ),
+    "regnet-x": ConvNet(
+        "RegNet",
+        r"regnet\.encoder\.stages\.\d\.layers\.",
+        _regnet(LAYERS, (4, 4, 6), squeezed=False),
+        {**STAGES, "hidden_sizes": [8, 12], "groups_width": 2, "layer_type": "x"},
+    ),
+    "regnet-y": ConvNet(
+        "RegNet",
+        r"regnet\.encoder\.stages\.\d\.layers\.",
+        _regnet(LAYERS, (4, 4, 6), squeezed=True),
+        {**STAGES, "hidden_sizes": [8, 12], "groups_width": 2, "layer_type": "y"},
+    ),
+    "mobilenet_v2": ConvNet(
+        "MobileNetV2",
+        r"mobilenet_v2\.layer\.",
+        tuple(
+            _mobilenet(f"mobilenet_v2.layer.{i}.", count)
+            for i, count in enumerate((*6 * (4,), *4 * (8,), *3 * (12,), *3 * (16,)))
+        ),
+        {
+            "depth_multiplier": 0.1,
+            "expand_ratio": 1,
+            "depth_divisible_by": 4,
+            "min_depth": 4,
+            "finegrained_output": False,
+            "output_stride": 8,  # So that later layers have dilated convolutions.
+            "hidden_act": "silu",
+        },
+    ),
+    "efficientnet": ConvNet(
+        "EfficientNet",
+        r"efficientnet\.encoder\.blocks\.",
+        tuple(_efficientnet(f"efficientnet.encoder.blocks.{i}.", count) for i, count in ((1, 16), (2, 16))),
+        {
+            "width_coefficient": 0.1,
+            "depth_coefficient": 1.0,
+            "kernel_sizes": [3, 5],
+            "in_channels": [32, 80],
+            "out_channels": [80, 80],
+            "strides": [1, 2],
+            "num_block_repeats": [1, 2],
+            "expand_ratios": [1, 2],
+            "depth_divisor": 4,
+            "hidden_dim": 128,
+        },
+    ),
+    "convnext": ConvNet(
+        "ConvNext",
+        r"convnext\.encoder\.stages\.\d\.layers\.",
+        tuple(
+            _convnext(f"convnext.encoder.stages.{stage}.layers.{place}.", count, grn=False)
+            for stage, place, count in ((0, 0, 16), (1, 0, 24), (1, 1, 24))
+        ),
+        {**CONVNEXT, "layer_scale_init_value": 1.0},
+        "neurons",
+    ),
+    "convnextv2": ConvNet(
+        "ConvNextV2",
+        r"convnextv2\.encoder\.stages\.\d\.layers\.",
+        tuple(
+            _convnext(f"convnextv2.encoder.stages.{stage}.layers.{place}.", count, grn=True)
+            for stage, place, count in ((0, 0, 16), (1, 0, 24), (1, 1, 24))
+        ),
+        CONVNEXT,
+        "neurons",
+    ),
+}
+
+
+def all_components(net: ConvNet) -> dict[int, list[int]]:
+    """All components of all chains."""
+    return {layer: list(range(chain.components)) for layer, chain in enumerate(net.chains)}
+
+
+def masks_without(net: ConvNet, gone: Mapping[int, Sequence[int]]) -> list[torch.Tensor]:
+    """For every chain a mask of ones, and of zeros for components that have gone."""
+    masks = [torch.ones(chain.components, dtype=torch.float64) for chain in net.chains]
+    for layer, numbers in gone.items():
+        masks[layer][list(numbers)] = 0
+    return masks
+
+
+@contextmanager
+def masked(model: nn.Module, net: ConvNet, masks: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Multiplies the components that are read, alone or together.
+
+    Args:
+        masks: For every chain, shape `(components,)`, or `(examples, components)`.
+    """
+
+    def multiply(mask: torch.Tensor):
+        def hook(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            dim = 1 if net.kind == "channels" else 3
+            whole = mask.repeat_interleave(args[0].shape[dim] // mask.shape[-1], -1)
+            whole = whole[..., None, None] if net.kind == "channels" else whole[..., None, None, :]
+            return (args[0] * whole.to(args[0].dtype),)
+
+        return hook
+
+    handles = []
+    for chain, mask in zip(net.chains, masks, strict=True):
+        for path in filter(None, (chain.reader, chain.mixing)):
+            handles.append(model.get_submodule(path).register_forward_pre_hook(multiply(mask)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def masked_logits(model: nn.Module, net: ConvNet, gone: Mapping[int, Sequence[int]]) -> torch.Tensor:
+    """Logits of a dense model that ignores the components that have gone."""
+    with masked(model, net, masks_without(net, gone)):
+        return model(**net.batch(dtype=model.dtype)).logits
+
+
+def scored_weights(model: nn.Module, net: ConvNet) -> dict[str, torch.Tensor]:
+    """All weights that components own, by name."""
+    parameters = dict(model.named_parameters())
+    names = [
+        name
+        for chain in net.chains
+        for name in (f"{chain.writer}.weight", f"{chain.writer}.bias", f"{chain.reader}.weight")
+    ]
+    return {name: parameters[name].detach() for name in dict.fromkeys(names) if name in parameters}
+
+
+def sum_by_component(net: ConvNet, values: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Sums numbers given for each weight over what every component owns, for every chain shape `(components,)`."""
+    sums = []
+    for chain in net.chains:
+        parts = [values[f"{chain.writer}.weight"], values[f"{chain.reader}.weight"].transpose(0, 1)]
+        if f"{chain.writer}.bias" in values:
+            parts.append(values[f"{chain.writer}.bias"])
+        sums.append(sum(part.reshape(chain.components, -1).sum(1) for part in parts))
+    return sums
