@@ -9,6 +9,8 @@ import torch
 import transformers
 from torch import nn
 
+from hap_transformers import PruningPlan, apply_plan
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -241,6 +243,13 @@ CONVNETS: dict[str, ConvNet] = {
 def all_components(net: ConvNet) -> dict[int, list[int]]:
     """All components of all chains."""
     return {layer: list(range(chain.components)) for layer, chain in enumerate(net.chains)}
+
+
+def with_one_emptied(net: ConvNet, dtype: torch.dtype):
+    """A model without some components of its first chain, and without any of the second."""
+    model, gone = net.model(dtype), {0: [1, 2], 1: all_components(net)[1]}
+    apply_plan(model, PruningPlan.for_model(model, **{net.kind: gone}))
+    return model
 
 
 def masks_without(net: ConvNet, gone: Mapping[int, Sequence[int]]) -> list[torch.Tensor]:
