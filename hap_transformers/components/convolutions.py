@@ -115,12 +115,12 @@ class ChannelNorms(Convolution):
     def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
         """Shape `(examples, positions, input channels)`."""
         module, squares = self.module, self._padded(inputs).square()
+        if module.dilation != (1, 1):  # A pooling would sum what lies between, too.
+            read = super().tokens(inputs, examples).unflatten(2, (inputs.shape[1], -1))
+            return torch.linalg.vector_norm(read, dim=3)
         if module.kernel_size != (1, 1) or module.stride != (1, 1):
             # A pooling sums the places of a kernel much faster than a convolution of each channel.
-            rows, columns = (
-                (size - 1) * step + 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)
-            )
-            squares = F.avg_pool2d(squares, (rows, columns), module.stride, divisor_override=1)
+            squares = F.avg_pool2d(squares, module.kernel_size, module.stride, divisor_override=1)
         return squares.flatten(2).mT.sqrt()
 
 
