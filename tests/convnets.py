@@ -21,6 +21,7 @@ class Chain:
         followers: What lies between and shrinks with them.
         reader: The one that reads them.
         components: How many can go one by one: the channels, or the groups of a grouped follower.
+        norm: The BatchNorm of what the reader gives.
         mixing: The follower that reads a mean or norm of all components together, so that a mask must come before.
     """
 
@@ -28,6 +29,7 @@ class Chain:
     followers: tuple[str, ...]
     reader: str
     components: int
+    norm: str | None = None
     mixing: str | None = None
 
 
@@ -51,12 +53,17 @@ class ConvNet:
     sizes: dict[str, Any] = field(default_factory=dict)
     kind: str = "channels"
 
+    @property
+    def classes(self) -> tuple[type, type]:
+        """Those of the config and of the model."""
+        return getattr(transformers, self.family + "Config"), getattr(transformers, self.family + TASK)
+
     def config(self, **changes: Any):
-        return getattr(transformers, self.family + "Config")(**{"num_labels": 3, **self.sizes, **changes})
+        return self.classes[0](**{"num_labels": 3, **self.sizes, **changes})
 
     def model(self, dtype: torch.dtype = torch.float64, **changes: Any):
         """The model, with weights large enough that every channel matters, and random running statistics."""
-        model = getattr(transformers, self.family + "ForImageClassification")(self.config(**changes))
+        model = self.classes[1](self.config(**changes))
         torch.manual_seed(0)
         randomize(model.double(), self.batch(8))
         return model.to(dtype).eval()
@@ -97,6 +104,9 @@ def randomize(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> None:
         norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
 
 
+CONVOLUTION, NORM = "convolution", "normalization"
+
+
 def _resnet(layers: Sequence[tuple[int, int]], convolutions: int, channels: Sequence[int]) -> tuple[Chain, ...]:
     """The chains of a ResNet: those between all neighbouring convolutions of a layer.
 
@@ -109,9 +119,9 @@ def _resnet(layers: Sequence[tuple[int, int]], convolutions: int, channels: Sequ
     for (stage, place), count in zip(layers, channels, strict=True):
         inside = f"resnet.encoder.stages.{stage}.layers.{place}.layer."
         for i in range(convolutions - 1):
-            paths = (f"{i}.convolution", f"{i}.normalization", f"{i + 1}.convolution")
-            writer, norm, reader = (inside + path for path in paths)
-            chains.append(Chain(writer, (norm,), reader, count))
+            writer, reader = inside + f"{i}.", inside + f"{i + 1}."
+            between = (writer + NORM,)
+            chains.append(Chain(writer + CONVOLUTION, between, reader + CONVOLUTION, count, reader + NORM))
     return tuple(chains)
 
 
@@ -126,35 +136,38 @@ def _regnet(layers: Sequence[tuple[int, int]], groups: Sequence[int], squeezed: 
     chains = []
     for (stage, place), count in zip(layers, groups, strict=True):
         inside = f"regnet.encoder.stages.{stage}.layers.{place}.layer."
-        between = [inside + path for path in ("0.normalization", "1.convolution", "1.normalization")]
+        between = [inside + path for path in (f"0.{NORM}", f"1.{CONVOLUTION}", f"1.{NORM}")]
         between += [inside + f"2.attention.{i}" for i in (0, 2) if squeezed]
-        last = inside + f"{3 if squeezed else 2}.convolution"
-        chains.append(Chain(inside + "0.convolution", tuple(between), last, count, between[3] if squeezed else None))
+        writer, last, mixing = inside + f"0.{CONVOLUTION}", inside + f"{2 + squeezed}.", between[3:4]
+        chains.append(Chain(writer, tuple(between), last + CONVOLUTION, count, last + NORM, *mixing))
     return tuple(chains)
 
 
 def _mobilenet(inside: str, channels: int) -> Chain:
     """The chain of a layer of MobileNetV2."""
-    between = ("expand_1x1.normalization", "conv_3x3.convolution", "conv_3x3.normalization")
-    paths = [inside + path for path in ("expand_1x1.convolution", *between, "reduce_1x1.convolution")]
-    return Chain(paths[0], tuple(paths[1:-1]), paths[-1], channels)
+    between = (f"expand_1x1.{NORM}", f"conv_3x3.{CONVOLUTION}", f"conv_3x3.{NORM}")
+    paths = [f"expand_1x1.{CONVOLUTION}", *between, f"reduce_1x1.{CONVOLUTION}", f"reduce_1x1.{NORM}"]
+    writer, *between, reader, norm = (inside + path for path in paths)
+    return Chain(writer, tuple(between), reader, channels, norm)
 
 
 def _efficientnet(inside: str, channels: int) -> Chain:
     """The chain of a block of EfficientNet."""
     between = ("expansion.expand_bn", "depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm")
     between = (*between, "squeeze_excite.reduce", "squeeze_excite.expand")
-    paths = [inside + path for path in ("expansion.expand_conv", *between, "projection.project_conv")]
-    return Chain(paths[0], tuple(paths[1:-1]), paths[-1], channels, paths[4])
+    paths = ["expansion.expand_conv", *between, "projection.project_conv", "projection.project_bn"]
+    writer, *between, reader, norm = (inside + path for path in paths)
+    return Chain(writer, tuple(between), reader, channels, norm, between[3])
 
 
 def _convnext(inside: str, neurons: int, grn: bool) -> Chain:
     """The chain of a layer of ConvNeXt."""
     norm = inside + "grn" if grn else None
-    return Chain(inside + "pwconv1", (norm,) if norm else (), inside + "pwconv2", neurons, norm)
+    return Chain(inside + "pwconv1", (norm,) if norm else (), inside + "pwconv2", neurons, mixing=norm)
 
 
 SIDE = 24  # Pixels.
+TASK = "ForImageClassification"
 LAYERS = ((0, 0), (0, 1), (1, 0))
 STAGES = {"embedding_size": 6, "depths": [2, 1]}
 CONVNEXT = {"num_stages": 2, "hidden_sizes": [4, 6], "depths": [1, 2], "patch_size": 4}
@@ -261,11 +274,12 @@ def masks_without(net: ConvNet, gone: Mapping[int, Sequence[int]]) -> list[torch
 
 
 @contextmanager
-def masked(model: nn.Module, net: ConvNet, masks: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Multiplies the components that are read, alone or together.
+def masked(model: nn.Module, net: ConvNet, masks: Sequence[torch.Tensor], mixing: bool = True) -> Iterator[None]:
+    """Multiplies the components that are read.
 
     Args:
         masks: For every chain, shape `(components,)`, or `(examples, components)`.
+        mixing: Whether to multiply what followers read of all components together, too.
     """
 
     def multiply(mask: torch.Tensor):
@@ -279,7 +293,7 @@ def masked(model: nn.Module, net: ConvNet, masks: Sequence[torch.Tensor]) -> Ite
 
     handles = []
     for chain, mask in zip(net.chains, masks, strict=True):
-        for path in filter(None, (chain.reader, chain.mixing)):
+        for path in filter(None, (chain.reader, chain.mixing if mixing else None)):
             handles.append(model.get_submodule(path).register_forward_pre_hook(multiply(mask)))
     try:
         yield
