@@ -71,6 +71,9 @@ class Convolution(Projection):
 
     def applied(self, inputs: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the module gives with another matrix, shape `(outputs, inputs)`, and bias."""
+        if not matrix.numel():  # No kernel has a case for that.
+            given = _nothing(self.module, inputs).expand(-1, len(matrix), -1, -1)
+            return given if bias is None else given + bias[:, None, None]
         return self.module._conv_forward(inputs, matrix.view(self.module.weight.shape), bias)
 
     def times(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
