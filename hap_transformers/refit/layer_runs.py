@@ -46,6 +46,8 @@ class Call:
 
 def shares_layers(model: PreTrainedModel) -> bool:
     """Whether a model runs some of its layers several times, as ALBERT does."""
+    if "channels" in get_architecture(model).names:  # What EfficientNet counts as hidden layers are modules in them.
+        return False
     return len(layers(model)) < getattr(model.config, "num_hidden_layers", 0) * getattr(
         model.config, "inner_group_num", 1
     )
