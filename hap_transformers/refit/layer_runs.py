@@ -212,7 +212,8 @@ class LayerRuns:
             adding += [inside[path] for path in self.also_added if path in inside]
             handles += [module.register_forward_hook(added) for module in adding]
         else:
-            first_writers = [group.writers[0].module for group in in_layer[1:]]
+            # Those of chains within a block read no sum.
+            first_writers = [group.writers[0].module for group in in_layer[1:] if group.of_stream != []]
             handles += [module.register_forward_pre_hook(normalized) for module in first_writers]
         return handles
 
