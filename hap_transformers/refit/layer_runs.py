@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..components.architectures import get_architecture
+from ..components.architectures import get_architecture, layer_paths
 from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..efficiency import evaluating
 from .kept_values import KeptValues
@@ -62,7 +62,8 @@ class LayerRuns:
 
     For every batch the output of one layer is kept ([`KeptValues`]). A pass then starts after that layer: layers up to
     it do nothing but return that output, whatever form it has, so nothing needs to be known of how the model calls its
-    layers. Where layers share weights, each pass runs the whole model.
+    layers. Only layers of other lists return what they are given: what lies between lists, such as the downsampling of
+    ConvNeXt, runs on it. Where layers share weights, each pass runs the whole model.
 
     Args:
         model (`PreTrainedModel`): The model; its weights may change from group to group in forward order.
@@ -84,6 +85,7 @@ class LayerRuns:
         self.groups = [group for group in self.all_groups if group.readers]
         self.layers = layers(model)
         architecture = get_architecture(model)
+        self.lists = [path[:-1].rpartition(".")[0] for path in layer_paths(model, architecture)]
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
         self.repeats = shares_layers(model)
 
@@ -219,13 +221,16 @@ class LayerRuns:
 
     @contextmanager
     def _skipping(self, position: int) -> Iterator[None]:
-        """Lets layers whose output is known return that of the last of them."""
+        """Lets layers whose output is known return that of the last of them, or pass on what they are given."""
         # The number of a layer and what it gave.
         last, output = self.kept[id(self), position] if (id(self), position) in self.kept else (-1, None)
         skipped = self.layers[: last + 1]
         forwards = [vars(layer).get("forward") for layer in skipped]
-        for layer in skipped:
-            layer.forward = lambda *args, **kwargs: output
+        for layer, in_list in zip(skipped, self.lists, strict=False):
+            if in_list == self.lists[last]:
+                layer.forward = lambda *args, **kwargs: output
+            else:
+                layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
         try:
             yield
         finally:
