@@ -28,6 +28,8 @@ class Convolution(Projection):
     def read(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the matrix reads at up to `POSITIONS` positions of every image, shape `(images, positions, inputs)`."""
         examples, length = len(inputs), prod(output_size(self.module, inputs))
+        if not inputs.shape[1]:
+            return inputs.new_zeros(examples, min(length, POSITIONS), 0)
         if length <= POSITIONS:
             return self.tokens(inputs, examples)
         padded, (height, width) = self._padded(inputs), self.module.kernel_size
