@@ -22,6 +22,7 @@ class Chain:
         reader: The one that reads them.
         components: How many can go one by one: the channels, or the groups of a grouped follower.
         norm: The BatchNorm of what the reader gives.
+        added: What is added to that: the output of a module, or the input of one of the convolutions.
         mixing: The follower that reads a mean or norm of all components together, so that a mask must come before.
     """
 
@@ -30,6 +31,7 @@ class Chain:
     reader: str
     components: int
     norm: str | None = None
+    added: str | None = None
     mixing: str | None = None
 
 
@@ -120,8 +122,9 @@ def _resnet(layers: Sequence[tuple[int, int]], convolutions: int, channels: Sequ
         inside = f"resnet.encoder.stages.{stage}.layers.{place}.layer."
         for i in range(convolutions - 1):
             writer, reader = inside + f"{i}.", inside + f"{i + 1}."
-            between = (writer + NORM,)
-            chains.append(Chain(writer + CONVOLUTION, between, reader + CONVOLUTION, count, reader + NORM))
+            added = inside.removesuffix("layer.") + "shortcut" if i == convolutions - 2 else None
+            ends = writer + CONVOLUTION, (writer + NORM,), reader + CONVOLUTION
+            chains.append(Chain(*ends, count, reader + NORM, added))
     return tuple(chains)
 
 
@@ -135,29 +138,31 @@ def _regnet(layers: Sequence[tuple[int, int]], groups: Sequence[int], squeezed: 
     """
     chains = []
     for (stage, place), count in zip(layers, groups, strict=True):
-        inside = f"regnet.encoder.stages.{stage}.layers.{place}.layer."
+        block = f"regnet.encoder.stages.{stage}.layers.{place}."
+        inside = block + "layer."
         between = [inside + path for path in (f"0.{NORM}", f"1.{CONVOLUTION}", f"1.{NORM}")]
         between += [inside + f"2.attention.{i}" for i in (0, 2) if squeezed]
-        writer, last, mixing = inside + f"0.{CONVOLUTION}", inside + f"{2 + squeezed}.", between[3:4]
-        chains.append(Chain(writer, tuple(between), last + CONVOLUTION, count, last + NORM, *mixing))
+        last, mixing = inside + f"{2 + squeezed}.", between[3] if squeezed else None
+        ends = inside + f"0.{CONVOLUTION}", tuple(between), last + CONVOLUTION
+        chains.append(Chain(*ends, count, last + NORM, block + "shortcut", mixing))
     return tuple(chains)
 
 
-def _mobilenet(inside: str, channels: int) -> Chain:
-    """The chain of a layer of MobileNetV2."""
+def _mobilenet(inside: str, channels: int, adds: bool) -> Chain:
+    """The chain of a layer of MobileNetV2, which may add its input."""
     between = (f"expand_1x1.{NORM}", f"conv_3x3.{CONVOLUTION}", f"conv_3x3.{NORM}")
     paths = [f"expand_1x1.{CONVOLUTION}", *between, f"reduce_1x1.{CONVOLUTION}", f"reduce_1x1.{NORM}"]
     writer, *between, reader, norm = (inside + path for path in paths)
-    return Chain(writer, tuple(between), reader, channels, norm)
+    return Chain(writer, tuple(between), reader, channels, norm, writer if adds else None)
 
 
-def _efficientnet(inside: str, channels: int) -> Chain:
-    """The chain of a block of EfficientNet."""
+def _efficientnet(inside: str, channels: int, adds: bool) -> Chain:
+    """The chain of a block of EfficientNet, which may add its input."""
     between = ("expansion.expand_bn", "depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm")
     between = (*between, "squeeze_excite.reduce", "squeeze_excite.expand")
     paths = ["expansion.expand_conv", *between, "projection.project_conv", "projection.project_bn"]
     writer, *between, reader, norm = (inside + path for path in paths)
-    return Chain(writer, tuple(between), reader, channels, norm, between[3])
+    return Chain(writer, tuple(between), reader, channels, norm, writer if adds else None, between[3])
 
 
 def _convnext(inside: str, neurons: int, grn: bool) -> Chain:
@@ -200,7 +205,7 @@ CONVNETS: dict[str, ConvNet] = {
         "MobileNetV2",
         r"mobilenet_v2\.layer\.",
         tuple(
-            _mobilenet(f"mobilenet_v2.layer.{i}.", count)
+            _mobilenet(f"mobilenet_v2.layer.{i}.", count, i in (1, 3, 4, 6, 7, 8, 10, 11, 13, 14))
             for i, count in enumerate((*6 * (4,), *4 * (8,), *3 * (12,), *3 * (16,)))
         ),
         {
@@ -216,7 +221,7 @@ CONVNETS: dict[str, ConvNet] = {
     "efficientnet": ConvNet(
         "EfficientNet",
         r"efficientnet\.encoder\.blocks\.",
-        tuple(_efficientnet(f"efficientnet.encoder.blocks.{i}.", count) for i, count in ((1, 16), (2, 16))),
+        tuple(_efficientnet(f"efficientnet.encoder.blocks.{i}.", 16, i == 2) for i in (1, 2)),
         {
             "width_coefficient": 0.1,
             "depth_coefficient": 1.0,

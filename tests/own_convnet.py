@@ -1,5 +1,9 @@
 """A convolutional model as a user would write it: biases, dilation, several kinds of padding, and no norms."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
 import torch
 from convnets import Chain, ConvNet
 from torch import nn
@@ -7,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from hap_transformers import Architecture
+from hap_transformers import ARCHITECTURES, Architecture
 from hap_transformers.components import names
 
 
@@ -74,15 +78,21 @@ class OwnConvNet(ConvNet):
         return OwnConfig, OwnForImageClassification
 
 
-def _chains(inside: str) -> tuple[Chain, Chain]:
-    """The chains of a block."""
-    return (
-        Chain(inside + "first", (inside + "depthwise",), inside + "second", 6),
-        Chain(inside + "second", (), inside + "third", 5),
-    )
+def _chains(inside: str, adds: bool) -> tuple[Chain, Chain]:
+    """The chains of a block, which may add its input."""
+    first, depthwise, second, third = (inside + path for path in ("first", "depthwise", "second", "third"))
+    return Chain(first, (depthwise,), second, 6), Chain(second, (), third, 5, added=first if adds else None)
 
 
-OWN = OwnConvNet("Own", r"backbone\.blocks\.", (*_chains("backbone.blocks.0."), *_chains("backbone.blocks.1.")))
+BLOCKS = (*_chains("backbone.blocks.0.", True), *_chains("backbone.blocks.1.", False))
+OWN = OwnConvNet("Own", r"backbone\.blocks\.", BLOCKS)
 # What a user adds to `ARCHITECTURES` under "own_convnet".
 CHAINS = (names.Chain("first", "second", ("depthwise",)), names.Chain("second", "third"))
 ENTRY = Architecture("blocks", {"channels": names.ChannelNames(CHAINS, added="adds")})
+
+
+@contextmanager
+def own_entry() -> Iterator[None]:
+    """Lets the package know the model while the context is open."""
+    with mock.patch.dict(ARCHITECTURES, own_convnet=ENTRY):
+        yield

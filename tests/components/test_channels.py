@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from convnets import CONVNETS, all_components, masked, masked_logits, masks_without
+from own_convnet import OWN, own_entry
 from tiny import hand_made
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -19,9 +20,18 @@ from hap_transformers.components.names import ChannelNames
 from hap_transformers.efficiency import count_flops, count_parameters
 
 
-@pytest.fixture(scope="module", params=CONVNETS)
+NETS = {**CONVNETS, "own": OWN}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known():
+    with own_entry():
+        yield
+
+
+@pytest.fixture(scope="module", params=NETS)
 def net(request):
-    return CONVNETS[request.param]
+    return NETS[request.param]
 
 
 @pytest.fixture(scope="module")

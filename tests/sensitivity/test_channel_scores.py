@@ -6,11 +6,12 @@ import pytest
 import torch
 from convnets import CONVNETS, masked, scored_weights, sum_by_component
 from explicit import gauss_newton_diagonals
-from own_convnet import ENTRY, OWN
+from image_patches import patches_of, tokens_of
+from own_convnet import OWN, own_entry
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from hap_transformers import ARCHITECTURES, METHODS, estimate_sensitivity
+from hap_transformers import METHODS, PruningPlan, apply_plan, estimate_sensitivity
 from hap_transformers.components import convolutions
 from hap_transformers.components.convolutions import Convolution
 from hap_transformers.sensitivity import hutchinson
@@ -23,9 +24,8 @@ EXACT = {"rtol": 1e-8, "atol": 1e-12}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_entry():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "own_convnet", ENTRY)
+def known():
+    with own_entry():
         yield
 
 
@@ -90,34 +90,6 @@ def test_scores_of_masks(net, model):
         torch.testing.assert_close(found["fisher"][layer], diagonal / 2, **EXACT)
 
 
-def padded(inputs, module):
-    """A convolution's inputs with what it puts around them."""
-    around = [0, 0, 0, 0]
-    for dim, size in enumerate(module.kernel_size):
-        if module.padding == "same":
-            total = module.dilation[dim] * (size - 1)
-            sides = total // 2, total - total // 2
-        else:
-            sides = module.padding[dim], module.padding[dim]
-        around[2 - 2 * dim : 4 - 2 * dim] = sides
-    return F.pad(inputs, around, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-
-
-def patches_of(inputs, module):
-    """What a convolution reads at each position, cut out one by one, shape `(images, positions, inputs)`."""
-    if isinstance(module, torch.nn.Linear):
-        return inputs.flatten(1, -2)
-    around, (height, width), (down, right) = padded(inputs, module), module.kernel_size, module.dilation
-    rows = range(0, around.shape[2] - down * (height - 1), module.stride[0])
-    columns = range(0, around.shape[3] - right * (width - 1), module.stride[1])
-    patches = [
-        around[:, :, row : row + down * (height - 1) + 1 : down, column : column + right * (width - 1) + 1 : right]
-        for row in rows
-        for column in columns
-    ]
-    return torch.stack([patch.flatten(1) for patch in patches], 1)
-
-
 def seen_by(model, net, inputs):
     """The logits, and what every reader read, and gave."""
     seen, readers = {}, [model.get_submodule(chain.reader) for chain in net.chains]
@@ -138,11 +110,6 @@ def cotangents_of(logits, outputs):
     values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None])
     roots = vectors * values.clamp_min(0).sqrt()[:, None]
     return [torch.autograd.grad((logits * roots[:, :, k]).sum(), outputs, retain_graph=True) for k in range(3)]
-
-
-def tokens_of(features, module):
-    """What a module gives, or its gradient, shape `(examples, positions, outputs)`."""
-    return features.flatten(1, -2) if isinstance(module, torch.nn.Linear) else features.flatten(2).mT
 
 
 def test_kronecker_costs(net, model, monkeypatch):
@@ -207,6 +174,7 @@ def test_sampled_positions(settings):
     assert torch.equal(read, torch.stack([image[row] for image, row in zip(patches, places, strict=True)]))
     torch.testing.assert_close(view.seen(outputs), F.linear(read, module.weight.flatten(1), module.bias), **EXACT)
     torch.testing.assert_close(view.tokens(inputs, 5), patches, **EXACT)
+    assert view.read(inputs[:, :0]).shape == (5, 64, 0)
 
 
 def test_a_constant_is_free_where_a_norm_or_bias_follows():
@@ -299,6 +267,28 @@ def test_hutchinson_by_given_probes(net, model, monkeypatch):
     for name, product in zip(weights, products, strict=True):
         whole = first[name].sum() + second.get(name, torch.zeros(1)).sum()
         torch.testing.assert_close((product * probes[name]).sum(), whole, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("emptied", [0, 1])
+@pytest.mark.parametrize("name", ["resnet-bottleneck", "regnet-y", "own"])
+def test_scores_beside_chains_without_channels(name, emptied):
+    """The writer, or the reader, of the neighbouring chain has lost all its inputs, or outputs."""
+    net = NETS[name]
+    pruned, batch = net.model(), labelled(net)
+    counts = [chain.components for chain in net.chains]
+    counts[emptied] = 0
+    apply_plan(pruned, PruningPlan.for_model(pruned, channels={emptied: range(net.chains[emptied].components)}))
+    left = dataclasses.replace(net, chains=tuple(c for i, c in enumerate(net.chains) if i != emptied))
+    weights = scored_weights(pruned, left)
+    traces = sum_by_component(left, gauss_newton_diagonals(pruned, weights, batch, loss_of(batch)))
+    for method in ("gauss_newton_trace", "hessian_trace", "kronecker", "gradient", "fisher"):
+        result = scored(pruned, [batch], method)
+        scores = result.scores["channels"]
+        assert [len(layer) for layer in scores] == counts and all(layer.isfinite().all() for layer in scores)
+        if method == "gauss_newton_trace":
+            found = result.traces["channels"]
+            for trace, expected in zip(found[:emptied] + found[emptied + 1 :], traces, strict=True):
+                torch.testing.assert_close(trace, expected, **EXACT)
 
 
 def test_low_precision_ranks_alike():
