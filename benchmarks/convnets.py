@@ -101,10 +101,11 @@ def describe_convnets(result: dict[str, Any]) -> str:
     """Says how the figures were measured."""
     size, shown = result["image_size"], f"{result['images']} random images"
     return (
-        f"{100 * result['ratio']:.0f} % of the blocks' parameters are removed by `kronecker`, on {shown} of {size}x{size}"
-        " pixels without labels, on which the rest is refitted. Parameters are those of the blocks. FLOPs and time are "
-        f"those of a forward pass over {result['batch']} images. All three are shares of the dense network's. The "
-        f"share of the ideal speed-up is FLOPs over time. {result['threads']} threads, torch {result['torch']}."
+        f"{100 * result['ratio']:.0f} % of the blocks' parameters are removed by `kronecker`, on {shown} of "
+        f"{size}x{size} pixels without labels, on which the rest is refitted. Parameters are those of the blocks. "
+        f"FLOPs and time are those of a forward pass over {result['batch']} images. All three are shares of the "
+        "dense network's. The share of the ideal speed-up is FLOPs over time. "
+        f"{result['threads']} threads, torch {result['torch']}."
     )
 
 

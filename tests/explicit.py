@@ -51,7 +51,11 @@ def explicit_gauss_newton(model, batch, loss_of_logits) -> tuple[torch.Tensor, t
     Args:
         loss_of_logits: Takes the logits of all examples and gives the mean loss.
     """
-    weights = scored_weights(model)
+    return sum_by_component(model, gauss_newton_diagonals(model, scored_weights(model), batch, loss_of_logits))
+
+
+def gauss_newton_diagonals(model, weights, batch, loss_of_logits) -> dict[str, torch.Tensor]:
+    """The Gauss-Newton matrix's diagonal, shaped like some weights."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
 
     def logits_of(values):
@@ -64,7 +68,7 @@ def explicit_gauss_newton(model, batch, loss_of_logits) -> tuple[torch.Tensor, t
     for name, jacobian in jacobians.items():
         flat = jacobian.reshape(logits.numel(), -1)
         diagonals[name] = ((hessian @ flat) * flat).sum(0).reshape(weights[name].shape)
-    return sum_by_component(model, diagonals)
+    return diagonals
 
 
 def explicit_factors(model, batch, module):

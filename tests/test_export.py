@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from convnets import CONVNETS, with_one_emptied
 from dims import CASES, without
 from zoo import HEADS, NEURONS, ZOO
 
@@ -33,13 +34,26 @@ def with_fewer_dimensions(model_type):
     return model, tiny.batch(dtype=torch.float32)
 
 
-# How attention is pruned.
-FORMS = {"heads": pruned, "dimensions": with_fewer_dimensions}
+def convolutional(name):
+    """A model that has lost some channels, or neurons, of one chain and all of another."""
+    net = CONVNETS[name]
+    return with_one_emptied(net, torch.float32), net.batch(dtype=torch.float32)
+
+
+# How models are pruned.
+FORMS = {"heads": pruned, "dimensions": with_fewer_dimensions, "convolutional": convolutional}
 
 
 @pytest.mark.parametrize("model_type", ["bert", "deberta-v3", "gpt2", "llama", "modernbert", "mpnet", "vit"])
 def test_torch_export_of_dimensions(model_type):
     model, batch = with_fewer_dimensions(model_type)
+    program = torch.export.export(model, (), kwargs=batch, strict=False)
+    torch.testing.assert_close(program.module()(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("name", CONVNETS)
+def test_torch_export_of_convolutions(name):
+    model, batch = convolutional(name)
     program = torch.export.export(model, (), kwargs=batch, strict=False)
     torch.testing.assert_close(program.module()(**batch).logits, model(**batch).logits)
 
@@ -58,6 +72,7 @@ def test_torch_export(model_type):
         *((name, "heads") for name in ("deberta-v3", "gpt2", "llama", "modernbert", "t5-gated", "vit")),
         ("bert", "dimensions"),
         ("llama", "dimensions"),
+        *((name, "convolutional") for name in ("resnet-basic", "regnet-y", "convnextv2")),
     ],
 )
 def test_onnx(tmp_path, model_type, form):

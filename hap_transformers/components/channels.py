@@ -43,7 +43,7 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
                 group.of_stream = group.writers
             group.block = block
             if chain is chains[-1]:
-                group.shortcut = inside.get(names.shortcut or "")
+                group.shortcut = inside.get(names.shortcut) if names.shortcut else None
                 added = names.added is not None and attrgetter(names.added)(inside[""])
                 group.alone = group.shortcut is None and not added
             else:

@@ -28,6 +28,8 @@ class Convolution(Projection):
     def read(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the matrix reads at up to `POSITIONS` positions of every image, shape `(images, positions, inputs)`."""
         examples, length = len(inputs), prod(output_size(self.module, inputs))
+        if not inputs.shape[1]:
+            return inputs.new_zeros(examples, min(length, POSITIONS), 0)
         if length <= POSITIONS:
             return self.tokens(inputs, examples)
         padded, (height, width) = self._padded(inputs), self.module.kernel_size
@@ -71,6 +73,9 @@ class Convolution(Projection):
 
     def applied(self, inputs: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the module gives with another matrix, shape `(outputs, inputs)`, and bias."""
+        if not matrix.numel():  # No kernel has a case for that.
+            given = _nothing(self.module, inputs).expand(-1, len(matrix), -1, -1)
+            return given if bias is None else given + bias[:, None, None]
         return self.module._conv_forward(inputs, matrix.view(self.module.weight.shape), bias)
 
     def times(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -115,12 +120,12 @@ class ChannelNorms(Convolution):
     def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
         """Shape `(examples, positions, input channels)`."""
         module, squares = self.module, self._padded(inputs).square()
+        if module.dilation != (1, 1):  # A pooling would sum what lies between, too.
+            read = super().tokens(inputs, examples).unflatten(2, (inputs.shape[1], -1))
+            return torch.linalg.vector_norm(read, dim=3)
         if module.kernel_size != (1, 1) or module.stride != (1, 1):
             # A pooling sums the places of a kernel much faster than a convolution of each channel.
-            rows, columns = (
-                (size - 1) * step + 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)
-            )
-            squares = F.avg_pool2d(squares, (rows, columns), module.stride, divisor_override=1)
+            squares = F.avg_pool2d(squares, module.kernel_size, module.stride, divisor_override=1)
         return squares.flatten(2).mT.sqrt()
 
 

@@ -169,6 +169,11 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
         )
     found = by_kind(find_groups(model, kinds_in_use(model, structure)))
     _validate_one_view(model, structure, found)
+    if absent := {name for name in KINDS if structure.get(name)} - {kind.name for kind in found}:
+        raise ValueError(
+            f"The checkpoint's config records {', '.join(sorted(absent))}, but {type(model).__name__} has components "
+            f"of the kinds {', '.join(kind.name for kind in found)} only."
+        )
     for kind, groups in found.items():
         if kind.keeps_numbers:
             _validate_numbers(model, kind, groups)

@@ -101,7 +101,7 @@ def dense_counts(model: PreTrainedModel, groups: Sequence[Group]) -> list[int]:
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model whose layers have the sizes that a pruned one's had, with other weights; a dense model itself.
+    """A model whose layers have the sizes and dtype that a pruned one's had, with other weights; a dense model itself.
 
     It is of the class that Transformers has. What is around the layers, or how the model was loaded, may differ.
     """
@@ -117,7 +117,7 @@ def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     # A custom class may have only a base without layers there.
     shipped = (base for base in shipped if issubclass(base, PreTrainedModel) and base.forward is not Module.forward)
     with device:
-        return next(shipped, type(model))(config)
+        return next(shipped, type(model))(config).to(model.dtype)
 
 
 def _same_groups(model: PreTrainedModel, groups: Sequence[Group]) -> list[Group]:

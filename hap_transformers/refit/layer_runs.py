@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..components.architectures import get_architecture
-from ..components.forwards import eager_model
-from ..components.groups import Group, find_groups, in_forward_order, layer_paths, layers
+from ..components.architectures import get_architecture, layer_paths
+from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..efficiency import evaluating
 from .kept_values import KeptValues
 
@@ -47,6 +46,8 @@ class Call:
 
 def shares_layers(model: PreTrainedModel) -> bool:
     """Whether a model runs some of its layers several times, as ALBERT does."""
+    if "channels" in get_architecture(model).names:  # What EfficientNet counts as hidden layers are modules in them.
+        return False
     return len(layers(model)) < getattr(model.config, "num_hidden_layers", 0) * getattr(
         model.config, "inner_group_num", 1
     )
@@ -59,10 +60,10 @@ class _Stop(Exception):
 class LayerRuns:
     """Looks at the groups of a model in forward order, on batches known by their position.
 
-    For every batch the output of one layer is kept ([`KeptValues`]), and of the last layer of every list before. A
-    pass then starts after that layer: layers up to it do nothing but return the output that is kept of their list,
-    whatever form it has, so nothing needs to be known of how the model calls its layers. Where layers share weights,
-    each pass runs the whole model.
+    For every batch the output of one layer is kept ([`KeptValues`]). A pass then starts after that layer: layers up to
+    it do nothing but return that output, whatever form it has, so nothing needs to be known of how the model calls its
+    layers. Only layers of other lists return what they are given: what lies between lists, such as the downsampling of
+    ConvNeXt, runs on it. Where layers share weights, each pass runs the whole model.
 
     Args:
         model (`PreTrainedModel`): The model; its weights may change from group to group in forward order.
@@ -84,8 +85,7 @@ class LayerRuns:
         self.groups = [group for group in self.all_groups if group.readers]
         self.layers = layers(model)
         architecture = get_architecture(model)
-        # Layers of one list follow each other; between lists may lie other modules.
-        self.lists = [path.rsplit(".", 2)[0] for path in layer_paths(eager_model(model), architecture)]
+        self.lists = [path[:-1].rpartition(".")[0] for path in layer_paths(model, architecture)]
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
         self.repeats = shares_layers(model)
 
@@ -156,19 +156,15 @@ class LayerRuns:
     ) -> None:
         """A pass that stops behind a module. Removes the hooks that watch it."""
 
-        def keep(layer: int) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                self.kept[id(self), position, self.lists[layer]] = (layer, output)
-
-            return self.layers[layer].register_forward_hook(hook)
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.kept[id(self), position] = (finished, output)
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Stop
 
         if not self.repeats:
-            ends = [layer for layer in range(finished) if self.lists[layer] != self.lists[layer + 1]]
-            new = [layer for layer in ends if (id(self), position, self.lists[layer]) not in self.kept]
-            handles += [keep(layer) for layer in (*new, finished) if layer >= 0]
+            if finished >= 0:
+                handles.append(self.layers[finished].register_forward_hook(keep))
             handles.append(stop_at.register_forward_hook(stop))
         # Transformers 4 replaces forwards while it records hidden states, and leaves them when it is stopped.
         forwards = {module: vars(module).get("forward") for module in self.model.modules()}
@@ -218,21 +214,23 @@ class LayerRuns:
             adding += [inside[path] for path in self.also_added if path in inside]
             handles += [module.register_forward_hook(added) for module in adding]
         else:
-            first_writers = [group.writers[0].module for group in in_layer[1:]]
+            # Those of chains within a block read no sum.
+            first_writers = [group.writers[0].module for group in in_layer[1:] if group.of_stream != []]
             handles += [module.register_forward_pre_hook(normalized) for module in first_writers]
         return handles
 
     @contextmanager
     def _skipping(self, position: int) -> Iterator[None]:
-        """Lets layers whose output is known return that of the last such layer of their list."""
-        keys = {name: (id(self), position, name) for name in self.lists}
-        # The number of that layer and what it gave, by list.
-        known = {name: self.kept[key] for name, key in keys.items() if key in self.kept}
-        last = max((number for number, _ in known.values()), default=-1)
+        """Lets layers whose output is known return that of the last of them, or pass on what they are given."""
+        # The number of a layer and what it gave.
+        last, output = self.kept[id(self), position] if (id(self), position) in self.kept else (-1, None)
         skipped = self.layers[: last + 1]
         forwards = [vars(layer).get("forward") for layer in skipped]
-        for layer, name in zip(skipped, self.lists, strict=False):
-            layer.forward = lambda *args, output=known[name][1], **kwargs: output
+        for layer, in_list in zip(skipped, self.lists, strict=False):
+            if in_list == self.lists[last]:
+                layer.forward = lambda *args, **kwargs: output
+            else:
+                layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
         try:
             yield
         finally:

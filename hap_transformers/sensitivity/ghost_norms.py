@@ -70,10 +70,10 @@ def _ghost(owned: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 
 def _direct(owned: torch.Tensor, other: torch.Tensor, bias: bool) -> torch.Tensor:
-    dtype = _sum_dtype(owned)
+    dtype, width = _sum_dtype(owned), max(1, other.shape[2])
     columns = []
-    for features in owned.split(max(1, _chunk(owned) // other.shape[2]), dim=2):
-        size = max(1, _chunk(owned) // (features.shape[2] * other.shape[2]))
+    for features in owned.split(max(1, _chunk(owned) // width), dim=2):
+        size = max(1, _chunk(owned) // (features.shape[2] * width))
         parts = [
             torch.bmm(part.mT, part_other).to(dtype).square_().sum(2, dtype=dtype)
             for part, part_other in zip(features.split(size), other.split(size), strict=True)

@@ -36,8 +36,8 @@ def kronecker(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
     (Martens and Grosse, [arXiv 1503.05671](https://arxiv.org/abs/1503.05671); for weights that several tokens share,
     "expand" in Eschenhagen et al., [arXiv 2311.00636](https://arxiv.org/abs/2311.00636)). Inputs are centred if the
-    projection has a bias, because the bias's refit compensates for their means. [`surgeon_costs`] turns the factors
-    into costs of removal.
+    projection, or the norm with running statistics behind it, has a bias, because the bias's refit compensates for
+    their means. [`surgeon_costs`] turns the factors into costs of removal.
 
     The values of single examples are the Gauss-Newton traces of the output projections' columns, of convolutions
     without the products of different positions. They are proxy scores, used only to estimate the reliability. The
@@ -215,7 +215,7 @@ def _moment_and_curvature(group: Group, sums: torch.Tensor, examples: int) -> tu
     reader = group.reader
     count, total, squares, cotangents = sums.split(_lengths(group))
     moment = squares.view(2 * (reader.in_features,)) / count
-    if reader.has_bias:
+    if reader.has_bias or group.norm is not None:
         moment -= torch.outer(total, total) / count**2
     weight = reader.matrix(whole_values(reader.module.weight)).to(sums)
     return moment, weight.T @ (cotangents.view(2 * (reader.out_features,)) / examples) @ weight

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from convnets import CONVNETS, with_one_emptied
 from dims import CASES, without
 from safetensors.torch import load_file, save_file
 from tiny import make_model
-from zoo import HEADS, NEURONS, ZOO, logits
+from zoo import HEADS, NEURONS, ZOO
 
 from hap_transformers import ARCHITECTURES, PruningPlan, apply_plan, export_remote_code
 from hap_transformers.checkpoints import remote_code
@@ -72,25 +73,32 @@ def with_an_entry_of_ones_own(patch):
     return prune(make_model(dtype=torch.float32))
 
 
+def save(model, folder, inputs):
+    """Leaves a checkpoint with inputs in a folder, and returns its logits here."""
+    model.save_pretrained(folder)
+    save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, folder / "inputs")
+    return model(**inputs).logits
+
+
 def save_all(root):
     """Saves all pruned architectures with inputs in folders of a root, and returns their logits here."""
     here = {}
-    for name, tiny in ZOO.items():
-        for dtype in ("float32", "bfloat16"):
-            folder = root / f"{name} {dtype}"
-            model = prune(tiny.model(getattr(torch, dtype)))
-            model.save_pretrained(folder)
-            save_file({k: v.contiguous() for k, v in tiny.batch(dtype=model.dtype).items()}, folder / "inputs")
-            here[folder.name] = logits(model, tiny)
+    for dtype in (torch.float32, torch.bfloat16):
+        named = str(dtype).removeprefix("torch.")
+        for name, tiny in ZOO.items():
+            folder = root / f"{name} {named}"
+            here[folder.name] = save(prune(tiny.model(dtype)), folder, tiny.batch(dtype=dtype))
+        for name, net in CONVNETS.items():
+            folder = root / f"{name} {named}"
+            here[folder.name] = save(with_one_emptied(net, dtype), folder, net.batch(dtype=dtype))
     return here
 
 
 def export(model, folder, inputs):
     """Leaves an exported checkpoint with inputs in a folder, and returns its logits here."""
-    model.save_pretrained(folder)
+    here = save(model, folder, inputs)
     export_remote_code(folder)
-    save_file(inputs, folder / "inputs")
-    return model(**inputs).logits
+    return here
 
 
 def export_all(root):
@@ -103,6 +111,9 @@ def export_all(root):
                     remote_code, "_classes_of", lambda c: {**_classes_of(c), "AutoModelForTelling": "BertTeller"}
                 )
             here[name] = export(prune(tiny.model(torch.float32)), root / name, tiny.batch(dtype=torch.float32))
+    for name, net in CONVNETS.items():
+        model, batch = with_one_emptied(net, torch.float32), net.batch(dtype=torch.float32)
+        here[name] = export(model, root / name, batch)
     with pytest.MonkeyPatch.context() as patch:
         here["own"] = export(with_an_entry_of_ones_own(patch), root / "own", ZOO["bert"].batch())
     for name in WITH_DIMENSIONS:
@@ -133,13 +144,15 @@ def loaded(tmp_path_factory, exported):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bit_equal_in_a_new_process(loaded, model_type, dtype):
-    here, elsewhere = loaded[f"{model_type} {dtype}"]
+@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS])
+def test_bit_equal_in_a_new_process(loaded, name, dtype):
+    here, elsewhere = loaded[f"{name} {dtype}"]
     assert here.dtype == getattr(torch, dtype) and torch.equal(here, elsewhere)
 
 
-def test_same_logits_without_the_package(loaded, model_type):
-    here, elsewhere = loaded[model_type]
+@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS])
+def test_same_logits_without_the_package(loaded, name):
+    here, elsewhere = loaded[name]
     assert torch.equal(here, elsewhere)
 
 
