@@ -258,6 +258,10 @@ CONVNETS: dict[str, ConvNet] = {
 }
 
 
+# The sixteen layers of MobileNetV2 take as long as several of the others.
+QUICK = [name for name in CONVNETS if name != "mobilenet_v2"]
+
+
 def all_components(net: ConvNet) -> dict[int, list[int]]:
     """All components of all chains."""
     return {layer: list(range(chain.components)) for layer, chain in enumerate(net.chains)}

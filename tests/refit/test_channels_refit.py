@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from convnets import CONVNETS
+from convnets import CONVNETS, QUICK
 from image_patches import patches_of, tokens_of
 from own_convnet import OWN, own_entry
 from torch import nn
@@ -28,9 +28,12 @@ def known():
         yield
 
 
-@pytest.fixture(scope="module", params=NETS)
+@pytest.fixture(scope="module", params=[*QUICK, "own"])
 def net(request):
     return NETS[request.param]
+
+
+of_all = pytest.mark.parametrize("net", NETS, indirect=True)
 
 
 def batches_of(net, count=2, **arguments):
@@ -103,6 +106,7 @@ def map_of(model, chain):
     return matrix.numpy(), np.asarray(offset), chain.norm is not None or reader.bias is not None
 
 
+@of_all
 def test_equals_least_squares(net):
     """Of all positions, with the ridge as further rows; statistics of norms are those of what they then read."""
     dense, batches = net.model(), batches_of(net)
@@ -167,7 +171,7 @@ def positions(request, monkeypatch):
 
 
 # The response norm of ConvNeXt V2 is relative to the mean over all neurons, so that no two are copies.
-@pytest.mark.parametrize("name", [name for name in NETS if name != "convnextv2"])
+@pytest.mark.parametrize("name", [name for name in (*QUICK, "own") if name != "convnextv2"])
 def test_what_others_can_make_up_for_is_restored(name, positions):
     """Also where outputs and inputs are seen at some positions only, which then must be the same."""
     net = NETS[name]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from convnets import CONVNETS, masked, scored_weights, sum_by_component
+from convnets import CONVNETS, QUICK, masked, scored_weights, sum_by_component
 from explicit import gauss_newton_diagonals
 from image_patches import patches_of, tokens_of
 from own_convnet import OWN, own_entry
@@ -29,9 +29,12 @@ def known():
         yield
 
 
-@pytest.fixture(scope="module", params=NETS)
+@pytest.fixture(scope="module", params=[*QUICK, "own"])
 def net(request):
     return NETS[request.param]
+
+
+of_all = pytest.mark.parametrize("net", NETS, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,7 @@ def loss_of(batch):
     return lambda logits: F.cross_entropy(logits, batch["labels"])
 
 
+@of_all
 def test_gauss_newton_traces(net, model):
     batch, weights = labelled(net), scored_weights(model, net)
     traces = sum_by_component(net, gauss_newton_diagonals(model, weights, batch, loss_of(batch)))
@@ -112,6 +116,7 @@ def cotangents_of(logits, outputs):
     return [torch.autograd.grad((logits * roots[:, :, k]).sum(), outputs, retain_graph=True) for k in range(3)]
 
 
+@of_all
 def test_kronecker_costs(net, model, monkeypatch):
     """All positions count here, and the proxies are sums over positions without products of two."""
     monkeypatch.setattr(convolutions, "POSITIONS", 10**6)
