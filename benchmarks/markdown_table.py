@@ -169,7 +169,7 @@ def rank_latency_table(rows: list[dict]) -> str:
 
 def ranks_table(rows: list[dict]) -> str:
     """Formats the ways to prune attention: divergence from the dense model, points over it, and time over its."""
-    ways = ("heads", "dimensions", "uneven dimensions")
+    ways = ("heads", "dimensions", "dimensions, tuned", "uneven dimensions")
     lines = [
         "| task | removed | " + " | ".join(f"{way}: KL, points, time" for way in ways) + " | KL over that of heads |",
         "| --- | --- |" + " --- |" * (len(ways) + 1),
@@ -178,18 +178,20 @@ def ranks_table(rows: list[dict]) -> str:
     for row in rows:
         cells.setdefault((row["task"], row["ratio"]), {}).setdefault(row["way"], {})[row["sample"]] = row
     for (task, ratio), by_way in sorted(cells.items()):
-        samples = sorted(set.intersection(*(set(by_way.get(way, {})) for way in ways)))
-        if not samples:
-            continue
-        shown = []
-        for way in ways:
-            found = [by_way[way][sample] for sample in samples]
-            kl, points, time = (
-                statistics.mean(values)
-                for values in zip(*((cell["kl"], gain(cell, "pruned"), cell["time"]) for cell in found), strict=True)
-            )
-            shown.append(f"{kl:.4f}, {points:+.1f}, {time:.2f}")
-        ratios = [by_way["dimensions"][sample]["kl"] / by_way["heads"][sample]["kl"] for sample in samples]
-        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-        lines.append(f"| {task} | {ratio:.0%} | {' | '.join(shown)} | {statistics.mean(ratios):.2f}{spread} |")
+        shown = [_means([*by_way[way].values()]) if way in by_way else "" for way in ways]
+        ratios = [_over_heads(by_way, way) for way in ("dimensions", "dimensions, tuned") if way in by_way]
+        lines.append(f"| {task} | {ratio:.0%} | {' | '.join(shown)} | {' / '.join(ratios)} |")
     return "\n".join(lines)
+
+
+def _means(cells: list[dict]) -> str:
+    values = zip(*((cell["kl"], gain(cell, "pruned"), cell["time"]) for cell in cells), strict=True)
+    kl, points, time = map(statistics.mean, values)
+    return f"{kl:.4f}, {points:+.1f}, {time:.2f}"
+
+
+def _over_heads(by_way: dict[str, dict[int, dict]], way: str) -> str:
+    """The divergence over that of whole heads on the same samples, and its range."""
+    ratios = [cell["kl"] / by_way["heads"][sample]["kl"] for sample, cell in by_way[way].items()]
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.mean(ratios):.2f}{spread}"

@@ -8,7 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
-COLOURS = {"dimensions": "#2f6f4f", "heads": "#b8622d", "uneven dimensions": "#5a6f9f"}
+COLOURS = {
+    "dimensions": "#2f6f4f",
+    "dimensions, tuned": "#7fb77e",
+    "heads": "#b8622d",
+    "uneven dimensions": "#5a6f9f",
+}
 
 
 def plot_ranks(cells: Sequence[dict[str, Any]], path: Path) -> None:
