@@ -278,10 +278,12 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
     """
     used = {*(recorded_structure(model.config) or {}), *named}
     replaced = {kind.instead_of for kind in KINDS.values() if kind.name in used} - {None}
+    present = get_architecture(eager_model(model)).names
     return [
         name
         for name, kind in KINDS.items()
-        if (kind.instead_of in replaced if kind.instead_of else name not in replaced)
+        if (kind.instead_of or name) in present
+        and (kind.instead_of in replaced if kind.instead_of else name not in replaced)
     ]
 
 

@@ -86,17 +86,16 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
                 f"{kind.label.capitalize()} are parts of {whole}: remove either, not both. Leave '{whole}' or "
                 f"'{kind.name}' out of the components."
             )
-        others = [name for name, other in KINDS.items() if not other.instead_of]
         together = [name for name, other in KINDS.items() if other.instead_of == whole]
         if settings.budget == "latency" and not (settings.even_heads and set(together) <= set(names)):
             raise ValueError(
-                f"budget='latency' plans for {' and '.join(together)} together, evenly over {whole}. Name both and "
-                f"leave even_heads as it is, or set components={others}."
+                f"budget='latency' plans for {' and '.join(together)} together, evenly over {whole}. Name both in "
+                f"`components` and leave even_heads as it is, or name {whole} in their place."
             )
         if whole in _floors_of_replaced(settings):
             raise ValueError(
-                f"min_{whole} is a floor of whole {whole}, but {kind.name} are to go. Leave min_{whole} out, or set "
-                f"components={others}."
+                f"min_{whole} is a floor of whole {whole}, but {kind.name} are to go. Leave min_{whole} out, or name "
+                f"{whole} in `components`."
             )
 
 

@@ -9,8 +9,8 @@ from .probes import rademacher
 
 
 # Directions per example up to which all are backpropagated; that costs one backward pass per direction. Above, random
-# mixtures cost `num_probes` backward passes (4 by default). So exact directions cost at most twice the default.
-EXACT_DIRECTIONS = 8
+# mixtures cost `num_probes` backward passes (4 by default). So exact directions cost at most four times the default.
+EXACT_DIRECTIONS = 16
 # Classes up to which the Hessian of each position is formed and factored; that costs one Hessian product per class and
 # classes^2 numbers per position. Above, the Hessian must be that of a softmax, which is factored without forming it.
 EXPLICIT_CLASSES = 64

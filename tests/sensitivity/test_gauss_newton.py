@@ -138,9 +138,8 @@ def make_token_model(model_class=BertForTokenClassification, **sizes):
     return model
 
 
-def test_few_outputs_at_several_positions_are_exact(monkeypatch):
+def test_few_outputs_at_several_positions_are_exact():
     """Eight start logits and eight end logits: two softmaxes, rank seven each."""
-    monkeypatch.setattr(output_curvature, "EXACT_DIRECTIONS", 2 * 7)
     model, batch = make_token_model(BertForQuestionAnswering, num_labels=2), make_batch(length=8)
     positions = {"start_positions": torch.tensor([1, 0, 4]), "end_positions": torch.tensor([3, 2, 4])}
     inputs = {name: value for name, value in batch.items() if name != "labels"}

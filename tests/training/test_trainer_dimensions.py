@@ -33,12 +33,12 @@ def same(model, before) -> bool:
 @pytest.mark.parametrize(
     "settings, kinds",
     [
-        ({}, DIMENSIONS),
-        ({"budget": "flops", "implant_ratio": 0.2}, DIMENSIONS),
-        ({"budget": "latency"}, DIMENSIONS),
-        ({"budget": "latency", "method": "magnitude"}, WHOLE_HEADS),
-        ({"method": "gauss_newton_trace"}, WHOLE_HEADS),
-        ({"min_heads": 1}, WHOLE_HEADS),
+        ({}, [*DIMENSIONS, "channels"]),
+        ({"budget": "flops", "implant_ratio": 0.2}, [*DIMENSIONS, "channels"]),
+        ({"budget": "latency"}, [*DIMENSIONS, "channels"]),
+        ({"budget": "latency", "method": "magnitude"}, [*WHOLE_HEADS, "channels"]),
+        ({"method": "gauss_newton_trace"}, [*WHOLE_HEADS, "channels"]),
+        ({"min_heads": 1}, [*WHOLE_HEADS, "channels"]),
         ({"budget": "heads"}, ["heads"]),
         ({"budget": "value_dims"}, ["value_dims"]),
         ({"components": ["neurons", "value_dims"]}, ["value_dims", "neurons"]),
@@ -65,7 +65,7 @@ def test_kinds_by_default_and_on_demand(settings, kinds):
         ({"components": DIMENSIONS, "method": "gradient"}, "'gradient' cannot score query_key_dims"),
         (
             {"components": DIMENSIONS[1:], "budget": "latency"},
-            r"budget='latency' plans for query_key_dims and value_dims together.*components=\['heads', 'neurons'\]",
+            r"budget='latency' plans for query_key_dims and value_dims together.*or name heads in their place",
         ),
         (
             {"components": DIMENSIONS, "budget": "latency", "even_heads": False},
