@@ -76,7 +76,7 @@ def _group(model: PreTrainedModel, path: str, inside: dict[str, nn.Module], chai
         )
     group = Group(CHANNELS, layer, [writer], followers, [reader], list(kept), original, of_stream=[])
     if chain.norm in inside:
-        group.norm = RunningNorm(path + chain.norm, inside[chain.norm])
+        group.norm = _norm(model, path + chain.norm, inside[chain.norm])
     return group
 
 
@@ -98,15 +98,29 @@ def _follower(model: PreTrainedModel, name: str, module: nn.Module) -> Projectio
     """The view of what lies between.
 
     Raises:
-        ValueError: If it is nothing that acts on channels one by one.
+        ValueError: If it is nothing that acts on channels one by one, or a norm without weights or running statistics.
     """
     for stored, view in FOLLOWERS.items():
         if isinstance(module, stored):
-            return view(name, module)
+            return _norm(model, name, module) if view is RunningNorm else view(name, module)
     raise ValueError(
         f"'{name}' of {type(model).__name__} is a {type(module).__name__}, which hap_transformers cannot shrink with "
         f"its channels; it can shrink {', '.join(stored.__name__ for stored in FOLLOWERS)}."
     )
+
+
+def _norm(model: PreTrainedModel, name: str, module: nn.Module) -> RunningNorm:
+    """The view of a norm.
+
+    Raises:
+        ValueError: If it lacks weights or running statistics.
+    """
+    if module.weight is None or module.running_mean is None:
+        raise ValueError(
+            f"'{name}' of {type(model).__name__} is a {type(module).__name__} without weights or running statistics "
+            "(affine=True, track_running_stats=True), so it is no fixed map of each channel, which pruning needs."
+        )
+    return RunningNorm(name, module)
 
 
 def fit(group: Group) -> None:

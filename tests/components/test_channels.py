@@ -256,6 +256,16 @@ def test_a_grouped_convolution_is_no_writer_and_no_reader():
             find_groups(model)
 
 
+@pytest.mark.parametrize("lacking", ["affine", "track_running_stats"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_norm_that_is_no_fixed_map_is_refused(lacking, place):
+    model = BASIC.model()
+    path = f"encoder.stages.0.layers.1.layer.{place}.normalization"
+    model.base_model.get_submodule(path.rpartition(".")[0]).normalization = nn.BatchNorm2d(8, **{lacking: False})
+    with pytest.raises(ValueError, match=f"'{path}' of .* without weights or running statistics"):
+        find_groups(model)
+
+
 def test_a_layer_of_another_size_is_refused():
     """It was changed after pruning."""
     smaller = without(BASIC.model(), BASIC, {1: [0, 3]})

@@ -48,8 +48,8 @@ def without(model, net, gone):
 
 
 def seen_by(model, net, batches):
-    """What readers, norms behind them and shortcuts read and gave on all batches, by path."""
-    paths = {path for chain in net.chains for path in (chain.reader, chain.norm, chain.added) if path}
+    """What writers, readers, norms behind them and shortcuts read and gave on all batches, by path."""
+    paths = {path for chain in net.chains for path in (chain.writer, chain.reader, chain.norm, chain.added) if path}
     seen, handles = {path: ([], []) for path in paths}, []
     for path in paths:
 
@@ -106,9 +106,19 @@ def map_of(model, chain):
     return matrix.numpy(), np.asarray(offset), chain.norm is not None or reader.bias is not None
 
 
+def ridge_regression(x, y, start, centred):
+    """Matrix and offset by `numpy.linalg.lstsq`, with the ridge towards another matrix as further rows."""
+    means = (x.mean(0), y.mean(0)) if centred else (0 * x[0], 0 * y[0])
+    root = np.sqrt(RIDGE * ((x - means[0]) ** 2).sum(0).mean())
+    rows = np.vstack([x - means[0], root * np.eye(x.shape[1])])
+    matrix = np.linalg.lstsq(rows, np.vstack([y - means[1], root * start.T]), rcond=None)[0].T
+    return matrix, means[1] - matrix @ means[0]
+
+
 @of_all
-def test_equals_least_squares(net):
-    """Of all positions, with the ridge as further rows; statistics of norms are those of what they then read."""
+def test_equals_least_squares(net, monkeypatch):
+    """Of all positions; statistics of norms are those of what they then read."""
+    monkeypatch.setattr(convolutions, "POSITIONS", 10**6)
     dense, batches = net.model(), batches_of(net)
     if net.chains[0].norm is not None:
         dense.get_submodule(net.chains[0].norm).weight.data[1] = 0  # This gives no scale to go by.
@@ -120,12 +130,9 @@ def test_equals_least_squares(net):
     for chain in net.chains:
         x, y, given = regression(net, chain, gone, *both)
         (start, _, centred), (matrix, offset, _) = map_of(before, chain), map_of(smaller, chain)
-        means = (x.mean(0), y.mean(0)) if centred else (0 * x[0], 0 * y[0])
-        root = np.sqrt(RIDGE * ((x - means[0]) ** 2).sum(0).mean())
-        rows = np.vstack([x - means[0], root * np.eye(x.shape[1])])
-        fitted = np.linalg.lstsq(rows, np.vstack([y - means[1], root * start.T]), rcond=None)[0].T
+        fitted, expected = ridge_regression(x, y, start, centred)
         np.testing.assert_allclose(matrix, fitted, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(offset, means[1] - fitted @ means[0], rtol=0, atol=1e-8)
+        np.testing.assert_allclose(offset, expected, rtol=0, atol=1e-8)
         np.testing.assert_allclose(given, x @ fitted.T + offset, rtol=0, atol=1e-8)
         changes.append(np.abs(fitted - start).max())
         if chain.norm is not None:
@@ -133,6 +140,28 @@ def test_equals_least_squares(net):
             torch.testing.assert_close(norm.running_mean, read.mean(1), rtol=0, atol=1e-8)
             torch.testing.assert_close(norm.running_var, read.var(1, correction=0), rtol=0, atol=1e-8)
     assert min(changes) > 1e-4
+
+
+def test_what_blocks_read_by_equals_least_squares(net, monkeypatch):
+    """On what the pruned model's block reads, its writer gives what it gave on what the dense model's block reads."""
+    monkeypatch.setattr(convolutions, "POSITIONS", 10**6)
+    dense, batches = net.model(), batches_of(net)
+    before = without(dense, net, {layer: [1] for layer in range(len(net.chains))})
+    smaller = copy.deepcopy(before)
+    reconstruct(smaller, dense, batches, ridge=RIDGE, progress=False)
+    found, wanted = (seen_by(model, net, batches) for model in (smaller, dense))
+    readers, changes = {chain.reader for chain in net.chains}, []
+    for path in (chain.writer for chain in net.chains if chain.writer not in readers):
+        old, new = before.get_submodule(path), smaller.get_submodule(path)
+        x, read = (patches_of(seen[path][0], old).flatten(0, 1).numpy() for seen in (found, wanted))
+        start, matrix = (module.weight.detach().flatten(1).numpy() for module in (old, new))
+        bias = 0 if old.bias is None else old.bias.detach().numpy()
+        fitted, expected = ridge_regression(x, read @ start.T + bias, start, old.bias is not None)
+        np.testing.assert_allclose(matrix, fitted, rtol=0, atol=1e-8)
+        if new.bias is not None:
+            np.testing.assert_allclose(new.bias.detach().numpy(), expected, rtol=0, atol=1e-8)
+        changes.append(np.abs(fitted - start).max())
+    assert changes[-1] > 1e-4  # The first block of all reads what it did.
 
 
 def duplicate(model, net):
