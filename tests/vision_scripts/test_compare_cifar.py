@@ -196,8 +196,10 @@ def test_tables_and_plot(monkeypatch):
     wanted = f"| resnet56 | {DEFAULT} |  | -40.0 → -5.0 (-6.0 to -4.0), KL 0.15 |  |"
     assert found["results"].splitlines()[2:] == [wanted]
     assert found["costs"].splitlines()[2:] == [f"| resnet56 | {DEFAULT} | 25% | 0.70 / 0.50 | 50 + 0 |"]
-    assert f"- resnet56, {DEFAULT}: 50%, 90%" in found["not run"]
-    assert f"- resnet56, {HAP}: 50%, 70%, 90%" in found["not run"]
+    assert found["not run"].splitlines()[2] == f"| {DEFAULT} | 50%, 70%, 90% | 50%, 90% | 50%, 70%, 90% |"
+    assert f"| {HAP} | {' | '.join(['50%, 70%, 90%'] * 3)} |" in found["not run"]
+    everything = {key: None for key in keys_of(list(NETWORKS), list(METHODS), RATIOS, [0], 1024)}
+    assert tables.not_run(everything) == "None."
     assert found["precision"].startswith("These figures are open")
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **settings: figures.append(self))

@@ -23,8 +23,10 @@ from transformers import HfArgumentParser
 from benchmarks.embeddings import timed
 from benchmarks.memory import peak_bytes
 from hap_transformers import Sensitivity, estimate_sensitivity
+from vision_scripts.image_data import load_image_task
+from vision_scripts.image_inputs import make_inputs
 
-from .data import Cifar
+from .data import Collator
 from .networks import NETWORKS
 
 
@@ -49,7 +51,7 @@ class Arguments:
     output: str = field(default=str(RESULTS), metadata={"help": "File of the results."})
     network: str = field(default="preresnet29", metadata={"help": f"One of {', '.join(NETWORKS)}."})
     images: int = field(default=32, metadata={"help": "Training images that every probe runs on."})
-    probes: int = field(default=40, metadata={"help": "Probes of the Hessian."})
+    probes: int = field(default=20, metadata={"help": "Probes of the Hessian."})
     runs: list[str] = field(default_factory=lambda: list(RUNS), metadata={"help": f"Some of {', '.join(RUNS)}."})
     child: str = field(default="", metadata={"help": "Measure one run in this process, and save its scores here."})
 
@@ -59,7 +61,10 @@ def measure_here(args: Arguments) -> dict[str, float]:
     (name,) = args.runs
     precision, seed = RUNS[name]
     model = NETWORKS[args.network].load(Path(args.dense_dir)).eval()
-    batches = Cifar.load(args.data_dir).batches("train", args.images, 0, NETWORKS[args.network].size, args.images)
+    # Not all images are decoded: that would take most of the memory.
+    inputs = make_inputs(load_image_task("cifar10", args.data_dir), {"train": args.images, "validation": 1}, seed=0)
+    collate = Collator(inputs.collator, NETWORKS[args.network].size)
+    batches = [collate([inputs.train[number] for number in range(args.images)])]
     few = [{key: value[:1] for key, value in batches[0].items()}]
 
     def score(images: Any, probes: int) -> Sensitivity:

@@ -67,16 +67,17 @@ def costs_table(cells: Cells, ratio: float = RATIOS[0]) -> str:
 
 
 def not_run(cells: Cells) -> str:
-    """Names the cells of seed 0 that are missing, and the seeds that there are."""
-    missing = []
-    for network in NETWORKS:
-        for method in METHODS:
-            if method == NOTHING:
-                continue
+    """The ratios that no seed was run at, by method and network."""
+    rows = []
+    for method in METHODS:
+        if method == NOTHING:
+            continue
+        row = []
+        for network in NETWORKS:
             ran = {key.ratio for key in cells if (key.network, key.method) == (network, method)}
-            if ratios := [f"{ratio:.0%}" for ratio in sorted(RATIOS) if ratio not in ran]:
-                missing.append(f"- {network}, {method}: {', '.join(ratios)}")
-    return "\n".join(missing) or "None."
+            row.append(", ".join(f"{ratio:.0%}" for ratio in sorted(RATIOS) if ratio not in ran))
+        rows += [[method, *row]] if any(row) else []
+    return _markdown(["method", *NETWORKS], rows) if rows else "None."
 
 
 def precision_table(precision: dict[str, Any] | None) -> str:
