@@ -77,7 +77,7 @@ def plan_by_gradients(
     for parameter, gradient in gradients.items():
         parameter.grad = gradient
     try:
-
+        # More goes with a larger share, up to where layers would lose all.
         def removed(step: int) -> int:
             plans[step] = _plan(model, example, step / steps)
             return plans[step].count_parameters(model)
