@@ -220,7 +220,8 @@ def test_low_precision(command, tmp_path, monkeypatch):
     rows = {row["run"]: row for row in result["rows"]}
     assert rows["bf16"]["rank_correlation"] > max(0.9, rows["float32, other probes"]["rank_correlation"])
     lines = tables.precision_table(result).splitlines()
-    assert len(lines) == 5 and lines[2].startswith("| float32 | ") and "| 1.00 | " in lines[2]
+    assert lines[0] == "preresnet29, 4 probes on 8 images."
+    assert len(lines) == 7 and lines[4].startswith("| float32 | ") and "| 1.00 | " in lines[4]
     failed = {**result, "rows": [result["rows"][0], {"run": "fp16", "error": "RuntimeError: no such product"}]}
     assert tables.precision_table(failed).splitlines()[-1] == "| fp16 | cannot run here |  |  |  |  |"
 

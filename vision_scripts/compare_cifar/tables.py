@@ -94,7 +94,8 @@ def precision_table(precision: dict[str, Any] | None) -> str:
         text = [f"{row['seconds']:.0f}", f"{row['seconds'] / base['seconds']:.2f}"]
         text += [f"{row['peak'] / 1e6:.0f}", f"{row['peak'] / base['peak']:.2f}"]
         rows.append([row["run"], *text, f"{row['rank_correlation']:.3f}" if "rank_correlation" in row else ""])
-    return _markdown(header, rows)
+    settings = "{network}, {probes} probes on {images} images.".format_map(precision["settings"])
+    return f"{settings}\n\n{_markdown(header, rows)}"
 
 
 def _lines(cells: Cells, epochs: float) -> list[tuple[str, str, int]]:
