@@ -5,6 +5,7 @@
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
 The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,refit,imports}.json`, and,
 on a machine with a GPU, `benchmarks/device.json`, and `benchmarks/{embeddings,ranks}.jsonl`.
+`vision_scripts.compare_cifar` made `benchmarks/cifar.jsonl` and `benchmarks/cifar_precision.json`.
 """
 
 import json
@@ -36,6 +37,9 @@ from glue_scripts.compare_glue.latency import measure_latencies
 from glue_scripts.compare_glue.methods import DEFAULT
 from glue_scripts.compare_glue.plots import plot_gains, plot_kept, plot_latency
 from glue_scripts.compare_glue.table import differences_table, seconds_table, table
+from vision_scripts.compare_cifar.cells import Key as CifarKey
+from vision_scripts.compare_cifar.plot import plot_accuracy
+from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
 
 
 HERE = Path(__file__).parent
@@ -249,6 +253,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
     found[HERE / "ranks.md", "rank latency"] = rank_latency_table(read(BENCHMARKS / "rank_latency.json")["rows"])
+    cifar, precision = read_cells(BENCHMARKS / "cifar.jsonl", CifarKey), read(BENCHMARKS / "cifar_precision.json")
+    for name, text in sections_on_cifar(cifar, precision).items():
+        found[HERE / "cifar.md", name] = text
     found[HERE / "reliability.md", "figures"] = describe_reliability(read(HERE / "results" / "reliability.json"))
     return found
 
@@ -264,6 +271,7 @@ def draw(cells_of: dict[str, list[dict]]) -> None:
     plot_gains(cells_of["heads"], images / "heads.png")
     plot_gains(cells_of["parts"], images / "parts.png")
     plot_ranks(list(read_cells(BENCHMARKS / "ranks.jsonl", RanksKey).values()), images / "ranks.png")
+    plot_accuracy(list(read_cells(BENCHMARKS / "cifar.jsonl", CifarKey).values()), images / "cifar.png")
 
 
 def main() -> None:
