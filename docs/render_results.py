@@ -271,7 +271,8 @@ def draw(cells_of: dict[str, list[dict]]) -> None:
     plot_gains(cells_of["heads"], images / "heads.png")
     plot_gains(cells_of["parts"], images / "parts.png")
     plot_ranks(list(read_cells(BENCHMARKS / "ranks.jsonl", RanksKey).values()), images / "ranks.png")
-    plot_accuracy(list(read_cells(BENCHMARKS / "cifar.jsonl", CifarKey).values()), images / "cifar.png")
+    cifar = read_cells(BENCHMARKS / "cifar.jsonl", CifarKey)
+    plot_accuracy([cell for key, cell in cifar.items() if not key.recovery_epochs], images / "cifar.png")
 
 
 def main() -> None:
