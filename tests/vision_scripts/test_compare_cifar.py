@@ -26,6 +26,9 @@ from vision_scripts.compare_cifar.methods import DEFAULT, HAP, METHODS, NOTHING,
 from vision_scripts.compare_cifar.networks import NETWORKS, Network
 
 
+pytestmark = pytest.mark.any_release
+
+
 def tiny_network(folder=None):
     """A network with norms that do something."""
     torch.manual_seed(0)

@@ -11,6 +11,9 @@ from tokenizers import Tokenizer, models
 from hap_transformers.vocabulary.kinds import BYTES, KINDS
 
 
+pytestmark = pytest.mark.any_release
+
+
 LETTERS = "abc"
 WORDS = ["".join(word) for length in range(1, 6) for word in itertools.product(LETTERS, repeat=length)]
 UNKNOWN = "?"
