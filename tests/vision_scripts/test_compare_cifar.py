@@ -225,6 +225,8 @@ def test_low_precision(command, tmp_path, monkeypatch):
     lines = tables.precision_table(result).splitlines()
     assert lines[0] == "preresnet29, 4 probes on 8 images."
     assert len(lines) == 7 and lines[4].startswith("| float32 | ") and "| 1.00 | " in lines[4]
+    without_peak = tables.precision_table({**result, "rows": [{**result["rows"][0], "peak": 0}]})
+    assert "| 0 |  |" in without_peak
     failed = {**result, "rows": [result["rows"][0], {"run": "fp16", "error": "RuntimeError: no such product"}]}
     assert tables.precision_table(failed).splitlines()[-1] == "| fp16 | cannot run here |  |  |  |  |"
 

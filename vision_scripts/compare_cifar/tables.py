@@ -92,7 +92,8 @@ def precision_table(precision: dict[str, Any] | None) -> str:
             rows.append([row["run"], "cannot run here", "", "", "", ""])
             continue
         text = [f"{row['seconds']:.0f}", f"{row['seconds'] / base['seconds']:.2f}"]
-        text += [f"{row['peak'] / 1e6:.0f}", f"{row['peak'] / base['peak']:.2f}"]
+        # A process that held more memory before has no peak of its own.
+        text += [f"{row['peak'] / 1e6:.0f}", f"{row['peak'] / base['peak']:.2f}" if base["peak"] else ""]
         rows.append([row["run"], *text, f"{row['rank_correlation']:.3f}" if "rank_correlation" in row else ""])
     settings = "{network}, {probes} probes on {images} images.".format_map(precision["settings"])
     return f"{settings}\n\n{_markdown(header, rows)}"
