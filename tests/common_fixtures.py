@@ -7,7 +7,9 @@ from unittest import mock
 
 import pytest
 from accelerate.state import AcceleratorState
+from convnets import QUICK
 from matplotlib.figure import Figure
+from own_convnet import NETS, own_entry
 from script_inputs import save_model
 from tiny import LONG, ROOT, SCORED_MODELS
 from zoo import ZOO
@@ -32,6 +34,19 @@ def undrawn(request, monkeypatch):
     """Pictures are composed but not drawn, which takes longer than all else that is done with a tiny model."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(Figure, "savefig", lambda self, path, **settings: Path(path).write_text("not drawn"))
+
+
+@pytest.fixture(scope="module")
+def known_convnet():
+    """Lets the package know the tests' own convolutional model."""
+    with own_entry():
+        yield
+
+
+@pytest.fixture(scope="module", params=[*QUICK, "own"])
+def net(request, known_convnet):
+    """A tiny convolutional network."""
+    return NETS[request.param]
 
 
 @pytest.fixture(params=sorted(ZOO))

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
 import torch
-from convnets import Chain, ConvNet
+from convnets import CONVNETS, Chain, ConvNet
 from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
@@ -86,6 +87,9 @@ def _chains(inside: str, adds: bool) -> tuple[Chain, Chain]:
 
 BLOCKS = (*_chains("backbone.blocks.0.", True), *_chains("backbone.blocks.1.", False))
 OWN = OwnConvNet("Own", r"backbone\.blocks\.", BLOCKS)
+NETS = {**CONVNETS, "own": OWN}
+# For tests that run on all of them, which take long; others run on those of the fixture `net`.
+of_all = pytest.mark.parametrize("net", NETS, indirect=True)
 # What a user adds to `ARCHITECTURES` under "own_convnet".
 CHAINS = (names.Chain("first", "second", ("depthwise",)), names.Chain("second", "third"))
 ENTRY = Architecture("blocks", {"channels": names.ChannelNames(CHAINS, added="adds")})

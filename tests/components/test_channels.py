@@ -8,8 +8,8 @@ import re
 
 import pytest
 import torch
-from convnets import CONVNETS, QUICK, all_components, masked, masked_logits, masks_without
-from own_convnet import OWN, own_entry
+from convnets import CONVNETS, all_components, masked, masked_logits, masks_without
+from own_convnet import of_all
 from tiny import hand_made
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -20,21 +20,7 @@ from hap_transformers.components.names import ChannelNames
 from hap_transformers.efficiency import count_flops, count_parameters
 
 
-NETS = {**CONVNETS, "own": OWN}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def known():
-    with own_entry():
-        yield
-
-
-@pytest.fixture(scope="module", params=[*QUICK, "own"])
-def net(request):
-    return NETS[request.param]
-
-
-of_all = pytest.mark.parametrize("net", NETS, indirect=True)
+pytestmark = pytest.mark.usefixtures("known_convnet")
 
 
 @pytest.fixture(scope="module")

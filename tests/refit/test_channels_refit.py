@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from convnets import CONVNETS, QUICK
+from convnets import QUICK
 from image_patches import patches_of, tokens_of
-from own_convnet import OWN, own_entry
+from own_convnet import NETS, of_all
 from torch import nn
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, reconstruct, tune_layers
@@ -18,22 +18,8 @@ from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.surgeon import removal_costs
 
 
-NETS = {**CONVNETS, "own": OWN}
+pytestmark = pytest.mark.usefixtures("known_convnet")
 RIDGE = 0.01
-
-
-@pytest.fixture(scope="module", autouse=True)
-def known():
-    with own_entry():
-        yield
-
-
-@pytest.fixture(scope="module", params=[*QUICK, "own"])
-def net(request):
-    return NETS[request.param]
-
-
-of_all = pytest.mark.parametrize("net", NETS, indirect=True)
 
 
 def batches_of(net, count=2, **arguments):

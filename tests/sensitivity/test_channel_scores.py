@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from convnets import CONVNETS, QUICK, masked, scored_weights, sum_by_component
+from convnets import CONVNETS, masked, scored_weights, sum_by_component
 from explicit import gauss_newton_diagonals
 from image_patches import patches_of, tokens_of
-from own_convnet import OWN, own_entry
+from own_convnet import NETS, of_all
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
@@ -19,22 +19,8 @@ from hap_transformers.sensitivity.kronecker import kronecker
 from hap_transformers.sensitivity.surgeon import removal_costs
 
 
-NETS = {**CONVNETS, "own": OWN}
+pytestmark = pytest.mark.usefixtures("known_convnet")
 EXACT = {"rtol": 1e-8, "atol": 1e-12}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def known():
-    with own_entry():
-        yield
-
-
-@pytest.fixture(scope="module", params=[*QUICK, "own"])
-def net(request):
-    return NETS[request.param]
-
-
-of_all = pytest.mark.parametrize("net", NETS, indirect=True)
 
 
 @pytest.fixture(scope="module")
