@@ -28,18 +28,10 @@ class Convolution(Projection):
     def read(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the matrix reads at up to `POSITIONS` positions of every image, shape `(images, positions, inputs)`."""
         examples, length = len(inputs), prod(output_size(self.module, inputs))
-        if not inputs.shape[1]:
-            return inputs.new_zeros(examples, min(length, POSITIONS), 0)
-        if length <= POSITIONS:
-            return self.tokens(inputs, examples)
-        padded, (height, width) = self._padded(inputs), self.module.kernel_size
-        if self.module.dilation != (1, 1):
-            patches = self.tokens(inputs, examples)
-            return patches.gather(
-                1, _some(examples, length, inputs.device)[..., None].expand(-1, -1, patches.shape[2])
-            )
-        rows, columns = self.module.stride
-        patches = padded.unfold(2, height, rows).unfold(3, width, columns)
+        if length <= POSITIONS or not inputs.shape[1] or self.module.dilation != (1, 1):
+            return _some_of(self.tokens(inputs, examples))
+        (height, width), (rows, columns) = self.module.kernel_size, self.module.stride
+        patches = self._padded(inputs).unfold(2, height, rows).unfold(3, width, columns)
         some = _some(examples, length, inputs.device)
         image = torch.arange(examples, device=inputs.device)[:, None]
         return patches[image, :, some // patches.shape[3], some % patches.shape[3]].flatten(2)
@@ -51,11 +43,7 @@ class Convolution(Projection):
             outputs (`torch.Tensor`): A map of the size that the module gives, shape `(images, outputs, height,
                 width)`.
         """
-        tokens = outputs.flatten(2).mT
-        if tokens.shape[1] <= POSITIONS:
-            return tokens.clone()  # Models may add to an output in place.
-        some = _some(*tokens.shape[:2], outputs.device)
-        return tokens.gather(1, some[..., None].expand(-1, -1, tokens.shape[2]))
+        return _some_of(outputs.flatten(2).mT).clone()  # Models may add to an output in place.
 
     def tokens(self, inputs: torch.Tensor, examples: int) -> torch.Tensor:
         """What the matrix reads at all positions, shape `(examples, positions, inputs)`."""
@@ -235,6 +223,14 @@ def _some(examples: int, length: int, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(examples, length, generator=generator).argsort(1)[:, :POSITIONS]
     return places.sort(1).values.to(device)
+
+
+def _some_of(tokens: torch.Tensor) -> torch.Tensor:
+    """Up to `POSITIONS` of the positions of every image, shape `(images, positions, features)`."""
+    if tokens.shape[1] <= POSITIONS:
+        return tokens
+    some = _some(*tokens.shape[:2], tokens.device)
+    return tokens.gather(1, some[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def output_size(module: Any, inputs: torch.Tensor) -> tuple[int, int]:
