@@ -137,7 +137,7 @@ class Job:
             `dict[str, Any]`: The cell, as it is written to `cells.jsonl`.
         """
         method = METHODS[name]
-        changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES}
+        changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES, "tuning_epochs": 0}
         # All methods train on all examples, and are measured after the last step.
         changes |= {"recovery_learning_rate": RECOVERY_LEARNING_RATE, "recovery_check": "none"}
         if budget not in COMPONENTS:

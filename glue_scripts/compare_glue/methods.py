@@ -103,6 +103,7 @@ class Method:
         return Score(HapConfig(**self.config).method, self.components)
 
 
+FINER = ["query_key_dims", "value_dims", "neurons"]
 PAPER_CONFIG = {
     name: value for name, value in asdict(HapConfig.paper()).items() if value != getattr(HapConfig(), name)
 }
@@ -112,10 +113,12 @@ DEFAULT = "kronecker + refit"
 PAPER = "HAP (Yu et al.)"
 CONTROL = "nothing removed"
 DIMENSIONS = "kronecker + refit, dimensions"
+TUNED = "kronecker + refit, dimensions, layers tuned"
 
 METHODS = {
     DEFAULT: Method(),
-    DIMENSIONS: Method(components=["query_key_dims", "value_dims", "neurons"]),
+    DIMENSIONS: Method(components=FINER),
+    TUNED: Method({"tuning_epochs": None}, components=FINER),  # All defaults of HapConfig.
     "gradient": Method({"method": "gradient", "refit": False}, same_share),  # As in Michel et al.
     "gradient, neurons normalized": Method({"method": "gradient", "refit": False}, same_share_normalized),
     "gradient, floor and refit": Method({"method": "gradient"}),

@@ -49,7 +49,7 @@ MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
 Precision = Annotated[str | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
-TuningEpochs = Annotated[int, typer.Option(help=HELP["tuning_epochs"], min=0)]
+TuningEpochs = Annotated[int | None, typer.Option(help=HELP["tuning_epochs"], min=0)]
 RefitExamples = Annotated[int, typer.Option(help=HELP["refit_examples"], min=1)]
 
 

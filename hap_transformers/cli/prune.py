@@ -11,7 +11,7 @@ from ..alignment.basis_name import depends_on_basis
 from ..forward_modes import validate_mode
 from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
-from ..refit.tune_layers import validate_tunable
+from ..refit.tune_layers import epochs_to_tune
 from ..reporting.costs import cost_rows
 from ..reporting.wording import fidelity_rows, slowness, words_for
 from ..sensitivity import Sensitivity, validate_scoring
@@ -63,8 +63,7 @@ def prune(
     if ratio is not None:
         settings = replace(settings, ratio=ratio)
     loaded, steps, scores = load(model, device, scoring.embedding), Steps(), None
-    if tuning_epochs:
-        validate_tunable(loaded.model)
+    epochs = epochs_to_tune(tuning_epochs, True, loaded.model)
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
         kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
@@ -85,8 +84,8 @@ def prune(
         return
     with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
         least, memory = source.max_examples, scoring.max_memory
-        dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, tuning_epochs)
-    done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": tuning_epochs}
+        dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, epochs)
+    done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
     planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
     results = {
         **_compared(loaded, dense, examples, cost_batch, source.length, steps),

@@ -16,7 +16,7 @@ from ..forward_modes import validate_mode
 from ..planning.budgets import dense_counts
 from ..planning.kinds import kinds_to_prune
 from ..planning.latency_table import LatencyTable, validate_measurable
-from ..refit.tune_layers import validate_tunable
+from ..refit.tune_layers import epochs_to_tune
 from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length
 from .config import HapConfig
@@ -40,8 +40,7 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         validate_length(model, config.sequence_length)
     if config.distillation_hidden:
         _validate_hidden_states("The model", model)
-    if config.tuning_epochs:
-        validate_tunable(model)
+    epochs_to_tune(config.tuning_epochs, config.refit, model)
 
 
 def validate_latency(
@@ -67,18 +66,6 @@ def validate_latency(
     elif config.budget == "latency":
         validate_mode(config.latency_mode, device)
         validate_measurable(model)
-
-
-def validate_processes(config: HapConfig, count: int) -> None:
-    """Refuses to tune layers in several processes, which would not share the work.
-
-    Raises:
-        ValueError: If `config` asks for it.
-    """
-    if config.tuning_epochs and count > 1:
-        raise ValueError(
-            f"tuning_epochs={config.tuning_epochs} takes one process, and there are {count}. Set it to 0."
-        )
 
 
 def validate_recovery_check(config: HapConfig, eval_dataset: Any) -> None:

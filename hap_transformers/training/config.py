@@ -48,9 +48,9 @@ class HapConfig(PlanningSettings):
         refit_examples (`int`, *optional*, defaults to 4096): Training examples to refit on. More than
             `max_examples` are read only up to 131,072 tokens in all.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
-        tuning_epochs (`int`, *optional*, defaults to 0): Epochs for which every layer is trained for itself after the
-            refit, on the same examples and without labels ([`tune_layers`]). 3 are worth it where the time of pruning
-            may double.
+        tuning_epochs (`int`, *optional*): Epochs for which every layer is trained for itself after the refit, on the
+            same examples and without labels ([`tune_layers`]). By default 3, and 0 where there is no refit or layers
+            share weights (ALBERT). 0 halves the time of pruning.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
             the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
 
@@ -100,8 +100,12 @@ class HapConfig(PlanningSettings):
     refit_examples: int = field(
         default=4096, metadata={"help": "Examples to refit on; fewer if they have more than 131,072 tokens."}
     )
-    tuning_epochs: int = field(
-        default=0, metadata={"help": "Epochs of training every layer for itself after the refit, without labels."}
+    tuning_epochs: int | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs of training every layer for itself after the refit, without labels; by default 3, and 0 "
+            "where layers share weights. 0 halves the time of pruning."
+        },
     )
     ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
@@ -127,7 +131,7 @@ class HapConfig(PlanningSettings):
         kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
-        if self.tuning_epochs < 0 or (self.tuning_epochs and not self.refit):
+        if self.tuning_epochs is not None and (self.tuning_epochs < 0 or (self.tuning_epochs and not self.refit)):
             raise ValueError(
                 f"`tuning_epochs` must not be negative and needs refit=True, got {self.tuning_epochs} with "
                 f"refit={self.refit}."

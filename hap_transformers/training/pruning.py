@@ -25,7 +25,7 @@ from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
 from ..refit.examples import refit_batches
 from ..refit.reconstruct import reconstruct
-from ..refit.tune_layers import tune_layers
+from ..refit.tune_layers import epochs_to_tune, tune_layers
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..sensitivity.batches import shifts_labels
@@ -207,23 +207,28 @@ class PruningMixin(_Trainer):
     def _refit(
         self, model: PreTrainedModel, dense: PreTrainedModel, plan: PruningPlan, batches: Iterable[dict[str, Any]]
     ) -> None:
-        """Refits what is left, and tunes the layers if that is wanted."""
+        """Refits what is left, and tunes the layers unless that is not wanted."""
         config = self._require_config()
-        common = {"forward": self.hooks.run, "progress": not self.args.disable_tqdm, "max_memory": config.max_memory}
+        epochs = epochs_to_tune(config.tuning_epochs, config.refit, model)
+        common = {
+            "forward": self.hooks.run,
+            "progress": not self.args.disable_tqdm,
+            "accelerator": self.accelerator,
+            "max_memory": config.max_memory,
+        }
         # One that fails in tuning would leave what the refit wrote into parameters that pruning did not replace.
-        with values_undone(model.parameters() if config.tuning_epochs else ()):
+        with values_undone(model.parameters() if epochs else ()):
             reconstruct(
                 model,
                 dense,
                 batches,
                 ridge=config.ridge,
                 init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                accelerator=self.accelerator,
                 **common,  # type: ignore[arg-type]
             )
-            if config.tuning_epochs:
+            if epochs:
                 again = self._refit_batches(config.refit_examples)
-                tune_layers(model, dense, again, epochs=config.tuning_epochs, **common)  # type: ignore[arg-type]
+                tune_layers(model, dense, again, epochs=epochs, **common)  # type: ignore[arg-type]
 
     def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
         """Puts heads back into their basis on errors, where these kinds let them be aligned."""

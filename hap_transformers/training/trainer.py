@@ -21,7 +21,7 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
 from . import sentence_trainers as sentence_trainers
-from .checks import validate_latency, validate_processes, validate_prunable, validate_recovery_check
+from .checks import validate_latency, validate_prunable, validate_recovery_check
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
 from .dropout import without_dropout
@@ -79,7 +79,6 @@ class HapTrainerMixin(PruningMixin):
             validate_latency(hap_config, self._unwrapped_model(), latency_table, self.args.device)
             self.hooks.validate_labels(super().compute_loss, hap_config)
             validate_recovery_check(hap_config, self.eval_dataset)
-            validate_processes(hap_config, self.accelerator.num_processes)
             if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:

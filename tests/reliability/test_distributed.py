@@ -1,5 +1,6 @@
 """Two processes find what one finds, agree, and end when one dies."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from script_inputs import flags, own_files
 from tiny import ROOT
 from transformers import AutoModelForSequenceClassification
+from two_processes import tuning_problem
 
 from hap_transformers import METHODS, PruningPlan
 
@@ -69,6 +71,27 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
     assert agreed["undone"] and agreed["at last"] == agreed["recovered"]
     assert first["written"] and not second["written"]
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "out")
+
+
+def test_processes_train_a_layer_by_their_mean_gradient(tmp_path):
+    done = launch("tune", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    first, second = (result["weights"] for result in results(tmp_path / "run"))
+    layer, data = tuning_problem()
+    optimizer, step = torch.optim.Adam(layer.parameters()), 0
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    for _ in range(2):
+        orders = [torch.randperm(n, generator=g).tolist() for n, g in zip((3, 2), generators, strict=True)]
+        for places in itertools.zip_longest(*orders):
+            pairs = [data[2 * place + rank] for rank, place in enumerate(places) if place is not None]
+            optimizer.zero_grad()
+            (sum((layer(x) - y).square().mean() for x, y in pairs) / len(pairs)).backward()
+            optimizer.param_groups[0]["lr"] = 1e-2 * min((step + 1) / 20, 1) * (1 - step / 6)
+            optimizer.step()
+            step += 1
+    assert first == second
+    for found, parameter in zip(first, layer.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(found).double(), parameter.detach().flatten(), rtol=1e-5, atol=1e-7)
 
 
 def test_trainers_of_other_packages_in_two_processes(tmp_path):

@@ -32,6 +32,7 @@ from hap_transformers import (  # noqa: E402
     apply_plan,
     estimate_sensitivity,
 )
+from hap_transformers.refit.layer_training import train_layer  # noqa: E402
 
 
 # Neither the five batches nor their examples divide evenly between two processes.
@@ -129,6 +130,28 @@ def others(folder: Path) -> dict:
     return {"agreed": agreed}
 
 
+def tune(folder: Path) -> dict:
+    """Trains one layer; the first process has three batches, the second two."""
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    layer, data = tuning_problem()
+    own = data[rank::2]
+
+    def loss(place: int, graph: bool) -> torch.Tensor:
+        with torch.set_grad_enabled(graph):
+            return (layer(own[place][0]) - own[place][1]).square().mean()
+
+    train_layer(layer, list(layer.parameters()), loss, [3, 2], 2, 1e-2, accelerator)
+    return {"weights": [parameter.flatten().tolist() for parameter in layer.parameters()]}
+
+
+def tuning_problem():
+    """A layer, and five batches of what it reads and what it should give."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3).double()
+    return layer, [(torch.randn(6, 4).double(), torch.randn(6, 3).double()) for _ in range(5)]
+
+
 def differ(folder: Path) -> dict:
     """Gives each process a different plan, then a plan to one process alone."""
     trainer, told = make_trainer(folder), []
@@ -209,5 +232,5 @@ def fail(folder: Path) -> dict:
 if __name__ == "__main__":
     torch.manual_seed(0)
     mode, where = sys.argv[1], Path(sys.argv[2])
-    result = {f.__name__: f for f in (score, prune, others, differ, shard, die, fail)}[mode](where)
+    result = {f.__name__: f for f in (score, prune, others, tune, differ, shard, die, fail)}[mode](where)
     (where / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
