@@ -224,11 +224,11 @@ class PruningMixin(_Trainer):
                 batches,
                 ridge=config.ridge,
                 init_implants=tuple(plan.implants) if config.implant_init == "regression" else (),
-                **common,  # type: ignore[arg-type]
+                **common,
             )
             if epochs:
                 again = self._refit_batches(config.refit_examples)
-                tune_layers(model, dense, again, epochs=epochs, **common)  # type: ignore[arg-type]
+                tune_layers(model, dense, again, epochs=epochs, **common)
 
     def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
         """Puts heads back into their basis on errors, where these kinds let them be aligned."""

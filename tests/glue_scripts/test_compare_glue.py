@@ -91,7 +91,7 @@ def test_every_method_once_and_never_again(every_method, monkeypatch, capsys, dr
     assert dropped["heads"][1] == dropped["neurons"][1] == 0  # Half the encoder is a bit more than a layer's blocks.
     assert dropped["heads"][0] >= 3 and dropped["neurons"][0] >= 16
     ranks = by_method[DIMENSIONS]["ranks"]
-    assert set(ranks) == {"query_key_dims", "value_dims"} and all("ranks" not in cell for cell in cells[2:])
+    assert set(ranks) == {"query_key_dims", "value_dims"} and all("ranks" not in cell for cell in cells[3:])
     assert by_method[DIMENSIONS]["heads"] == [sum(map(bool, layer)) for layer in ranks["value_dims"]]
     floored = by_method["top layers, floor and refit"]
     assert floored["heads"][1] == 1 and 0 < floored["neurons"][1] <= 8
