@@ -20,6 +20,7 @@ MODULES = {
     "releases": "TRANSFORMERS_4",
     "names": "Architecture, Chain, ChannelNames, HeadNames, NeuronNames",
     "convolutional": "CONVOLUTIONAL",
+    "vision": "VISION",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
     "subclasses": "take_class",
     "spreading": "spread_outputs",

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
-from .architectures import Architecture, HeadNames
+from .architectures import Architecture, HeadNames, config_of_layers
 from .groups import Group, Kind, empty_parameters, layer_paths, register_kind
-from .projections import Projection, find_projections
+from .projections import find_projections
 from .releases import TRANSFORMERS_4
 from .spreading import set_and_hand_on
 from .subclasses import argument_names, cached, dense_class, empty_inputs, subclass, take_class
@@ -45,21 +45,38 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
 
 def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     """Lists a model's self-attention blocks as if they had all heads of the dense model."""
-    names, config, groups = architecture.names[NAME], model.config, []
-    total = getattr(config, names.config_heads)
-    head_size = getattr(config, names.config_head_size, None) or config.hidden_size // config.num_attention_heads
-    for layer, path in enumerate(layer_paths(model, architecture)):
+    names, config, groups = architecture.names[NAME], config_of_layers(model, architecture), []
+    paths = layer_paths(model, architecture)
+    per_layer = zip(_of_layers(config.num_attention_heads, paths), _of_layers(getattr(config, names.config_heads), paths), strict=True)
+    for layer, (path, (queries, total)) in enumerate(zip(paths, per_layer, strict=True)):
         writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
         (reader,) = find_projections(model.base_model, path, (names.output,))
         followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
         attention = model.base_model.get_submodule(path + names.attention)
         own = (writers, followers, [reader], list(range(total)), total, attention, names)
-        sizes = {"head_size": head_size, "shared": config.num_attention_heads // total}
+        head_size = getattr(config, names.config_head_size, None) or writers[0].in_features // queries
+        sizes = {"head_size": head_size, "shared": queries // total}
         # DeBERTa's queries and keys may be made of positions, too.
         of_stream = writers[2:] if names.position_inputs else None
         around = model.base_model.get_submodule(path[:-1])
-        groups.append(Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream))
+        group = Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream)
+        parameters = dict(around.named_parameters())
+        group.tables = [name for name in names.position_tables if name in parameters]
+        group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
+        groups.append(group)
+    if any(group.tables for group in groups) and names.shared_bias and getattr(config, names.shared_bias):
+        raise ValueError(
+            f"The layers of this {type(model).__name__} have position biases of their own and one that they share "
+            f"(config.{names.shared_bias}); heads can be removed with one of the two only."
+        )
     return groups
+
+
+def _of_layers(number: int | Sequence[int], paths: Sequence[str]) -> list[int]:
+    """The number of every layer, given that of all layers or, by its place, that of the layers in each list."""
+    lists = [path[:-1].rpartition(".")[0] for path in paths]
+    places = {name: place for place, name in enumerate(dict.fromkeys(lists))}
+    return [number if isinstance(number, int) else number[places[name]] for name in lists]
 
 
 def heads_gone(config: PretrainedConfig) -> dict[int, list[int]]:
@@ -74,23 +91,20 @@ def dims_left(attention: nn.Module) -> dict[str, list[int]] | None:
 
 def fit(group: Group) -> None:
     """Makes an attention module work with the heads that its projections hold."""
-    attention, names = group.core, group.names
-    assert attention is not None
-    fit_to_heads(attention, names, group.kept, group.reader)
+    fit_to_heads(group, group.kept)
 
 
-def fit_to_heads(
-    attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, sizes: Mapping[str, int] = {}
-) -> None:
+def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {}) -> None:
     """Makes an attention module work with some heads.
 
     Args:
-        attention (`nn.Module`): The module.
-        names (`HeadNames`): Its names.
+        group (`Group`): The heads of its layer, whose projections have lost the others.
         kept (`Sequence[int]`): Numbers of the heads.
-        reader (`Projection`): The output projection.
         sizes (`Mapping[str, int]`, *optional*): Other attributes of the module to set, if it has them.
     """
+    attention, names, reader = group.core, group.names, group.reader
+    assert attention is not None
+    _cut_tables(group, kept)
     sizes = {names.num_heads: len(kept), names.width: reader.in_features, **sizes}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
@@ -101,7 +115,26 @@ def fit_to_heads(
         empty_inputs(reader.module)
     elif names.position_bias:
         vars(attention)["kept_heads"] = list(kept)
-        take_class(attention, _choosing_bias(dense, names.position_bias))
+        take_class(attention, _choosing_bias(dense, names.position_bias, names.bias_argument))
+
+
+def _cut_tables(group: Group, kept: Sequence[int]) -> None:
+    """Keeps the columns of some heads in the tables of position biases.
+
+    Without heads one column stays: a layer may compute its position bias outside of the attention that ignores it.
+    """
+    layer = group.around
+    assert layer is not None
+    for path in group.tables:
+        holder, _, name = path.rpartition(".")
+        module = layer.get_submodule(holder)
+        table = module.get_parameter(name)
+        before = vars(module).get("heads_of_columns", list(range(table.shape[1])))
+        left = list(kept) or before[:1]
+        if left != before:
+            index = torch.tensor([before.index(head) for head in left], device=table.device)
+            setattr(module, name, nn.Parameter(table.detach().index_select(1, index), table.requires_grad))
+            vars(module)["heads_of_columns"] = left
 
 
 def idle(group: Group) -> set[torch.Tensor]:
@@ -113,7 +146,8 @@ def idle(group: Group) -> set[torch.Tensor]:
         paths = [_inside(names, path) for path in (names.output, names.attention_norm)]
         used = [parameter for path in paths if path for parameter in attention.get_submodule(path).parameters()]
         unused |= set(attention.parameters()) - set(used)
-    return unused
+    assert group.around is not None
+    return unused | {group.around.get_parameter(path) for path in group.tables}
 
 
 def _inside(names: HeadNames, path: str | None) -> str | None:
@@ -162,18 +196,20 @@ def _headless(
 
 
 @cached
-def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type[nn.Module]:
+def _choosing_bias(attention_class: type[nn.Module], position_bias: str, argument: str) -> type[nn.Module]:
     """Subclasses an attention class so that it takes its own heads out of the dense model's position bias."""
     names = argument_names(attention_class)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        bias = _position_bias(self, arguments)
-        outputs = attention_class.forward(self, **{**arguments, "position_bias": bias[:, self.kept_heads]})
+        bias = _position_bias(self, arguments) if position_bias == "computed" else arguments.get(argument)
+        of_dense = bias is not None and bias.shape[1] > len(self.kept_heads)
+        chosen = bias[:, self.kept_heads] if of_dense else bias  # Others are masks, or have no columns for heads gone.
+        outputs = attention_class.forward(self, **{**arguments, argument: chosen})
         return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
 
     method = {"__setattr__": set_and_hand_on}
-    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, **method)
+    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, argument, **method)
 
 
 def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:

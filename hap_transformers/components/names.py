@@ -24,6 +24,11 @@ class HeadNames:
         position_bias (`str`, *optional*): For attention modules that take an argument `position_bias` with a row for
             each head of the dense model: `"given"` if it always comes from outside, `"computed"` if the first layer
             computes it by `compute_bias` and all layers return it after their output.
+        bias_argument (`str`, *optional*, defaults to `"position_bias"`): The name of that argument.
+        shared_bias (`str`, *optional*): Attribute of the config that says whether all layers are given one bias. Such
+            a model cannot have `position_tables`, too.
+        position_tables (`tuple[str, ...]`, *optional*): Parameters with a column for each head, from which a layer
+            computes its own position bias. Paths that the layer does not have are skipped.
         bilinear (`bool`, *optional*, defaults to `True`): Whether the attention logits depend on queries and keys by
             their products alone, so that both may change their basis. They do not with rotary embeddings, or with
             norms of queries and keys.
@@ -34,6 +39,10 @@ class HeadNames:
             masks on queries cost is measured behind it.
         attention_norm (`str`, *optional*): The LayerNorm that the attention module itself applies to the sum of its
             input and output.
+        scale (`str`, *optional*): The parameter that multiplies what `output` gives, before it is added to the residual
+            stream. Layers that do not have it add what `output` gives.
+        windowed (`bool`, *optional*, defaults to `False`): Whether the attention module sees the tokens of an image in
+            windows: the layer has a `window_size` and a `shift_size`, and is called with the image's height and width.
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
             of Transformers that have it.
         width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
@@ -41,9 +50,9 @@ class HeadNames:
         scaled (`bool`, *optional*, defaults to `True`): Whether attention logits are products over the root of the
             head size. Modules that keep this scale have it in `scaling`; others compute it from the head size.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
-            model's heads per layer. Query heads that share a key/value head are one removable head.
+            model's heads per layer, or a list of those of the layers in each list. Query heads that share a key/value head are one removable head.
         config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size.
-            Without it, the head size is hidden size / attention heads.
+            Without it, the head size is the width of the residual stream / attention heads.
     """
 
     attention: str
@@ -53,10 +62,15 @@ class HeadNames:
     output: str
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
+    bias_argument: str = "position_bias"
+    shared_bias: str | None = None
+    position_tables: tuple[str, ...] = ()
     bilinear: bool = True
     rotary: bool = False
     query_norm: str | None = None
     attention_norm: str | None = None
+    scale: str | None = None
+    windowed: bool = False
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
     head_size: str = "attention_head_size"
@@ -80,6 +94,11 @@ class NeuronNames:
             the layer does not have are skipped.
         apart (`bool`, *optional*, defaults to `False`): Whether what `output` gives is scaled, or laid out otherwise,
             before it is added to the residual stream. A refit then follows what it gives.
+        scale (`str`, *optional*): The parameter that multiplies what `output` gives, before it is added to the residual
+            stream. Layers that do not have it add what `output` gives.
+        norm (`str`, *optional*): The norm that reads the residual stream before this block, for layers whose attention
+            adds something else than what its output projection gives.
+        otherwise (`NeuronNames`, *optional*): The names in layers that do not have `output`.
     """
 
     inputs: tuple[str, ...]
@@ -87,6 +106,9 @@ class NeuronNames:
     activation: str | None = None
     followers: tuple[str, ...] = ()
     apart: bool = False
+    scale: str | None = None
+    norm: str | None = None
+    otherwise: "NeuronNames | None" = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +163,12 @@ class Architecture:
             and adds to it. Otherwise it normalizes the sum.
         also_added (`tuple[str, ...]`, *optional*): Paths, from a layer, of projections that add to the residual stream
             before the layer's last group, and are never pruned. Paths that the layer does not have are skipped.
+        tower (`str`, *optional*): `"vision"` or `"text"`, for families with a tower of each. Classes of more than one
+            tower hold it as `vision_model` or `text_model`, their config as `vision_config` or `text_config`.
     """
 
     layers: str
     names: Mapping[str, Any]
     norm_first: bool = False
     also_added: tuple[str, ...] = ()
+    tower: str | None = None

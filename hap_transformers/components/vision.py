@@ -1,0 +1,110 @@
+"""Entries of vision Transformers, and of towers that read images or texts, in the table of architectures."""
+
+from dataclasses import replace
+from typing import Any
+
+from .names import Architecture, HeadNames, NeuronNames
+from .releases import DINOV2_RENAMED, VIT_RENAMED
+
+
+TOWERS = ("vision", "text")
+
+
+def _heads(attention: str, **names: Any) -> HeadNames:
+    """Heads as in BERT, with the attention module at another path."""
+    query, key, value = (f"{attention}.{name}" for name in ("query", "key", "value"))
+    return HeadNames(attention, query, key, value, "attention.output.dense", **names)
+
+
+RENAMED_HEADS = HeadNames(
+    attention="attention",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    output="attention.o_proj",
+    head_size="head_dim",
+)
+MLP = NeuronNames(("mlp.fc1",), "mlp.fc2", "mlp.activation_fn")
+BERT_NEURONS = NeuronNames(("intermediate.dense",), "output.dense", "intermediate.intermediate_act_fn")
+HEADS, NEURONS = (RENAMED_HEADS, MLP) if VIT_RENAMED else (_heads("attention.attention"), BERT_NEURONS)
+LAYERS = "layers" if VIT_RENAMED else "encoder.layer"
+
+VIT = Architecture(LAYERS, {"heads": HEADS, "neurons": NEURONS}, norm_first=True)
+BEIT = Architecture(
+    LAYERS,
+    {
+        "heads": replace(
+            HEADS,
+            position_bias="given",
+            bias_argument="attention_mask" if VIT_RENAMED else "relative_position_bias",
+            shared_bias="use_shared_relative_position_bias",
+            position_tables=(
+                ("" if VIT_RENAMED else "attention.attention.") + "relative_position_bias.relative_position_bias_table",
+            ),
+            scale="lambda_1",
+        ),
+        "neurons": replace(NEURONS, scale="lambda_2", norm="layernorm_after"),
+    },
+    norm_first=True,
+)
+
+if DINOV2_RENAMED:
+    DINOV2_HEADS = RENAMED_HEADS
+    SWIGLU = NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn")
+else:
+    DINOV2_HEADS = _heads("attention.attention")
+    SWIGLU = NeuronNames(("mlp.weights_in", "mlp.weights_in"), "mlp.weights_out")
+DINOV2_MLP = replace(MLP, activation="mlp.activation_fn" if DINOV2_RENAMED else "mlp.activation")
+SCALED = {"scale": "layer_scale2.lambda1", "norm": "norm2"}
+DINOV2 = Architecture(
+    "encoder.layer",
+    {
+        "heads": replace(DINOV2_HEADS, scale="layer_scale1.lambda1"),
+        "neurons": replace(DINOV2_MLP, **SCALED, otherwise=replace(SWIGLU, **SCALED)),
+    },
+    norm_first=True,
+)
+
+SWIN_ATTENTION = "attention.relative_position_bias." if VIT_RENAMED else "attention.self."
+SWIN = Architecture(
+    "encoder.layers.*.blocks",
+    {
+        "heads": replace(
+            RENAMED_HEADS if VIT_RENAMED else _heads("attention.self"),
+            position_tables=(SWIN_ATTENTION + "relative_position_bias_table",),
+            windowed=True,
+        ),
+        "neurons": replace(NEURONS, norm="layernorm_after"),
+    },
+    norm_first=True,
+)
+
+TOWER = Architecture(
+    "encoder.layers",
+    {
+        "heads": HeadNames(
+            attention="self_attn",
+            query="self_attn.q_proj",
+            key="self_attn.k_proj",
+            value="self_attn.v_proj",
+            output="self_attn.out_proj",
+            num_heads="num_heads",
+            width="embed_dim",
+            head_size="head_dim",
+        ),
+        "neurons": MLP,
+    },
+    norm_first=True,
+    tower="vision",
+)
+
+VISION = {
+    "beit": BEIT,
+    "deit": VIT,
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2,
+    "swin": SWIN,
+    "vit": VIT,
+    **{family: TOWER for family in ("clip", "siglip")},
+    **{f"{family}_{tower}_model": replace(TOWER, tower=tower) for family in ("clip", "siglip") for tower in TOWERS},
+}
