@@ -220,8 +220,8 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
     if architecture.tower and {f"{name}_model" for name in TOWERS} <= dict(model.base_model.named_children()).keys():
         family = type(model).__name__.removesuffix("Model")
         raise ValueError(
-            f"{type(model).__name__} has two towers whose outputs are compared across the examples of a batch, so they "
-            f"cannot be scored or pruned together. Load one by {family}VisionModel.from_pretrained or "
+            f"{type(model).__name__} has two towers whose outputs are compared across the examples of a batch, so "
+            f"they cannot be scored or pruned together. Load one by {family}VisionModel.from_pretrained or "
             f"{family}TextModel.from_pretrained, which read the same checkpoint."
         )
     return architecture

@@ -56,7 +56,6 @@ class Group:
         windowed (`bool`, *optional*, defaults to `False`): Whether projections see the tokens of an image in windows.
         read_by (`nn.Module`, *optional*): The norm that reads the residual stream before the block, if what the block
             before adds to it is not just what its reader gives.
-        tables (`list[str]`, *optional*): Of attention heads, paths from the layer of parameters with a column for each.
     """
 
     kind: "Kind"
@@ -81,7 +80,6 @@ class Group:
     scale: torch.Tensor | None = None
     windowed: bool = False
     read_by: nn.Module | None = None
-    tables: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -132,8 +130,7 @@ class Group:
     def parameters_per_component(self) -> int:
         """Number of parameters that go with one component, scored or not; 0 where no component is left."""
         unscored = sum(projection.weights_by_rows() for projection in self.followers)
-        in_tables = sum(len(self.around.get_parameter(path)) for path in self.tables) if self.around is not None else 0
-        return self.weights_per_component() + unscored // max(self.num_components, 1) + in_tables
+        return self.weights_per_component() + unscored // max(self.num_components, 1)
 
 
 @dataclass

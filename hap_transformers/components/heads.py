@@ -47,7 +47,11 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
     """Lists a model's self-attention blocks as if they had all heads of the dense model."""
     names, config, groups = architecture.names[NAME], config_of_layers(model, architecture), []
     paths = layer_paths(model, architecture)
-    per_layer = zip(_of_layers(config.num_attention_heads, paths), _of_layers(getattr(config, names.config_heads), paths), strict=True)
+    per_layer = zip(
+        _of_layers(config.num_attention_heads, paths),
+        _of_layers(getattr(config, names.config_heads), paths),
+        strict=True,
+    )
     for layer, (path, (queries, total)) in enumerate(zip(paths, per_layer, strict=True)):
         writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
         (reader,) = find_projections(model.base_model, path, (names.output,))
@@ -61,14 +65,8 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         around = model.base_model.get_submodule(path[:-1])
         group = Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream)
         parameters = dict(around.named_parameters())
-        group.tables = [name for name in names.position_tables if name in parameters]
         group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
         groups.append(group)
-    if any(group.tables for group in groups) and names.shared_bias and getattr(config, names.shared_bias):
-        raise ValueError(
-            f"The layers of this {type(model).__name__} have position biases of their own and one that they share "
-            f"(config.{names.shared_bias}); heads can be removed with one of the two only."
-        )
     return groups
 
 
@@ -104,7 +102,6 @@ def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {
     """
     attention, names, reader = group.core, group.names, group.reader
     assert attention is not None
-    _cut_tables(group, kept)
     sizes = {names.num_heads: len(kept), names.width: reader.in_features, **sizes}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
@@ -113,28 +110,27 @@ def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {
         output, norm = _inside(names, names.output), _inside(names, names.attention_norm)
         take_class(attention, _headless(dense, output, norm, names.position_bias))
         empty_inputs(reader.module)
-    elif names.position_bias:
+        return
+    if names.position_bias:
         vars(attention)["kept_heads"] = list(kept)
+    if names.position_bias == "table":
+        take_class(attention, _choosing_columns(dense, names.bias_argument))
+    elif names.position_bias:
         take_class(attention, _choosing_bias(dense, names.position_bias, names.bias_argument))
+    if names.width_of_input:
+        own = tuple(_inside(names, path) for path in (names.query, names.key, names.value))
+        take_class(attention, _of_own_width(dense, own, names.width))
+    for module in _position_modules(group, inside=True):
+        vars(module)["kept_heads"] = list(kept)
+        take_class(module, _choosing_heads(dense_class(module)))
 
 
-def _cut_tables(group: Group, kept: Sequence[int]) -> None:
-    """Keeps the columns of some heads in the tables of position biases.
-
-    Without heads one column stays: a layer may compute its position bias outside of the attention that ignores it.
-    """
-    layer = group.around
-    assert layer is not None
-    for path in group.tables:
-        holder, _, name = path.rpartition(".")
-        module = layer.get_submodule(holder)
-        table = module.get_parameter(name)
-        before = vars(module).get("heads_of_columns", list(range(table.shape[1])))
-        left = list(kept) or before[:1]
-        if left != before:
-            index = torch.tensor([before.index(head) for head in left], device=table.device)
-            setattr(module, name, nn.Parameter(table.detach().index_select(1, index), table.requires_grad))
-            vars(module)["heads_of_columns"] = left
+def _position_modules(group: Group, inside: bool = False) -> list[nn.Module]:
+    """The modules that give a layer's own position bias, or those of them that lie in its attention module."""
+    assert group.around is not None
+    modules = dict(group.around.named_modules())
+    paths = [path for path in group.names.position_modules if path in modules]
+    return [modules[path] for path in paths if not inside or _inside(group.names, path)]
 
 
 def idle(group: Group) -> set[torch.Tensor]:
@@ -142,12 +138,12 @@ def idle(group: Group) -> set[torch.Tensor]:
     attention, names = group.core, group.names
     assert attention is not None
     unused = empty_parameters(group)
-    if names.position_bias is None:  # Else the module may still compute the position bias of other layers.
+    unused |= {parameter for module in _position_modules(group) for parameter in module.parameters()}
+    if names.position_bias != "computed":  # Else the module may still compute the position bias of other layers.
         paths = [_inside(names, path) for path in (names.output, names.attention_norm)]
         used = [parameter for path in paths if path for parameter in attention.get_submodule(path).parameters()]
         unused |= set(attention.parameters()) - set(used)
-    assert group.around is not None
-    return unused | {group.around.get_parameter(path) for path in group.tables}
+    return unused
 
 
 def _inside(names: HeadNames, path: str | None) -> str | None:
@@ -204,12 +200,60 @@ def _choosing_bias(attention_class: type[nn.Module], position_bias: str, argumen
         arguments = dict(zip(names, args, strict=False)) | kwargs
         bias = _position_bias(self, arguments) if position_bias == "computed" else arguments.get(argument)
         of_dense = bias is not None and bias.shape[1] > len(self.kept_heads)
-        chosen = bias[:, self.kept_heads] if of_dense else bias  # Others are masks, or have no columns for heads gone.
+        chosen = bias[:, self.kept_heads] if of_dense else bias  # Others are masks.
         outputs = attention_class.forward(self, **{**arguments, argument: chosen})
         return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
 
     method = {"__setattr__": set_and_hand_on}
-    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, argument, **method)
+    return subclass(
+        "Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, argument, **method
+    )
+
+
+@cached
+def _choosing_heads(module_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclasses a module that gives a position bias so that it gives those of some heads."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return module_class.forward(self, *args, **kwargs)[:, self.kept_heads]
+
+    return subclass("Pruned", module_class, forward, _choosing_heads, module_class)
+
+
+@cached
+def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, ...], width: str) -> type[nn.Module]:
+    """Subclasses an attention class that takes the width of its heads for that of its input.
+
+    Args:
+        attention_class (`type[nn.Module]`): The class of the attention module.
+        projections (`tuple[str, ...]`): Its query, key and value projections.
+        width (`str`): See [`HeadNames`].
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        given = {name: getattr(self, name)(hidden_states) for name in projections}
+        view = attention_class.__new__(attention_class)
+        vars(view).update(vars(self), **{name: lambda _, own=own: own for name, own in given.items()})
+        as_wide = hidden_states.new_empty(*hidden_states.shape[:-1], getattr(self, width))
+        return attention_class.forward(view, as_wide, *args, **kwargs)
+
+    method = {"__setattr__": set_and_hand_on}
+    return subclass("Pruned", attention_class, forward, _of_own_width, attention_class, projections, width, **method)
+
+
+@cached
+def _choosing_columns(attention_class: type[nn.Module], table: str) -> type[nn.Module]:
+    """Subclasses an attention class so that it takes its own heads out of the dense model's table."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        # Another object with the same modules, so that threads do not see each other's tables.
+        view = attention_class.__new__(attention_class)
+        columns = self._parameters[table][:, self.kept_heads]
+        vars(view).update(vars(self), _parameters={**self._parameters, table: columns})
+        return attention_class.forward(view, *args, **kwargs)
+
+    method = {"__setattr__": set_and_hand_on}
+    return subclass("Pruned", attention_class, forward, _choosing_columns, attention_class, table, **method)
 
 
 def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:

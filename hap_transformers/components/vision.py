@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from .names import Architecture, HeadNames, NeuronNames
-from .releases import DINOV2_RENAMED, VIT_RENAMED
+from .releases import DINOV2_RENAMED, TOWERS_OF_INPUT_WIDTH, VIT_RENAMED
 
 
 TOWERS = ("vision", "text")
@@ -37,10 +37,7 @@ BEIT = Architecture(
             HEADS,
             position_bias="given",
             bias_argument="attention_mask" if VIT_RENAMED else "relative_position_bias",
-            shared_bias="use_shared_relative_position_bias",
-            position_tables=(
-                ("" if VIT_RENAMED else "attention.attention.") + "relative_position_bias.relative_position_bias_table",
-            ),
+            position_modules=(("" if VIT_RENAMED else "attention.attention.") + "relative_position_bias",),
             scale="lambda_1",
         ),
         "neurons": replace(NEURONS, scale="lambda_2", norm="layernorm_after"),
@@ -65,15 +62,15 @@ DINOV2 = Architecture(
     norm_first=True,
 )
 
-SWIN_ATTENTION = "attention.relative_position_bias." if VIT_RENAMED else "attention.self."
+if VIT_RENAMED:
+    SWIN_HEADS = replace(RENAMED_HEADS, position_modules=("attention.relative_position_bias",), windowed=True)
+else:
+    TABLE = "relative_position_bias_table"
+    SWIN_HEADS = _heads("attention.self", position_bias="table", bias_argument=TABLE, windowed=True)
 SWIN = Architecture(
     "encoder.layers.*.blocks",
     {
-        "heads": replace(
-            RENAMED_HEADS if VIT_RENAMED else _heads("attention.self"),
-            position_tables=(SWIN_ATTENTION + "relative_position_bias_table",),
-            windowed=True,
-        ),
+        "heads": SWIN_HEADS,
         "neurons": replace(NEURONS, norm="layernorm_after"),
     },
     norm_first=True,
@@ -91,6 +88,7 @@ TOWER = Architecture(
             num_heads="num_heads",
             width="embed_dim",
             head_size="head_dim",
+            width_of_input=TOWERS_OF_INPUT_WIDTH,
         ),
         "neurons": MLP,
     },
