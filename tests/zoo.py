@@ -57,7 +57,11 @@ class Tiny:
         common = dict(zip(self.names, (HIDDEN, HEADS, LAYERS, NEURONS), strict=True))
         text = {"vocab_size": VOCABULARY, "max_position_embeddings": 32} if self.inputs == "text" else {}
         sizes = {**common, **text, **self.sizes}
-        sizes = {"num_labels": 2, **({self.part: sizes} if self.part else sizes), **changes}
+        if self.part:
+            sizes = {
+                self.part: {**sizes, **{name: changes[name] for name in changes.keys() & {"attn_implementation"}}}
+            }
+        sizes = {"num_labels": 2, **sizes, **changes}
         return getattr(transformers, self.family + "Config")(**sizes)
 
     def model(self, dtype: torch.dtype = torch.float64, **changes: Any):
@@ -244,6 +248,10 @@ ZOO: dict[str, Tiny] = {
     ),
     "xlm-roberta": _bert("XLMRoberta", "roberta"),
 }
+
+
+# `AutoModel` makes a model of two towers of these, which is refused.
+TWO_TOWERS = {"clip", "siglip"}
 
 
 def masked_weights(model: torch.nn.Module, tiny: Tiny, heads: dict, neurons: dict) -> dict[str, torch.Tensor]:

@@ -119,7 +119,7 @@ def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {
         take_class(attention, _choosing_bias(dense, names.position_bias, names.bias_argument))
     if names.width_of_input:
         own = tuple(_inside(names, path) for path in (names.query, names.key, names.value))
-        take_class(attention, _of_own_width(dense, own, names.width))
+        take_class(attention, _of_own_width(dense, own))
     for module in _position_modules(group, inside=True):
         vars(module)["kept_heads"] = list(kept)
         take_class(module, _choosing_heads(dense_class(module)))
@@ -221,24 +221,23 @@ def _choosing_heads(module_class: type[nn.Module]) -> type[nn.Module]:
 
 
 @cached
-def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, ...], width: str) -> type[nn.Module]:
+def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, str, str]) -> type[nn.Module]:
     """Subclasses an attention class that takes the width of its heads for that of its input.
 
     Args:
         attention_class (`type[nn.Module]`): The class of the attention module.
-        projections (`tuple[str, ...]`): Its query, key and value projections.
-        width (`str`): See [`HeadNames`].
+        projections (`tuple[str, str, str]`): Its query, key and value projections.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         given = {name: getattr(self, name)(hidden_states) for name in projections}
+        # Another object with the same modules, so that threads do not see each other's tensors.
         view = attention_class.__new__(attention_class)
         vars(view).update(vars(self), **{name: lambda _, own=own: own for name, own in given.items()})
-        as_wide = hidden_states.new_empty(*hidden_states.shape[:-1], getattr(self, width))
-        return attention_class.forward(view, as_wide, *args, **kwargs)
+        return attention_class.forward(view, given[projections[2]], *args, **kwargs)
 
     method = {"__setattr__": set_and_hand_on}
-    return subclass("Pruned", attention_class, forward, _of_own_width, attention_class, projections, width, **method)
+    return subclass("Pruned", attention_class, forward, _of_own_width, attention_class, projections, **method)
 
 
 @cached
@@ -246,7 +245,7 @@ def _choosing_columns(attention_class: type[nn.Module], table: str) -> type[nn.M
     """Subclasses an attention class so that it takes its own heads out of the dense model's table."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        # Another object with the same modules, so that threads do not see each other's tables.
+        # Another object with the same modules, so that threads do not see each other's columns.
         view = attention_class.__new__(attention_class)
         columns = self._parameters[table][:, self.kept_heads]
         vars(view).update(vars(self), _parameters={**self._parameters, table: columns})

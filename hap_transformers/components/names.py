@@ -47,7 +47,7 @@ class HeadNames:
         width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
         head_size (`str`, *optional*): Attribute of the attention module with the head size, likewise.
         width_of_input (`bool`, *optional*, defaults to `False`): Whether the attention module takes heads x head size
-            for the width of its input, whatever that attribute says.
+            for the width of its input.
         scaled (`bool`, *optional*, defaults to `True`): Whether attention logits are products over the root of the
             head size. Modules that keep this scale have it in `scaling`; others compute it from the head size.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense

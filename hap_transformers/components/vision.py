@@ -86,7 +86,6 @@ TOWER = Architecture(
             value="self_attn.v_proj",
             output="self_attn.out_proj",
             num_heads="num_heads",
-            width="embed_dim",
             head_size="head_dim",
             width_of_input=TOWERS_OF_INPUT_WIDTH,
         ),
