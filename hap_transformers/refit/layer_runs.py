@@ -14,7 +14,7 @@ from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..efficiency import evaluating
 from .kept_values import KeptValues
 from .least_squares import SMALL
-from .windows import in_windows
+from .windows import out_of_windows
 
 
 ForwardFunction = Callable[[PreTrainedModel, dict[str, Any]], Any]
@@ -200,8 +200,8 @@ class LayerRuns:
             stream[:] = [args[0] if args else kwargs["hidden_states"]]
             size[:] = args[1:2]
 
-        def added_to(group: Group) -> torch.Tensor:
-            return in_windows(layer, stream[0], size[0]) if group.windowed else group.reader.seen(stream[0])
+        def as_stream(group: Group, tokens: torch.Tensor) -> torch.Tensor:
+            return out_of_windows(layer, tokens, size[0]) if group.windowed else tokens
 
         def normalized(module: nn.Module, args: tuple[torch.Tensor]) -> None:
             stream[:] = [args[0]]
@@ -219,7 +219,7 @@ class LayerRuns:
         for group, seen in zip(groups, calls, strict=True):
             if group.of_stream != []:
                 handles.append(entered(group))
-            handles += _watch_reader(group, seen, read, added_to)
+            handles += _watch_reader(group, seen, read, stream, as_stream)
         in_layer = self.of_layer(groups[0].block)
         norms = [group.read_by for group in in_layer if group.read_by is not None]
         if norms:
@@ -257,14 +257,19 @@ class LayerRuns:
 
 
 def _watch_reader(
-    group: Group, seen: list[Call], read: list[torch.Tensor | None], stream: Callable[[Group], torch.Tensor]
+    group: Group,
+    seen: list[Call],
+    read: list[torch.Tensor | None],
+    stream: list[torch.Tensor],
+    as_stream: Callable[[Group, torch.Tensor], torch.Tensor],
 ) -> list[Any]:
     """Hooks that note the calls of a group's reader, of the norm behind it, and of the shortcut around it."""
     reader, elsewhere = group.reader, group.alone or group.shortcut is not None
 
     def see(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        added_to = (shortcut[0] if shortcut else None) if elsewhere else stream(group)
-        seen.append(Call(reader.read(args[0]), read[0], added_to, reader.seen(output), group.scale))
+        added_to = (shortcut[0] if shortcut else None) if elsewhere else reader.seen(stream[0])
+        inputs, outputs = (as_stream(group, tokens) for tokens in (reader.read(args[0]), reader.seen(output)))
+        seen.append(Call(inputs, read[0], added_to, outputs, group.scale))
 
     def see_norm(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         seen[-1].outputs = reader.seen(output)

@@ -4,24 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 
-def in_windows(layer: Any, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Arranges the tokens of images as a layer gives them to its attention.
-
-    Images are padded to multiples of the window with zeros, and shifted in layers that do so.
+def out_of_windows(layer: Any, windows: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Arranges tokens that a layer's attention sees as the residual stream has them, without padding.
 
     Args:
-        layer (`nn.Module`): The layer, with its `window_size` and `shift_size`.
-        tokens (`torch.Tensor`): Shape `(images, height * width, features)`.
-        size (`Sequence[int]`): Height and width.
+        layer (`nn.Module`): The layer, with its `window_size`, and the `shift_size` by which it shifts images.
+        windows (`torch.Tensor`): Shape `(images * windows, window_size ** 2, features)`.
+        size (`Sequence[int]`): Height and width of the images, in tokens.
 
     Returns:
-        `torch.Tensor`: Shape `(images * windows, window_size ** 2, features)`.
+        `torch.Tensor`: Shape `(images, height * width, features)`.
     """
-    side, shift = int(layer.window_size), int(layer.shift_size)
-    image = tokens.unflatten(1, tuple(size))
-    image = F.pad(image, (0, 0, 0, -image.shape[2] % side, 0, -image.shape[1] % side)).roll((-shift, -shift), (1, 2))
-    windows = image.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-    return windows.reshape(-1, side * side, tokens.shape[-1])
+    (height, width), side, shift = size, int(layer.window_size), int(layer.shift_size)
+    down, across = -(-height // side), -(-width // side)
+    image = windows.reshape(-1, down, across, side, side, windows.shape[-1]).transpose(2, 3)
+    image = image.flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2))
+    return image[:, :height, :width].flatten(1, 2)
