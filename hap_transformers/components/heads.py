@@ -59,11 +59,11 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         attention = model.base_model.get_submodule(path + names.attention)
         own = (writers, followers, [reader], list(range(total)), total, attention, names)
         head_size = getattr(config, names.config_head_size, None) or writers[0].in_features // queries
-        sizes = {"head_size": head_size, "shared": queries // total}
         # DeBERTa's queries and keys may be made of positions, too.
         of_stream = writers[2:] if names.position_inputs else None
         around = model.base_model.get_submodule(path[:-1])
-        group = Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream)
+        group = Group(HEADS, layer, *own, head_size=head_size, shared=queries // total, around=around)
+        group.of_stream = of_stream
         parameters = dict(around.named_parameters())
         group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
         groups.append(group)
@@ -118,7 +118,8 @@ def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {
     elif names.position_bias:
         take_class(attention, _choosing_bias(dense, names.position_bias, names.bias_argument))
     if names.width_of_input:
-        own = tuple(_inside(names, path) for path in (names.query, names.key, names.value))
+        paths = (names.query, names.key, names.value)
+        own = tuple(path.removeprefix(f"{names.attention}.") for path in paths)
         take_class(attention, _of_own_width(dense, own))
     for module in _position_modules(group, inside=True):
         vars(module)["kept_heads"] = list(kept)
@@ -198,7 +199,7 @@ def _choosing_bias(attention_class: type[nn.Module], position_bias: str, argumen
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        bias = _position_bias(self, arguments) if position_bias == "computed" else arguments.get(argument)
+        bias: Any = _position_bias(self, arguments) if position_bias == "computed" else arguments.get(argument)
         of_dense = bias is not None and bias.shape[1] > len(self.kept_heads)
         chosen = bias[:, self.kept_heads] if of_dense else bias  # Others are masks.
         outputs = attention_class.forward(self, **{**arguments, argument: chosen})
@@ -221,12 +222,12 @@ def _choosing_heads(module_class: type[nn.Module]) -> type[nn.Module]:
 
 
 @cached
-def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, str, str]) -> type[nn.Module]:
+def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, ...]) -> type[nn.Module]:
     """Subclasses an attention class that takes the width of its heads for that of its input.
 
     Args:
         attention_class (`type[nn.Module]`): The class of the attention module.
-        projections (`tuple[str, str, str]`): Its query, key and value projections.
+        projections (`tuple[str, ...]`): Its query, key and value projections.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
@@ -234,7 +235,7 @@ def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, str,
         # Another object with the same modules, so that threads do not see each other's tensors.
         view = attention_class.__new__(attention_class)
         vars(view).update(vars(self), **{name: lambda _, own=own: own for name, own in given.items()})
-        return attention_class.forward(view, given[projections[2]], *args, **kwargs)
+        return attention_class.forward(view, given[projections[-1]], *args, **kwargs)
 
     method = {"__setattr__": set_and_hand_on}
     return subclass("Pruned", attention_class, forward, _of_own_width, attention_class, projections, **method)

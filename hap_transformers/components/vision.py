@@ -51,13 +51,20 @@ if DINOV2_RENAMED:
 else:
     DINOV2_HEADS = _heads("attention.attention")
     SWIGLU = NeuronNames(("mlp.weights_in", "mlp.weights_in"), "mlp.weights_out")
-DINOV2_MLP = replace(MLP, activation="mlp.activation_fn" if DINOV2_RENAMED else "mlp.activation")
-SCALED = {"scale": "layer_scale2.lambda1", "norm": "norm2"}
+SWIGLU = replace(SWIGLU, scale="layer_scale2.lambda1", norm="norm2")
+DINOV2_NEURONS = NeuronNames(
+    ("mlp.fc1",),
+    "mlp.fc2",
+    "mlp.activation_fn" if DINOV2_RENAMED else "mlp.activation",
+    scale="layer_scale2.lambda1",
+    norm="norm2",
+    otherwise=SWIGLU,
+)
 DINOV2 = Architecture(
     "encoder.layer",
     {
         "heads": replace(DINOV2_HEADS, scale="layer_scale1.lambda1"),
-        "neurons": replace(DINOV2_MLP, **SCALED, otherwise=replace(SWIGLU, **SCALED)),
+        "neurons": DINOV2_NEURONS,
     },
     norm_first=True,
 )
