@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+import transformers
+from image_files import pixels_of
+from PIL import Image
 from tiny import make_batches
 from towers import TOWERS, dinov2, first_output, images, swin
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
-from zoo import HEADS, NEURONS, masked
+from zoo import HEADS, NEURONS, ZOO, masked
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, plan_pruning, prune_heads, reconstruct
 from hap_transformers.components.groups import find_groups
-from hap_transformers.components.releases import DINOV2_RENAMED
+from hap_transformers.components.releases import DINOV2_RENAMED, IMAGE_PROCESSOR
 
 
 FIRST = {"heads": {0: [1], 1: [0, 3]}, "neurons": {0: [0, 5], 1: range(NEURONS)}}
@@ -60,6 +63,19 @@ def test_two_towers_are_refused_and_one_is_loaded_from_both(tmp_path):
     tower = CLIPVisionModelWithProjection.from_pretrained(tmp_path).eval()
     tower.prune_heads({1: [2]})
     assert [group.num_components for group in find_groups(tower, ["heads"])] == [4, 3]
+
+
+@pytest.mark.parametrize("name", ["beit", "clip", "dinov2", "siglip", "swin"])
+def test_image_classification_pipeline(name, tmp_path):
+    model = ZOO[name].model(torch.float32)
+    apply_plan(model, PruningPlan.for_model(model, **FIRST))
+    model.save_pretrained(tmp_path)
+    processor = getattr(transformers, IMAGE_PROCESSOR)(size={"height": 8, "width": 8})
+    processor.save_pretrained(tmp_path)
+    image = Image.fromarray(pixels_of(1, 0, (12, 10)))
+    best, *_ = transformers.pipeline("image-classification", model=str(tmp_path))(image)
+    expected = model(**processor(image, return_tensors="pt")).logits
+    assert best["label"] == model.config.id2label[expected.argmax().item()]
 
 
 def test_stages_of_swin(tmp_path):
