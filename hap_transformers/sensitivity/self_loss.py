@@ -33,7 +33,7 @@ class SelfLoss:
     Args:
         pooling (`str`, *optional*): How a model without a head makes an embedding of its tokens: `"mean"` of those
             that are not padding, `"cls"` for the first, `"last_token"`, or `"token"` where each is an embedding. By
-            default `"mean"` for texts and `"cls"` for images.
+            default `"mean"` for texts and `"cls"` for images; towers with a projection pool tokens themselves.
         normalize (`bool`, *optional*, defaults to `True`): Whether embeddings are divided by their norm.
 
     Raises:
