@@ -16,28 +16,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
 from .names import Architecture, HeadNames, NeuronNames
+from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
 from .vision import TOWERS, VISION
 
 
-BERT_HEADS = HeadNames(
-    attention="attention.self",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-)
-BERT_NEURONS = NeuronNames(("intermediate.dense",), "output.dense", "intermediate.intermediate_act_fn")
+BERT_HEADS = bert_heads("attention.self")
 BERT = Architecture("encoder.layer", {"heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
-SELF_ATTENTION = HeadNames(
-    attention="self_attn",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.out_proj",
-    num_heads="num_heads",
-    head_size="head_dim",
-)
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
 BART = Architecture(
     "encoder.layers", {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")}

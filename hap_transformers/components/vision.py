@@ -1,19 +1,13 @@
 """Entries of vision Transformers, and of towers that read images or texts, in the table of architectures."""
 
 from dataclasses import replace
-from typing import Any
 
 from .names import Architecture, HeadNames, NeuronNames
 from .releases import DINOV2_RENAMED, TOWERS_OF_INPUT_WIDTH, VIT_RENAMED
+from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
 
 
 TOWERS = ("vision", "text")
-
-
-def _heads(attention: str, **names: Any) -> HeadNames:
-    """Heads as in BERT, with the attention module at another path."""
-    query, key, value = (f"{attention}.{name}" for name in ("query", "key", "value"))
-    return HeadNames(attention, query, key, value, "attention.output.dense", **names)
 
 
 RENAMED_HEADS = HeadNames(
@@ -25,8 +19,7 @@ RENAMED_HEADS = HeadNames(
     head_size="head_dim",
 )
 MLP = NeuronNames(("mlp.fc1",), "mlp.fc2", "mlp.activation_fn")
-BERT_NEURONS = NeuronNames(("intermediate.dense",), "output.dense", "intermediate.intermediate_act_fn")
-HEADS, NEURONS = (RENAMED_HEADS, MLP) if VIT_RENAMED else (_heads("attention.attention"), BERT_NEURONS)
+HEADS, NEURONS = (RENAMED_HEADS, MLP) if VIT_RENAMED else (bert_heads("attention.attention"), BERT_NEURONS)
 LAYERS = "layers" if VIT_RENAMED else "encoder.layer"
 
 VIT = Architecture(LAYERS, {"heads": HEADS, "neurons": NEURONS}, norm_first=True)
@@ -49,7 +42,7 @@ if DINOV2_RENAMED:
     DINOV2_HEADS = RENAMED_HEADS
     SWIGLU = NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn")
 else:
-    DINOV2_HEADS = _heads("attention.attention")
+    DINOV2_HEADS = bert_heads("attention.attention")
     SWIGLU = NeuronNames(("mlp.weights_in", "mlp.weights_in"), "mlp.weights_out")
 SWIGLU = replace(SWIGLU, scale="layer_scale2.lambda1", norm="norm2")
 DINOV2_NEURONS = NeuronNames(
@@ -73,7 +66,7 @@ if VIT_RENAMED:
     SWIN_HEADS = replace(RENAMED_HEADS, position_modules=("attention.relative_position_bias",), windowed=True)
 else:
     TABLE = "relative_position_bias_table"
-    SWIN_HEADS = _heads("attention.self", position_bias="table", bias_argument=TABLE, windowed=True)
+    SWIN_HEADS = bert_heads("attention.self", position_bias="table", bias_argument=TABLE, windowed=True)
 SWIN = Architecture(
     "encoder.layers.*.blocks",
     {
@@ -86,16 +79,7 @@ SWIN = Architecture(
 TOWER = Architecture(
     "encoder.layers",
     {
-        "heads": HeadNames(
-            attention="self_attn",
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            value="self_attn.v_proj",
-            output="self_attn.out_proj",
-            num_heads="num_heads",
-            head_size="head_dim",
-            width_of_input=TOWERS_OF_INPUT_WIDTH,
-        ),
+        "heads": replace(SELF_ATTENTION, width_of_input=TOWERS_OF_INPUT_WIDTH),
         "neurons": MLP,
     },
     norm_first=True,
