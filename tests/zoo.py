@@ -58,9 +58,8 @@ class Tiny:
         text = {"vocab_size": VOCABULARY, "max_position_embeddings": 32} if self.inputs == "text" else {}
         sizes = {**common, **text, **self.sizes}
         if self.part:
-            sizes = {
-                self.part: {**sizes, **{name: changes[name] for name in changes.keys() & {"attn_implementation"}}}
-            }
+            own = {name: changes[name] for name in (*self.names, "attn_implementation") if name in changes}
+            sizes = {self.part: {**sizes, **own}}
         sizes = {"num_labels": 2, **sizes, **changes}
         return getattr(transformers, self.family + "Config")(**sizes)
 
