@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .components.architectures import config_of_layers, get_architecture
 from .components.groups import layers
 from .forward_modes import Pass, compiling, forward_pass
 from .tokens import validate_length
@@ -46,7 +47,7 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
     Raises:
         ValueError: If the model takes other inputs than texts, images and spectrograms, or only shorter texts.
     """
-    config, name = model.config, model.main_input_name
+    config, name = config_of_layers(model, get_architecture(model)), model.main_input_name
     floats: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
     if name == "pixel_values":
         # Convolutional networks take images of any size; few configs name one.

@@ -89,7 +89,8 @@ def explicit_factors(model, batch, module):
         values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
         for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
             for g in torch.autograd.grad(example @ vector * value.sqrt(), [out for _, out in seen], retain_graph=True):
-                cotangents = cotangents + g[i].T @ g[i] / len(logits)
+                own = g.reshape(len(logits), -1, g.shape[-1])[i]  # Swin sees an image's windows one by one.
+                cotangents = cotangents + own.T @ own / len(logits)
     centred = tokens - tokens.mean(0) if module.bias is not None else tokens
     return centred.T @ centred / len(tokens), cotangents
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from convnets import CONVNETS
 from tiny import ROOT
+from towers import TOWERS
 from zoo import ZOO
 
 from hap_transformers.checkpoints.remote_code import MODULES as MODULES_OF_EXPORTED_CODE
@@ -59,7 +60,8 @@ def test_exported_code_has_every_file_of_components():
 
 
 def test_every_architecture_is_in_the_zoo():
-    assert {tiny.config().model_type for tiny in (*ZOO.values(), *CONVNETS.values())} == SHIPPED.keys()
+    models = (*ZOO.values(), *TOWERS.values(), *CONVNETS.values())
+    assert {tiny.config().model_type for tiny in models} == SHIPPED.keys()
 
 
 @pytest.mark.parametrize("folder, function", [("sensitivity", "register_method"), ("components", "register_kind")])

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from hap_transformers.components.releases import VIT_RENAMED
+from hap_transformers.components.releases import DINOV2_RENAMED, VIT_RENAMED
 
 
 LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40
@@ -33,6 +33,7 @@ class Tiny:
         names: The names of the common ones: hidden size, heads, layers, neurons.
         task: Suffix of the model class.
         inputs: "text", "image" or "audio".
+        part: Where the config has another with the sizes, its name.
     """
 
     family: str
@@ -45,11 +46,21 @@ class Tiny:
     names: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     task: str = "ForSequenceClassification"
     inputs: str = "text"
+    part: str = ""
+
+    @property
+    def shared(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.sizes.get("num_attention_heads", HEADS) // HEADS
 
     def config(self, **changes: Any):
         common = dict(zip(self.names, (HIDDEN, HEADS, LAYERS, NEURONS), strict=True))
         text = {"vocab_size": VOCABULARY, "max_position_embeddings": 32} if self.inputs == "text" else {}
-        sizes = {**common, **text, "num_labels": 2, **self.sizes, **changes}
+        sizes = {**common, **text, **self.sizes}
+        if self.part:
+            own = {name: changes[name] for name in (*self.names, "attn_implementation") if name in changes}
+            sizes = {self.part: {**sizes, **own}}
+        sizes = {"num_labels": 2, **sizes, **changes}
         return getattr(transformers, self.family + "Config")(**sizes)
 
     def model(self, dtype: torch.dtype = torch.float64, **changes: Any):
@@ -83,11 +94,9 @@ SELF = ("attention.self.query", "attention.self.key", "attention.self.value")
 BERT_OUT = ("attention.output.dense", ("intermediate.dense",), "output.dense")
 LLAMA_PATHS = (_three("self_attn.{}_proj"), "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 BART_PATHS = (_three("self_attn.{}_proj"), "self_attn.out_proj", ("fc1",), "fc2")
-VIT_LAYER, *VIT_PATHS = (
-    (".layers.{}", _three("attention.{}_proj"), "attention.o_proj", ("mlp.fc1",), "mlp.fc2")
-    if VIT_RENAMED
-    else (".encoder.layer.{}", tuple(path.replace("self", "attention") for path in SELF), *BERT_OUT)
-)
+OLD_VIT_PATHS = (tuple(path.replace("self", "attention") for path in SELF), *BERT_OUT)
+NEW_VIT_PATHS = (_three("attention.{}_proj"), "attention.o_proj", ("mlp.fc1",), "mlp.fc2")
+VIT_LAYER, VIT_PATHS = (".layers.{}", NEW_VIT_PATHS) if VIT_RENAMED else (".encoder.layer.{}", OLD_VIT_PATHS)
 
 
 def _bert(family: str, prefix: str, **sizes: Any) -> Tiny:
@@ -99,9 +108,14 @@ def _deberta(**sizes: Any) -> Tiny:
     return Tiny("DebertaV2", "deberta.encoder.layer.{}", heads_in, *BERT_OUT, {**RELATIVE, **sizes})
 
 
-def _vit(family: str, prefix: str) -> Tiny:
-    sizes = {"image_size": 8, "patch_size": 4}
-    return Tiny(family, prefix + VIT_LAYER, *VIT_PATHS, sizes, task="ForImageClassification", inputs="image")
+def _vit(family: str, layer: str, paths: tuple[Any, ...], **settings: Any) -> Tiny:
+    sizes = {"image_size": 8, "patch_size": 4, **settings.pop("sizes", {})}
+    return Tiny(family, layer, *paths, sizes, task="ForImageClassification", inputs="image", **settings)
+
+
+def _tower(family: str) -> Tiny:
+    paths = (_three("self_attn.{}_proj"), "self_attn.out_proj", ("mlp.fc1",), "mlp.fc2")
+    return _vit(family, "vision_model.encoder.layers.{}", paths, part="vision_config")
 
 
 def _llama(family: str, **sizes: Any) -> Tiny:
@@ -121,6 +135,19 @@ DECODER = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim":
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 T5_NAMES = ("d_model", "num_heads", "num_layers", "d_ff")
 T5_TOKENS = {**TOKENS, "d_kv": 6, "num_decoder_layers": 1, "relative_attention_num_buckets": 8}
+DINOV2_NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "mlp_ratio")
+DINOV2_PATHS, DINOV2_SIZES = (*OLD_VIT_PATHS[:2], ("mlp.fc1",), "mlp.fc2"), {"mlp_ratio": NEURONS / HIDDEN}
+if DINOV2_RENAMED:  # Where the ratio must be whole. With gates, two thirds of the neurons are left, in eights.
+    DINOV2_PATHS = (*NEW_VIT_PATHS[:2], ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+    DINOV2_SIZES = {"mlp_ratio": 2, "use_swiglu_ffn": True}
+SWIN = {
+    "embed_dim": HIDDEN,
+    "num_heads": [HEADS],
+    "depths": [LAYERS],
+    "mlp_ratio": NEURONS / HIDDEN,
+    "patch_size": 2,
+    "window_size": 2,
+}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4}
 
 ZOO: dict[str, Tiny] = {
@@ -140,11 +167,14 @@ ZOO: dict[str, Tiny] = {
         {**DECODER, **TOKENS, "num_labels": 3},  # A config with 2 is saved without the number, and 3 is the default.
         SEQ2SEQ_NAMES,
     ),
+    "beit": _vit("Beit", "beit" + VIT_LAYER, VIT_PATHS, sizes={"use_relative_position_bias": True}),
     "bert": _bert("Bert", "bert"),
     "camembert": _bert("Camembert", "roberta"),
+    "clip": _tower("CLIP"),
     "deberta-v2": _deberta(),
     "deberta-v3": _deberta(share_att_key=True, norm_rel_ebd="layer_norm"),
-    "deit": _vit("DeiT", "deit"),
+    "deit": _vit("DeiT", "deit" + VIT_LAYER, VIT_PATHS),
+    "dinov2": _vit("Dinov2", "dinov2.encoder.layer.{}", DINOV2_PATHS, sizes=DINOV2_SIZES, names=DINOV2_NAMES),
     "distilbert": Tiny(
         "DistilBert",
         "distilbert.transformer.layer.{}",
@@ -195,9 +225,17 @@ ZOO: dict[str, Tiny] = {
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3", head_dim=6),
     "roberta": _bert("Roberta", "roberta"),
+    "siglip": _tower("Siglip"),
+    "swin": _vit(
+        "Swin",
+        "swin.encoder.layers.0.blocks.{}",
+        VIT_PATHS if VIT_RENAMED else (SELF, *BERT_OUT),
+        sizes=SWIN,
+        names=("embed_dim", "num_heads", "depths", "mlp_ratio"),
+    ),
     "t5": _t5(("wi",), "gelu", "ForSequenceClassification"),
     "t5-gated": _t5(("wi_0", "wi_1"), "gated-gelu", "ForTokenClassification"),
-    "vit": _vit("ViT", "vit"),
+    "vit": _vit("ViT", "vit" + VIT_LAYER, VIT_PATHS),
     "whisper": Tiny(
         "Whisper",
         "encoder.layers.{}",
@@ -209,6 +247,10 @@ ZOO: dict[str, Tiny] = {
     ),
     "xlm-roberta": _bert("XLMRoberta", "roberta"),
 }
+
+
+# `AutoModel` makes a model of two towers of these, which is refused.
+TWO_TOWERS = {"clip", "siglip"}
 
 
 def masked_weights(model: torch.nn.Module, tiny: Tiny, heads: dict, neurons: dict) -> dict[str, torch.Tensor]:

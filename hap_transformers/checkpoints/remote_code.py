@@ -20,6 +20,8 @@ MODULES = {
     "releases": "TRANSFORMERS_4",
     "names": "Architecture, Chain, ChannelNames, HeadNames, NeuronNames",
     "convolutional": "CONVOLUTIONAL",
+    "shared_names": "BERT_NEURONS",
+    "vision": "VISION",
     "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
     "subclasses": "take_class",
     "spreading": "spread_outputs",

@@ -12,32 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
 from .names import Architecture, HeadNames, NeuronNames
-from .releases import VIT_RENAMED
+from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
+from .vision import TOWERS, VISION
 
 
-BERT_HEADS = HeadNames(
-    attention="attention.self",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-)
-BERT_NEURONS = NeuronNames(("intermediate.dense",), "output.dense", "intermediate.intermediate_act_fn")
+BERT_HEADS = bert_heads("attention.self")
 BERT = Architecture("encoder.layer", {"heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
-SELF_ATTENTION = HeadNames(
-    attention="self_attn",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.out_proj",
-    num_heads="num_heads",
-    head_size="head_dim",
-)
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
 BART = Architecture(
     "encoder.layers", {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")}
@@ -58,31 +43,6 @@ LLAMA = Architecture(
     norm_first=True,
 )
 QWEN3_HEADS = replace(LLAMA.names["heads"], query_norm="self_attn.q_norm")
-VIT_HEADS = replace(
-    BERT_HEADS,
-    attention="attention.attention",
-    query="attention.attention.query",
-    key="attention.attention.key",
-    value="attention.attention.value",
-)
-VIT = Architecture("encoder.layer", {"heads": VIT_HEADS, "neurons": BERT_NEURONS}, norm_first=True)
-if VIT_RENAMED:
-    VIT = Architecture(
-        "layers",
-        {
-            "heads": HeadNames(
-                attention="attention",
-                query="attention.q_proj",
-                key="attention.k_proj",
-                value="attention.v_proj",
-                output="attention.o_proj",
-                head_size="head_dim",
-            ),
-            "neurons": NeuronNames(("mlp.fc1",), "mlp.fc2", "mlp.activation_fn"),
-        },
-        norm_first=True,
-    )
-
 ALBERT = Architecture(
     "encoder.albert_layer_groups.*.albert_layers",
     {
@@ -189,12 +149,12 @@ T5 = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     **CONVOLUTIONAL,
+    **VISION,
     "albert": ALBERT,
     "bart": BART,
     "bert": BERT,
     "camembert": BERT,
     "deberta-v2": replace(BERT, names={"heads": DEBERTA_HEADS, "neurons": BERT_NEURONS}),
-    "deit": VIT,
     "distilbert": DISTILBERT,
     "electra": BERT,
     "gpt2": GPT2,
@@ -206,7 +166,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
     "roberta": BERT,
     "t5": T5,
-    "vit": VIT,
     "whisper": replace(BART, norm_first=True),
     "xlm-roberta": BERT,
 }
@@ -220,7 +179,7 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
     """Looks up the table entry of a model.
 
     Raises:
-        ValueError: If the model's type is not in `ARCHITECTURES`, or the model is quantized.
+        ValueError: If the model's type is not in `ARCHITECTURES`, the model has two towers, or it is quantized.
         TypeError: If it is no model of Transformers.
     """
     if not isinstance(model, PreTrainedModel) and getattr(model, "peft_config", None) is None:
@@ -242,7 +201,26 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
             f"{', '.join(sorted(ARCHITECTURES))}. To add it, set hap_transformers.ARCHITECTURES['{model_type}'] = "
             "Architecture(...) with the names of its attention and feed-forward projections."
         )
-    return ARCHITECTURES[model_type]
+    architecture = ARCHITECTURES[model_type]
+    if architecture.tower and {f"{name}_model" for name in TOWERS} <= dict(model.base_model.named_children()).keys():
+        family = type(model).__name__.removesuffix("Model")
+        raise ValueError(
+            f"{type(model).__name__} has two towers whose outputs are compared across the examples of a batch, so "
+            f"they cannot be scored or pruned together. Load one by {family}VisionModel.from_pretrained or "
+            f"{family}TextModel.from_pretrained, which read the same checkpoint."
+        )
+    return architecture
+
+
+def tower_path(model: PreTrainedModel, architecture: Architecture) -> str:
+    """Path of the module that is the tower, with a final dot, from the base model; empty where it is the model."""
+    name = f"{architecture.tower}_model"
+    return f"{name}." if architecture.tower and name in dict(model.base_model.named_children()) else ""
+
+
+def config_of_layers(model: PreTrainedModel, architecture: Architecture) -> PretrainedConfig:
+    """The config with the sizes of the layers: the model's, or that of its tower."""
+    return getattr(model.config, f"{architecture.tower}_config", model.config) if architecture.tower else model.config
 
 
 def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
@@ -251,7 +229,7 @@ def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]
     Raises:
         ValueError: If the model does not have the lists of layers that the architecture names.
     """
-    modules, paths = dict(model.base_model.named_modules()), [""]
+    modules, paths = dict(model.base_model.named_modules()), [tower_path(model, architecture)]
     for part in architecture.layers.split(".*."):
         lists = [path + part for path in paths]
         missing = [path for path in lists if path not in modules]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures import Architecture, get_architecture
+from .architectures import Architecture, get_architecture, tower_path
 from .architectures import layer_paths as layer_paths
 from .forwards import eager_model
 from .projections import Projection
@@ -43,7 +43,7 @@ class Group:
             these hold them.
         head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
         shared (`int`, *optional*, defaults to 1): Of attention heads, how many query heads read each of them.
-        around (`nn.Module`, *optional*): Of attention heads, the layer, from which their names lead.
+        around (`nn.Module`, *optional*): Of attention heads and their dimensions, the layer, from which names lead.
         masked (`list[Projection]`, *optional*): Of components that nothing reads, the writers and followers whose
             outputs a mask multiplies: one factor of every product that the components are in.
         of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
@@ -52,6 +52,10 @@ class Group:
             this is not the block's input.
         alone (`bool`, *optional*, defaults to `False`): Whether the reader's output is added to nothing.
         norm (`RunningNorm`, *optional*): The norm with running statistics of what the reader gives.
+        scale (`torch.Tensor`, *optional*): What multiplies the reader's output before it is added, shape `(outputs,)`.
+        windowed (`bool`, *optional*, defaults to `False`): Whether projections see the tokens of an image in windows.
+        read_by (`nn.Module`, *optional*): The norm that reads the residual stream before the block, if what the block
+            before adds to it is not just what its reader gives.
     """
 
     kind: "Kind"
@@ -73,6 +77,9 @@ class Group:
     shortcut: nn.Module | None = None
     alone: bool = False
     norm: Any = None
+    scale: torch.Tensor | None = None
+    windowed: bool = False
+    read_by: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -342,7 +349,7 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _validate_is_eager(model: PreTrainedModel, architecture: Architecture) -> None:
-    first = architecture.layers.split(".*.")[0]
+    first = tower_path(model, architecture) + architecture.layers.split(".*.")[0]
     for path, module in model.base_model.named_modules():
         if eager_model(module) is not module and (first.startswith(path) or path.startswith(first)):
             raise ValueError(

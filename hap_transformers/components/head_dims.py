@@ -113,7 +113,9 @@ def _group(
     kind: Kind, writers: list[Projection], followers: list[Projection], readers: list[Projection], runs: Runs
 ) -> Group:
     count, heads = sum(runs.left), runs.whole
-    return Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
+    group = Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
+    group.around, group.scale, group.windowed = heads.around, heads.scale, heads.windowed
+    return group
 
 
 def _by_component(kind: Kind, runs: Runs, shared: int) -> tuple[int, ...]:
@@ -145,7 +147,7 @@ def fit(group: Group) -> None:
     )
     size, factor = _size_and_factor(heads, [*value, *query_key])
     width = len(alive) * heads.shared * size
-    fit_to_heads(attention, heads.names, alive, heads.reader, {heads.names.width: width, heads.names.head_size: size})
+    fit_to_heads(heads, alive, {heads.names.width: width, heads.names.head_size: size})
     if not alive:
         return
     given: dict[nn.Module, list[Left]] = defaultdict(list)
@@ -185,7 +187,7 @@ def _narrows(heads: Group) -> bool:
 
 def _keeps_scale(heads: Group) -> bool:
     """Whether the scale of attention logits does not depend on the head size that the module works with."""
-    return not heads.names.scaled or "scaling" in vars(heads.core)
+    return not heads.names.scaled or bool({"scaling", "scale"} & vars(heads.core).keys())
 
 
 def _let_holders_hand_on(heads: Group) -> None:

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 
-from .architectures import Architecture, HeadNames
+from .architectures import Architecture, HeadNames, config_of_layers
 from .groups import Group, Kind, empty_parameters, layer_paths, register_kind
-from .projections import Projection, find_projections
+from .projections import find_projections
 from .releases import TRANSFORMERS_4
 from .spreading import set_and_hand_on
 from .subclasses import argument_names, cached, dense_class, empty_inputs, subclass, take_class
@@ -45,21 +45,36 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
 
 def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     """Lists a model's self-attention blocks as if they had all heads of the dense model."""
-    names, config, groups = architecture.names[NAME], model.config, []
-    total = getattr(config, names.config_heads)
-    head_size = getattr(config, names.config_head_size, None) or config.hidden_size // config.num_attention_heads
-    for layer, path in enumerate(layer_paths(model, architecture)):
+    names, config, groups = architecture.names[NAME], config_of_layers(model, architecture), []
+    paths = layer_paths(model, architecture)
+    per_layer = zip(
+        _of_layers(config.num_attention_heads, paths),
+        _of_layers(getattr(config, names.config_heads), paths),
+        strict=True,
+    )
+    for layer, (path, (queries, total)) in enumerate(zip(paths, per_layer, strict=True)):
         writers = find_projections(model.base_model, path, (names.query, names.key, names.value))
         (reader,) = find_projections(model.base_model, path, (names.output,))
         followers = find_projections(model.base_model, path, names.position_inputs, optional=True)
         attention = model.base_model.get_submodule(path + names.attention)
         own = (writers, followers, [reader], list(range(total)), total, attention, names)
-        sizes = {"head_size": head_size, "shared": config.num_attention_heads // total}
+        head_size = getattr(config, names.config_head_size, None) or writers[0].in_features // queries
         # DeBERTa's queries and keys may be made of positions, too.
         of_stream = writers[2:] if names.position_inputs else None
         around = model.base_model.get_submodule(path[:-1])
-        groups.append(Group(HEADS, layer, *own, **sizes, around=around, of_stream=of_stream))
+        group = Group(HEADS, layer, *own, head_size=head_size, shared=queries // total, around=around)
+        group.of_stream = of_stream
+        parameters = dict(around.named_parameters())
+        group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
+        groups.append(group)
     return groups
+
+
+def _of_layers(number: int | Sequence[int], paths: Sequence[str]) -> list[int]:
+    """The number of every layer, given that of all layers or, by its place, that of the layers in each list."""
+    lists = [path[:-1].rpartition(".")[0] for path in paths]
+    places = {name: place for place, name in enumerate(dict.fromkeys(lists))}
+    return [number if isinstance(number, int) else number[places[name]] for name in lists]
 
 
 def heads_gone(config: PretrainedConfig) -> dict[int, list[int]]:
@@ -74,23 +89,19 @@ def dims_left(attention: nn.Module) -> dict[str, list[int]] | None:
 
 def fit(group: Group) -> None:
     """Makes an attention module work with the heads that its projections hold."""
-    attention, names = group.core, group.names
-    assert attention is not None
-    fit_to_heads(attention, names, group.kept, group.reader)
+    fit_to_heads(group, group.kept)
 
 
-def fit_to_heads(
-    attention: nn.Module, names: HeadNames, kept: Sequence[int], reader: Projection, sizes: Mapping[str, int] = {}
-) -> None:
+def fit_to_heads(group: Group, kept: Sequence[int], sizes: Mapping[str, int] = {}) -> None:
     """Makes an attention module work with some heads.
 
     Args:
-        attention (`nn.Module`): The module.
-        names (`HeadNames`): Its names.
+        group (`Group`): The heads of its layer, whose projections have lost the others.
         kept (`Sequence[int]`): Numbers of the heads.
-        reader (`Projection`): The output projection.
         sizes (`Mapping[str, int]`, *optional*): Other attributes of the module to set, if it has them.
     """
+    attention, names, reader = group.core, group.names, group.reader
+    assert attention is not None
     sizes = {names.num_heads: len(kept), names.width: reader.in_features, **sizes}
     for name in sizes.keys() & vars(attention).keys():
         setattr(attention, name, sizes[name])
@@ -99,9 +110,28 @@ def fit_to_heads(
         output, norm = _inside(names, names.output), _inside(names, names.attention_norm)
         take_class(attention, _headless(dense, output, norm, names.position_bias))
         empty_inputs(reader.module)
-    elif names.position_bias:
+        return
+    if names.position_bias:
         vars(attention)["kept_heads"] = list(kept)
-        take_class(attention, _choosing_bias(dense, names.position_bias))
+    if names.position_bias == "table":
+        take_class(attention, _choosing_columns(dense, names.bias_argument))
+    elif names.position_bias:
+        take_class(attention, _choosing_bias(dense, names.position_bias, names.bias_argument))
+    if names.width_of_input:
+        paths = (names.query, names.key, names.value)
+        own = tuple(path.removeprefix(f"{names.attention}.") for path in paths)
+        take_class(attention, _of_own_width(dense, own))
+    for module in _position_modules(group, inside=True):
+        vars(module)["kept_heads"] = list(kept)
+        take_class(module, _choosing_heads(dense_class(module)))
+
+
+def _position_modules(group: Group, inside: bool = False) -> list[nn.Module]:
+    """The modules that give a layer's own position bias, or those of them that lie in its attention module."""
+    assert group.around is not None
+    modules = dict(group.around.named_modules())
+    paths = [path for path in group.names.position_modules if path in modules]
+    return [modules[path] for path in paths if not inside or _inside(group.names, path)]
 
 
 def idle(group: Group) -> set[torch.Tensor]:
@@ -109,7 +139,8 @@ def idle(group: Group) -> set[torch.Tensor]:
     attention, names = group.core, group.names
     assert attention is not None
     unused = empty_parameters(group)
-    if names.position_bias is None:  # Else the module may still compute the position bias of other layers.
+    unused |= {parameter for module in _position_modules(group) for parameter in module.parameters()}
+    if names.position_bias != "computed":  # Else the module may still compute the position bias of other layers.
         paths = [_inside(names, path) for path in (names.output, names.attention_norm)]
         used = [parameter for path in paths if path for parameter in attention.get_submodule(path).parameters()]
         unused |= set(attention.parameters()) - set(used)
@@ -162,18 +193,67 @@ def _headless(
 
 
 @cached
-def _choosing_bias(attention_class: type[nn.Module], position_bias: str) -> type[nn.Module]:
+def _choosing_bias(attention_class: type[nn.Module], position_bias: str, argument: str) -> type[nn.Module]:
     """Subclasses an attention class so that it takes its own heads out of the dense model's position bias."""
     names = argument_names(attention_class)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        bias = _position_bias(self, arguments)
-        outputs = attention_class.forward(self, **{**arguments, "position_bias": bias[:, self.kept_heads]})
+        bias: Any = _position_bias(self, arguments) if position_bias == "computed" else arguments.get(argument)
+        of_dense = bias is not None and bias.shape[1] > len(self.kept_heads)
+        chosen = bias[:, self.kept_heads] if of_dense else bias  # Others are masks.
+        outputs = attention_class.forward(self, **{**arguments, argument: chosen})
         return (outputs[0], bias, *outputs[2:]) if position_bias == "computed" else outputs
 
     method = {"__setattr__": set_and_hand_on}
-    return subclass("Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, **method)
+    return subclass(
+        "Pruned", attention_class, forward, _choosing_bias, attention_class, position_bias, argument, **method
+    )
+
+
+@cached
+def _choosing_heads(module_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclasses a module that gives a position bias so that it gives those of some heads."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return module_class.forward(self, *args, **kwargs)[:, self.kept_heads]
+
+    return subclass("Pruned", module_class, forward, _choosing_heads, module_class)
+
+
+@cached
+def _of_own_width(attention_class: type[nn.Module], projections: tuple[str, ...]) -> type[nn.Module]:
+    """Subclasses an attention class that takes the width of its heads for that of its input.
+
+    Args:
+        attention_class (`type[nn.Module]`): The class of the attention module.
+        projections (`tuple[str, ...]`): Its query, key and value projections.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        given = {name: getattr(self, name)(hidden_states) for name in projections}
+        # Another object with the same modules, so that threads do not see each other's tensors.
+        view = attention_class.__new__(attention_class)
+        vars(view).update(vars(self), **{name: lambda _, own=own: own for name, own in given.items()})
+        return attention_class.forward(view, given[projections[-1]], *args, **kwargs)
+
+    method = {"__setattr__": set_and_hand_on}
+    return subclass("Pruned", attention_class, forward, _of_own_width, attention_class, projections, **method)
+
+
+@cached
+def _choosing_columns(attention_class: type[nn.Module], table: str) -> type[nn.Module]:
+    """Subclasses an attention class so that it takes its own heads out of the dense model's table."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        # Another object with the same modules, so that threads do not see each other's columns.
+        view = attention_class.__new__(attention_class)
+        columns = self._parameters[table][:, self.kept_heads]
+        vars(view).update(vars(self), _parameters={**self._parameters, table: columns})
+        return attention_class.forward(view, *args, **kwargs)
+
+    method = {"__setattr__": set_and_hand_on}
+    return subclass("Pruned", attention_class, forward, _choosing_columns, attention_class, table, **method)
 
 
 def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:

@@ -21,9 +21,13 @@ class HeadNames:
         position_inputs (`tuple[str, ...]`, *optional*): Projections of relative positions: that which gives keys, and
             that which gives queries. Their rows go with the heads, but are not scored. Paths that the layer does not
             have are skipped.
-        position_bias (`str`, *optional*): For attention modules that take an argument `position_bias` with a row for
-            each head of the dense model: `"given"` if it always comes from outside, `"computed"` if the first layer
-            computes it by `compute_bias` and all layers return it after their output.
+        position_bias (`str`, *optional*): For attention modules that add a bias with a row for each head of the dense
+            model: `"given"` if it is an argument that always comes from outside, `"computed"` if the first layer
+            computes it by `compute_bias` and all layers return it after their output, `"table"` if the module has a
+            parameter with a column for each head.
+        bias_argument (`str`, *optional*, defaults to `"position_bias"`): The name of that argument or parameter.
+        position_modules (`tuple[str, ...]`, *optional*): Modules that give a layer's own position bias. Paths that the
+            layer does not have are skipped.
         bilinear (`bool`, *optional*, defaults to `True`): Whether the attention logits depend on queries and keys by
             their products alone, so that both may change their basis. They do not with rotary embeddings, or with
             norms of queries and keys.
@@ -34,16 +38,23 @@ class HeadNames:
             masks on queries cost is measured behind it.
         attention_norm (`str`, *optional*): The LayerNorm that the attention module itself applies to the sum of its
             input and output.
+        scale (`str`, *optional*): The parameter that multiplies what `output` gives, before this is added to the
+            residual stream. Layers that do not have it add what `output` gives.
+        windowed (`bool`, *optional*, defaults to `False`): Whether the attention module sees the tokens of an image in
+            windows: the layer has a `window_size` and a `shift_size`, and is called with the image's height and width.
         num_heads (`str`, *optional*): Attribute of the attention module with its number of heads, in those releases
             of Transformers that have it.
         width (`str`, *optional*): Attribute of the attention module with heads x head size, likewise.
         head_size (`str`, *optional*): Attribute of the attention module with the head size, likewise.
+        width_of_input (`bool`, *optional*, defaults to `False`): Whether the attention module takes heads x head size
+            for the width of its input.
         scaled (`bool`, *optional*, defaults to `True`): Whether attention logits are products over the root of the
             head size. Modules that keep this scale have it in `scaling`; others compute it from the head size.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
-            model's heads per layer. Query heads that share a key/value head are one removable head.
+            model's heads per layer; of several lists of layers, with a number for each. Query heads that share a
+            key/value head are one removable head.
         config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size.
-            Without it, the head size is hidden size / attention heads.
+            Without it, the head size is the width of the residual stream / attention heads.
     """
 
     attention: str
@@ -53,13 +64,18 @@ class HeadNames:
     output: str
     position_inputs: tuple[str, ...] = ()
     position_bias: str | None = None
+    bias_argument: str = "position_bias"
+    position_modules: tuple[str, ...] = ()
     bilinear: bool = True
     rotary: bool = False
     query_norm: str | None = None
     attention_norm: str | None = None
+    scale: str | None = None
+    windowed: bool = False
     num_heads: str = "num_attention_heads"
     width: str = "all_head_size"
     head_size: str = "attention_head_size"
+    width_of_input: bool = False
     scaled: bool = True
     config_heads: str = "num_attention_heads"
     config_head_size: str = "head_dim"
@@ -80,6 +96,11 @@ class NeuronNames:
             the layer does not have are skipped.
         apart (`bool`, *optional*, defaults to `False`): Whether what `output` gives is scaled, or laid out otherwise,
             before it is added to the residual stream. A refit then follows what it gives.
+        scale (`str`, *optional*): The parameter that multiplies what `output` gives, before this is added to the
+            residual stream. Layers that do not have it add what `output` gives.
+        norm (`str`, *optional*): The norm that reads the residual stream before this block, for layers whose attention
+            adds something else than what its output projection gives.
+        otherwise (`NeuronNames`, *optional*): The names in layers that do not have `output`.
     """
 
     inputs: tuple[str, ...]
@@ -87,6 +108,9 @@ class NeuronNames:
     activation: str | None = None
     followers: tuple[str, ...] = ()
     apart: bool = False
+    scale: str | None = None
+    norm: str | None = None
+    otherwise: "NeuronNames | None" = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +165,12 @@ class Architecture:
             and adds to it. Otherwise it normalizes the sum.
         also_added (`tuple[str, ...]`, *optional*): Paths, from a layer, of projections that add to the residual stream
             before the layer's last group, and are never pruned. Paths that the layer does not have are skipped.
+        tower (`str`, *optional*): `"vision"` or `"text"`, for families with a tower of each. Classes of more than one
+            tower hold it as `vision_model` or `text_model`, their config as `vision_config` or `text_config`.
     """
 
     layers: str
     names: Mapping[str, Any]
     norm_first: bool = False
     also_added: tuple[str, ...] = ()
+    tower: str | None = None

@@ -20,8 +20,13 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     Raises:
         ValueError: If the architecture's entry does not fit the model.
     """
-    names, groups = architecture.names[NAME], []
+    groups = []
     for layer, path in enumerate(layer_paths(model, architecture)):
+        around = model.base_model.get_submodule(path[:-1])
+        inside, parameters = dict(around.named_modules()), dict(around.named_parameters())
+        names = architecture.names[NAME]
+        if names.output not in inside and names.otherwise is not None:
+            names = names.otherwise
         writers = find_projections(model.base_model, path, names.inputs, optional=True)
         (reader,) = find_projections(model.base_model, path, (names.output,))
         sizes = {projection.out_features for projection in writers}
@@ -33,10 +38,10 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
             )
         count = reader.in_features
         activation = model.base_model.get_submodule(path + names.activation) if names.activation else None
-        inside = dict(model.base_model.get_submodule(path[:-1]).named_modules())
         followers = [ResponseNorm(path + name, inside[name]) for name in names.followers if name in inside]
         group = Group(NEURONS, layer, writers, list(followers), [reader], range(count), count, activation, names)
-        group.alone = names.apart
+        group.alone, group.scale = names.apart, parameters.get(names.scale or "")
+        group.read_by = around.get_submodule(names.norm) if names.norm else None
         groups.append(group)
     return groups
 

@@ -19,3 +19,9 @@ IMAGE_PROCESSOR = "ViTImageProcessor" if TRANSFORMERS_4 else "ViTImageProcessorP
 
 # The modules of ViT and its relatives got the names that language models use.
 VIT_RENAMED = _TRANSFORMERS >= version.parse("5.9.0")
+
+# The modules of DINOv2 did later, and its fused gates and neurons became two projections.
+DINOV2_RENAMED = _TRANSFORMERS >= version.parse("5.18.0")
+
+# The attention of CLIP and SigLIP took the width of its heads for that of its input.
+TOWERS_OF_INPUT_WIDTH = _TRANSFORMERS < version.parse("5.5.0")

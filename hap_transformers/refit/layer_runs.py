@@ -13,6 +13,8 @@ from ..components.architectures import get_architecture, layer_paths
 from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..efficiency import evaluating
 from .kept_values import KeptValues
+from .least_squares import SMALL
+from .windows import out_of_windows
 
 
 ForwardFunction = Callable[[PreTrainedModel, dict[str, Any]], Any]
@@ -27,21 +29,28 @@ class Call:
         block_inputs (`torch.Tensor`, *optional*): What the group's writers read, if they are called.
         stream (`torch.Tensor`, *optional*): The residual stream that the reader adds to, if it does.
         outputs (`torch.Tensor`): What it gave, or the norm behind it.
+        scale (`torch.Tensor`, *optional*): What multiplies that before it is added, shape `(features,)`.
     """
 
     inputs: torch.Tensor
     block_inputs: torch.Tensor | None
     stream: torch.Tensor | None
     outputs: torch.Tensor
+    scale: torch.Tensor | None = None
 
     @property
     def total(self) -> torch.Tensor:
         """What it gave, and what that is added to."""
-        return self.outputs if self.stream is None else self.stream + self.outputs
+        added = self.outputs if self.scale is None else self.outputs * self.scale
+        return added if self.stream is None else self.stream + added
 
     def missing(self, target: torch.Tensor) -> torch.Tensor:
-        """What it must give for a total."""
-        return target if self.stream is None else target - self.stream
+        """What it must give for a total; what it gives, of features that a scale of next to zero hides."""
+        added = target if self.stream is None else target - self.stream
+        if self.scale is None:
+            return added
+        seen = self.scale.abs() > SMALL * self.scale.abs().amax()
+        return torch.where(seen, added / torch.where(seen, self.scale, 1.0), self.outputs)
 
 
 def shares_layers(model: PreTrainedModel) -> bool:
@@ -184,11 +193,15 @@ class LayerRuns:
     def _watch(self, groups: Sequence[Group], calls: list[list[Call]]) -> list[Any]:
         """Hooks that follow the residual stream through the groups' layer and note the calls of their readers."""
         layer = self.layers[groups[0].block]
-        stream: list[torch.Tensor] = []
+        stream, size = list[torch.Tensor](), list[Any]()
         read: list[torch.Tensor | None] = [None]
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream[:] = [args[0] if args else kwargs["hidden_states"]]
+            size[:] = args[1:2]
+
+        def as_stream(group: Group, tokens: torch.Tensor) -> torch.Tensor:
+            return out_of_windows(layer, tokens, size[0]) if group.windowed else tokens
 
         def normalized(module: nn.Module, args: tuple[torch.Tensor]) -> None:
             stream[:] = [args[0]]
@@ -206,9 +219,12 @@ class LayerRuns:
         for group, seen in zip(groups, calls, strict=True):
             if group.of_stream != []:
                 handles.append(entered(group))
-            handles += _watch_reader(group, seen, read, stream)
+            handles += _watch_reader(group, seen, read, stream, as_stream)
         in_layer = self.of_layer(groups[0].block)
-        if self.norm_first:
+        norms = [group.read_by for group in in_layer if group.read_by is not None]
+        if norms:
+            handles += [norm.register_forward_pre_hook(normalized) for norm in norms]
+        elif self.norm_first:
             inside = dict(layer.named_modules())
             adding = [group.reader.module for group in in_layer[:-1]]
             adding += [inside[path] for path in self.also_added if path in inside]
@@ -226,11 +242,13 @@ class LayerRuns:
         last, output = self.kept[id(self), position] if (id(self), position) in self.kept else (-1, None)
         skipped = self.layers[: last + 1]
         forwards = [vars(layer).get("forward") for layer in skipped]
+        rest = output[1:] if isinstance(output, tuple) else None
+
+        def pass_on(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states if rest is None else (hidden_states, *rest)
+
         for layer, in_list in zip(skipped, self.lists, strict=False):
-            if in_list == self.lists[last]:
-                layer.forward = lambda *args, **kwargs: output
-            else:
-                layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
+            layer.forward = (lambda *args, **kwargs: output) if in_list == self.lists[last] else pass_on
         try:
             yield
         finally:
@@ -239,14 +257,19 @@ class LayerRuns:
 
 
 def _watch_reader(
-    group: Group, seen: list[Call], read: list[torch.Tensor | None], stream: list[torch.Tensor]
+    group: Group,
+    seen: list[Call],
+    read: list[torch.Tensor | None],
+    stream: list[torch.Tensor],
+    as_stream: Callable[[Group, torch.Tensor], torch.Tensor],
 ) -> list[Any]:
     """Hooks that note the calls of a group's reader, of the norm behind it, and of the shortcut around it."""
     reader, elsewhere = group.reader, group.alone or group.shortcut is not None
 
     def see(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         added_to = (shortcut[0] if shortcut else None) if elsewhere else reader.seen(stream[0])
-        seen.append(Call(reader.read(args[0]), read[0], added_to, reader.seen(output)))
+        inputs, outputs = (as_stream(group, tokens) for tokens in (reader.read(args[0]), reader.seen(output)))
+        seen.append(Call(inputs, read[0], added_to, outputs, group.scale))
 
     def see_norm(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         seen[-1].outputs = reader.seen(output)
@@ -276,6 +299,6 @@ def _merged(calls: list[Call]) -> list[Call]:
     """One call with the tokens of all chunks."""
     if len(calls) < 2:
         return calls
-    parts = {name: [getattr(call, name) for call in calls] for name in vars(calls[0])}
+    parts = {name: [getattr(call, name) for call in calls] for name in vars(calls[0]).keys() - {"scale"}}
     whole: dict[str, Any] = {name: None if p[0] is None else torch.cat(p, 1) for name, p in parts.items()}
-    return [Call(**whole)]
+    return [Call(**whole, scale=calls[0].scale)]

@@ -33,7 +33,7 @@ class SelfLoss:
     Args:
         pooling (`str`, *optional*): How a model without a head makes an embedding of its tokens: `"mean"` of those
             that are not padding, `"cls"` for the first, `"last_token"`, or `"token"` where each is an embedding. By
-            default `"mean"` for texts and `"cls"` for images.
+            default `"mean"` for texts and `"cls"` for images; towers with a projection pool tokens themselves.
         normalize (`bool`, *optional*, defaults to `True`): Whether embeddings are divided by their norm.
 
     Raises:
@@ -75,6 +75,8 @@ class SelfLoss:
     def embedding(self, model: PreTrainedModel, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The embeddings of a batch, shape `(examples, features)`, or `(tokens, features)` for `"token"`."""
         tokens = next(iter(named_tensors(outputs).values()))
+        if tokens.ndim == 2 and self.pooling is None:  # Towers with a projection pool themselves.
+            return F.normalize(tokens, dim=-1) if self.normalize else tokens
         if tokens.ndim != 3:
             raise ValueError(
                 f"{type(model).__name__} returned no hidden states of tokens, but a tensor of the shape "

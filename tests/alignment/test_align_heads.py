@@ -51,9 +51,8 @@ def same(model, before):
 
 def pruned(model):
     """A model with fewer dimensions, and without a whole head and a whole attention."""
-    heads = model.config.num_attention_heads and HEADS
     group = {"query_key_dims": {0: [0]}, "value_dims": {0: [1]}}
-    plan = PruningPlan.for_model(model, heads={0: [heads - 1]}, neurons={0: [3]})
+    plan = PruningPlan.for_model(model, heads={0: [HEADS - 1]}, neurons={0: [3]})
     apply_plan(model, plan)
     apply_plan(model, PruningPlan.for_model(model, **group))
     return model

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tiny import make_model
 from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizer, TrainingArguments, pipeline
-from zoo import HEADS, NEURONS, ZOO, logits
+from zoo import HEADS, NEURONS, TWO_TOWERS, ZOO, logits
 
 from hap_transformers import HapTrainer, PruningPlan, apply_plan
 
@@ -74,14 +74,15 @@ def head_classes(tiny):
         and isinstance(getattr(transformers, name), type)
         and not name.endswith(("Output", "WithTeacher"))
         and getattr(transformers, name).config_class is type(tiny.config())
-        and name not in ("BartForCausalLM", "WhisperForCausalLM")
+        and name not in ("BartForCausalLM", "WhisperForCausalLM", "CLIPModel", "SiglipModel")
+        and name != "BeitForSemanticSegmentation"  # It reads outputs of more layers than a tiny model has.
     ]
 
 
 def test_every_head_class(tmp_path, model_type):
     tiny = ZOO[model_type]
     names = head_classes(tiny)
-    assert len(names) >= 2
+    assert tiny.family + tiny.task in names
     for name in names:
         model = prune(dataclasses.replace(tiny, task=name.removeprefix(tiny.family)).model(torch.float32))
         model.save_pretrained(tmp_path / name)
@@ -95,6 +96,7 @@ def test_a_decoder_alone_is_refused(model_type):
         model.prune_heads({0: [0]})
 
 
+@pytest.mark.parametrize("model_type", sorted(ZOO.keys() - TWO_TOWERS))
 def test_loads_under_another_head(tmp_path, model_type):
     model = prune(ZOO[model_type].model(torch.float32))
     model.save_pretrained(tmp_path)

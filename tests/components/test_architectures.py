@@ -26,7 +26,7 @@ def test_quantized_models_are_refused():
 
 def test_unknown_architecture_names_the_supported_ones():
     model = BloomModel(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
-    with pytest.raises(ValueError, match="'bloom'.*albert, bart, bert, .*ARCHITECTURES"):
+    with pytest.raises(ValueError, match="'bloom'.*albert, bart, beit, bert, .*ARCHITECTURES"):
         prune_heads(model, {0: [0]})
 
 

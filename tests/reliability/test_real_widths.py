@@ -22,11 +22,14 @@ from hap_transformers.efficiency import count_encoder_parameters
 WIDTHS = {
     "albert": (768, 12, 3072, {"embedding_size": 128, "num_hidden_groups": 1}),  # ALBERT base
     "bart": (768, 12, 3072, {}),  # BART base
+    "beit": (384, 6, 1536, {}),
     "bert": (384, 12, 1536, {}),  # MiniLM
+    "clip": (768, 12, 3072, {}),  # CLIP base, the tower of images
     "deberta-v2": (384, 6, 1536, {}),
     "deberta-v3": (384, 6, 1536, {}),  # DeBERTa v3 xsmall
     "distilbert": (768, 12, 3072, {}),
     "electra": (256, 4, 1024, {"embedding_size": 128}),  # ELECTRA small
+    "dinov2": (384, 6, 4, {"use_swiglu_ffn": False}),  # DINOv2 small
     "gpt2": (768, 12, 3072, {}),
     "llama": (576, 9, 1536, {"num_key_value_heads": 3, "head_dim": 64}),  # SmolLM2 135M
     "mistral": (1024, 8, 3584, {"num_key_value_heads": 2, "head_dim": 128}),
@@ -35,6 +38,8 @@ WIDTHS = {
     "qwen2": (896, 14, 4864, {"num_key_value_heads": 2, "head_dim": 64}),  # Qwen2 0.5B
     "qwen3": (1024, 16, 3072, {"num_key_value_heads": 8, "head_dim": 128}),  # Qwen3 0.6B
     "roberta": (768, 12, 3072, {}),
+    "siglip": (768, 12, 3072, {}),
+    "swin": (96, [3, 6], 4.0, {"depths": [1, 1]}),  # Two stages of Swin tiny
     "t5": (512, 8, 2048, {"d_kv": 64}),  # T5 small
     "t5-gated": (512, 6, 1024, {"d_kv": 64}),  # Flan-T5 small
     "vit": (192, 3, 768, {}),  # ViT tiny
