@@ -91,6 +91,7 @@ def test_goes_all_the_way(registered, tmp_path, method):
     assert distance(model, dense) < before
     model.save_pretrained(tmp_path / "model")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    again = copy.deepcopy(again)  # Some kernels sum otherwise where a file is mapped to unaligned memory.
     assert torch.equal(logits(again, ZOO["bert"]), logits(model, ZOO["bert"]))
     assert again.config.quantization_config["pairs"] == {
         str(layer): count for layer, count in enumerate(left) if plan.removed["pairs"].get(layer)
