@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..alignment.basis_name import basis_in
+from ..alignment.basis_name import basis_of
 from .examples import load_examples
 from .loading import load
 from .options import Device, Json, Model, Passes, Source, print_result, require_own_folder, takes_settings
@@ -27,7 +27,7 @@ def align(
     require_own_folder(output, model, overwrite)
     loaded = load(model, device, passes.embedding)
     examples = load_examples(loaded, source, source.max_examples)
-    align_loaded(loaded, examples, source, passes)
+    align_loaded(loaded, examples, source, passes, ["query_key_dims", "value_dims"])
     loaded.save(output)
-    basis = basis_in(loaded.model.config)
+    basis = basis_of(loaded.model.config)
     print_result({"basis": basis, "folder": str(output)}, [], f"heads are in the basis '{basis}': {output}", json_)

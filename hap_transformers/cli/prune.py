@@ -146,8 +146,8 @@ def _planned(
     kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
     if depends_on_basis(kinds):
         assert examples is not None  # They were loaded for it.
-        with steps.step("align", "aligning heads"):
-            align(loaded, examples, source, scoring)
+        with steps.step("align", f"aligning {words_for(kind for kind in kinds if depends_on_basis([kind]))}"):
+            align(loaded, examples, source, scoring, kinds)
     what = f"scoring {words_for(kinds)} by {scoring.method}"
     if examples is not None:
         what += f" on {min(source.max_examples, len(examples.rows)):,} examples"

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ..alignment.basis_name import basis_in, depends_on_basis
+from ..alignment.basis_name import basis_of, depends_on_basis
 from ..components.groups import by_kind, find_groups
 from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
@@ -48,7 +48,7 @@ def score(
     kinds_to_prune(scoring.components, scoring.method, PlanningSettings())
     loaded = load(model, device, scoring.embedding)
     examples = load_examples(loaded, source, source.max_examples) if scoring.needs_examples else None
-    aligned = bool(basis_in(loaded.model.config))
+    aligned = bool(basis_of(loaded.model.config))
     kinds = kinds_to_prune(scoring.components, scoring.method, PlanningSettings(), loaded.model, aligned=aligned)
     if depends_on_basis(kinds) and not aligned:
         typer.echo(
