@@ -126,6 +126,20 @@ def refuses(model: PreTrainedModel, architecture: Architecture) -> str | None:
     return None
 
 
+def validate_resizable(model: PreTrainedModel) -> None:
+    """Checks that a model's word embeddings can be resized: Transformers would drop the map behind the table.
+
+    Raises:
+        ValueError: If they are of lower rank.
+    """
+    if dense_class(table := model.get_input_embeddings()) is not type(table) and MAP in dict(table.named_children()):
+        raise ValueError(
+            f"The word embeddings of this {type(model).__name__} are of rank {table.weight.shape[1]}, and "
+            "resize_token_embeddings would put plain ones in their place. Resize the dense model, and prune it then. "
+            "To remove tokens, use trim_vocabulary. Nothing was changed."
+        )
+
+
 EMBEDDING_DIMS = Kind(
     name=NAME,
     singular="embedding dimension",

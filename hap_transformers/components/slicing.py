@@ -24,10 +24,12 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     groups = list(groups)
     validate_plain_weights(model, groups)
     users: dict[torch.Tensor, set[str]] = defaultdict(set)
-    for path, module in model.named_modules():
+    # Heads outside the base model may share a weight, too.
+    inside = {module: path for path, module in model.base_model.named_modules()}
+    names = {module: inside.get(module, path) for path, module in model.named_modules()}
+    for module, path in names.items():
         for parameter in module.parameters(recurse=False):
             users[parameter].add(path)
-    names = {module: path for path, module in model.named_modules()}
     for projection in (projection for group in groups for projection in group.projections):
         module = projection.module
         if is_sharded(module):

@@ -95,6 +95,7 @@ def plan_pruning(
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)
+    plan.note_saved(groups)
     return plan
 
 

@@ -39,8 +39,10 @@ class PruningPlan:
         promise (`dict[str, float]`, *optional*): What the whole model will cost afterwards: `"parameters"`, and if
             they were asked for `"flops"` and `"latency"` (seconds) of a forward pass. Delete it from a plan that you
             edit.
-        basis (`str`, *optional*): For plans that remove dimensions of heads: the name of the basis that these are of
-            (`config.aligned_heads`), `""` for heads that were not aligned.
+        basis (`str`, *optional*): For plans that remove dimensions: the names of the bases that these are of
+            (`config.aligned_heads`, `config.aligned_embeddings`), `""` for what was not aligned.
+        saved (`dict[str, int]`, *optional*): For each kind, the parameters that its removals take from the model, less
+            those of implants. Weights that belong to two components count for both.
     """
 
     removed: dict[str, Removed]
@@ -52,6 +54,7 @@ class PruningPlan:
     method: str = ""
     promise: dict[str, float] = field(default_factory=dict)
     basis: str = ""
+    saved: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
@@ -61,6 +64,7 @@ class PruningPlan:
         """What goes in numbers; the components themselves are thousands."""
         gone = (
             f"{self.count(kind):,} of {sum(self.original.get(kind, ())):,} {kind}"
+            + (f" ({self.saved[kind]:,} parameters)" if kind in self.saved else "")
             for kind, layers in self.removed.items()
             if layers
         )
@@ -249,6 +253,14 @@ class PruningPlan:
         now = sum(group.num_components * group.parameters_per_component() for group in groups)
         left = sum(group.parameters_with(self.left_in(group)) for group in groups)
         return now - left - round(counted_twice(shared_by_pairs(groups), gone))
+
+    def note_saved(self, groups: Sequence[Group]) -> None:
+        """Notes the parameters that each kind's removals take from a model of these groups."""
+        self.saved = {}
+        for group in groups:
+            fewer = group.parameters_with(group.num_components) - group.parameters_with(self.left_in(group))
+            if fewer:
+                self.saved[group.kind.name] = self.saved.get(group.kind.name, 0) + fewer
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, the components of a layer on one line."""
