@@ -110,7 +110,7 @@ def validate_separate(model: PreTrainedModel) -> None:
 
 
 def _change_basis(group: Group, moment: torch.Tensor, curvature: torch.Tensor) -> None:
-    """Writes the table and its map in the basis in which dimensions are uncorrelated and their curvature is diagonal."""
+    """Writes the table and its map in the basis in which dimensions are uncorrelated and have diagonal curvature."""
     (table,), reader = group.writers, group.reader
     rows = table.module.weight.detach().to(moment)
     uniform = rows.T @ rows / len(rows)

@@ -59,9 +59,7 @@ class Examples:
         return DataLoader(rows, batch_size=self.batch, collate_fn=self.collate)
 
 
-def load_examples(
-    loaded: Loaded, source: Source, most: int, hold_out: bool = False, trim: bool = False
-) -> Examples:
+def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = False, trim: bool = False) -> Examples:
     """Loads the examples that the options name.
 
     Args:

@@ -192,8 +192,8 @@ def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: P
         title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
     if warning := slowness(results):
         typer.echo(f"hap: {warning}", err=True)
-    names = ("parameters", "encoder_parameters", "flops", "latency_ms", "bytes", "fidelity", "metrics", "num_examples")
-    names += ("parts", "vocabulary")
+    costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
+    names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}
     figures["saved"] = plan.saved
     figures["removed"] = {kind: plan.count(kind) for kind in plan.removed}

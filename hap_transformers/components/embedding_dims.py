@@ -56,10 +56,9 @@ STORED_AS[nn.Embedding] = EmbeddingTable
 def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     """The dimensions of a model's word embeddings: one group, which counts to layer 0."""
     names: EmbeddingNames = architecture.names[NAME]
-    module = model.base_model.get_submodule(names.table)
-    group = Group(EMBEDDING_DIMS, 0, [EmbeddingTable(names.table, module)], [], [], (), 0)
-    group.kept, group.original = range(module.weight.shape[1]), module.weight.shape[1]
-    group.whole = group.original
+    table = EmbeddingTable(names.table, model.base_model.get_submodule(names.table))
+    count = table.out_features
+    group = Group(EMBEDDING_DIMS, 0, [table], [], [], range(count), count, whole=count)
     _note_map(group)
     return [group]
 
@@ -113,10 +112,11 @@ def refuses(model: PreTrainedModel, architecture: Architecture) -> str | None:
     table = model.base_model.get_submodule(name)
     if dense_class(table) is not nn.Embedding or table.max_norm is not None:
         return f"'{name}' is a {dense_class(table).__name__} that does more than to look embeddings up"
-    others = [
+    own = (name, f"{model.base_model_prefix}.{name}")
+    others = [  # Also where the module itself is in several places.
         path
-        for path, module in model.named_modules()
-        if module is not table and any(p is table.weight for p in module.parameters(recurse=False))
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path not in own and any(p is table.weight for p in module.parameters(recurse=False))
     ]
     if others:
         return (
@@ -132,9 +132,9 @@ def validate_resizable(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If they are of lower rank.
     """
-    if dense_class(table := model.get_input_embeddings()) is not type(table) and MAP in dict(table.named_children()):
+    if (behind := dict(model.get_input_embeddings().named_children()).get(MAP)) is not None:
         raise ValueError(
-            f"The word embeddings of this {type(model).__name__} are of rank {table.weight.shape[1]}, and "
+            f"The word embeddings of this {type(model).__name__} are of rank {behind.in_features}, and "
             "resize_token_embeddings would put plain ones in their place. Resize the dense model, and prune it then. "
             "To remove tokens, use trim_vocabulary. Nothing was changed."
         )

@@ -87,7 +87,12 @@ def part_rows(results: Mapping[str, Any]) -> list[tuple[str, int, int, float]]:
     parts = results.get("parts") or {}
     labelled = {name: label_of(name) for name in parts.get("dense", ())}
     return [
-        (label, parts["dense"][name], parts["pruned"].get(name, 0), parts["pruned"].get(name, 0) / parts["dense"][name])
+        (
+            label,
+            parts["dense"][name],
+            parts["pruned"].get(name, 0),
+            parts["pruned"].get(name, 0) / parts["dense"][name],
+        )
         for name, label in labelled.items()
         if parts["dense"][name]
     ]

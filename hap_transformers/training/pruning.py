@@ -91,8 +91,8 @@ class PruningMixin(_Trainer):
         processes share the batches.
 
         Where dimensions of heads or embeddings may go, these are aligned before ([`align_heads`],
-        [`align_embeddings`]): their weights change, the model's outputs do not. Scores made while `train()` runs are of
-        an aligned model, too, but the model is put back, as the optimizer belongs to the weights as they were.
+        [`align_embeddings`]): their weights change, the model's outputs do not. Scores made while `train()` runs are
+        of an aligned model, too, but the model is put back, as the optimizer belongs to the weights as they were.
 
         Raises:
             ValueError: If there is no `hap_config` or no training data, and as

@@ -48,7 +48,7 @@ def trim_to_data_sets(trainer: "HapTrainerMixin", model: PreTrainedModel, teache
     renumbered = {name: _renumbered(rows, plan) for name, rows in data_sets.items()}
     trainer.train_dataset = renumbered.pop("train_dataset")
     if isinstance(trainer.eval_dataset, dict):
-        trainer.eval_dataset = renumbered  # type: ignore[assignment]
+        trainer.eval_dataset = renumbered
     elif renumbered:
         (trainer.eval_dataset,) = renumbered.values()
     logger.warning(

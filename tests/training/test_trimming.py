@@ -69,7 +69,6 @@ def test_several_evaluation_sets_keep_their_format(tmp_path):
     assert trainer.eval_dataset["a"][0]["input_ids"].tolist() == expected
 
 
-
 CASES = {
     "no tokenizer": ({"tokenizer": None}, "Pass processing_class=tokenizer"),
     "another collator": ({"data_collator": "other"}, "data_collator has another one"),
