@@ -54,7 +54,7 @@ class PruningPlan:
     method: str = ""
     promise: dict[str, float] = field(default_factory=dict)
     basis: str = ""
-    saved: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict, compare=False)  # What is removed says it.
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,17 +12,13 @@ from ..vocabulary.plan import VocabularyPlan
 from ..vocabulary.trim import apply_vocabulary, plan_for_ids
 
 
-if TYPE_CHECKING:
-    from .trainer import HapTrainerMixin
-
-
 logger = logging.get_logger(__name__)
 
 IDS = "input_ids"
 REMEDY = "Set trim_vocabulary=False, and call trim_vocabulary(model, tokenizer, texts) before you tokenize."
 
 
-def trim_to_data_sets(trainer: "HapTrainerMixin", model: PreTrainedModel, teacher: Any) -> VocabularyPlan:
+def trim_to_data_sets(trainer: Any, model: PreTrainedModel, teacher: Any) -> VocabularyPlan:
     """Removes tokens that a trainer's data sets do not use from its model and its tokenizer, both in place.
 
     The trainer's data sets are replaced by ones with the new ids. Those of the evaluation stay, too: how a token that
@@ -59,7 +55,7 @@ def trim_to_data_sets(trainer: "HapTrainerMixin", model: PreTrainedModel, teache
     return plan
 
 
-def _tokenizer(trainer: "HapTrainerMixin") -> PreTrainedTokenizerBase:
+def _tokenizer(trainer: Any) -> PreTrainedTokenizerBase:
     tokenizer = trainer.processing_class
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         given = "has none" if tokenizer is None else f"has a {type(tokenizer).__name__}"
@@ -75,7 +71,7 @@ def _tokenizer(trainer: "HapTrainerMixin") -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _validate_model(trainer: "HapTrainerMixin", model: PreTrainedModel, teacher: Any) -> None:
+def _validate_model(trainer: Any, model: PreTrainedModel, teacher: Any) -> None:
     name = type(model).__name__
     if model.get_output_embeddings() is not None:
         raise ValueError(f"trim_vocabulary=True is for models that read tokens, but {name} predicts some. {REMEDY}")
@@ -87,7 +83,7 @@ def _validate_model(trainer: "HapTrainerMixin", model: PreTrainedModel, teacher:
         )
 
 
-def _data_sets(trainer: "HapTrainerMixin") -> Iterator[tuple[str, Any]]:
+def _data_sets(trainer: Any) -> Iterator[tuple[str, Any]]:
     yield "train_dataset", trainer.train_dataset
     if isinstance(trainer.eval_dataset, dict):
         yield from trainer.eval_dataset.items()
