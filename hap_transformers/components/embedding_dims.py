@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from .architectures import Architecture
 from .groups import Group, Kind, register_kind
 from .names import EmbeddingNames
-from .projections import STORED_AS, Projection
+from .projections import STORED_AS, Conv1DProjection, Projection
 from .subclasses import cached, dense_class, subclass, take_class
 
 
@@ -22,8 +22,8 @@ NAME = "embedding_dims"
 MAP = "map"
 
 
-class EmbeddingTable(Projection):
-    """Embeddings as a linear map of tokens, stored as (tokens, dimensions)."""
+class EmbeddingTable(Conv1DProjection):
+    """Embeddings as a linear map of tokens, which is stored as that of GPT-2 is: (tokens, dimensions)."""
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -34,17 +34,6 @@ class EmbeddingTable(Projection):
     def has_bias(self) -> bool:
         """Always false."""
         return False
-
-    def module_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """The table with a row a dimension."""
-        return weight.T
-
-    def stored_shape(self, outputs: int, inputs: int) -> list[int]:
-        """Shape of a table with so many dimensions and tokens."""
-        return [inputs, outputs]
-
-    def _dimension(self, outputs: bool) -> int:
-        return 1 if outputs else 0
 
     def _note_sizes(self) -> None:
         """Does nothing: the module gives embeddings as wide as before."""
