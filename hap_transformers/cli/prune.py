@@ -84,9 +84,10 @@ def prune(
         why = "The plan removes nothing" if given else nothing_to_remove(settings)
         _copy_unchanged(loaded, chosen, output, why, json_)
         return
-    with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
+    refitted = None if _is_empty(chosen) else examples
+    with steps.step("prune", "pruning" if refitted is None else "pruning and refitting"):
         least, memory = source.max_examples, scoring.max_memory
-        dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, epochs)
+        dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
     done["trim_vocabulary"] = trim_vocabulary
     planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
@@ -98,7 +99,7 @@ def prune(
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
-    _print(results, chosen, examples is not None, output, json_)
+    _print(results, chosen, refitted is not None, output, json_)
 
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
