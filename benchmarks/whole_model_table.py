@@ -1,4 +1,4 @@
-"""The table of the whole model's benchmark, as Markdown."""
+"""The tables of the whole model's benchmarks, as Markdown."""
 
 import statistics
 from collections.abc import Sequence
@@ -29,6 +29,24 @@ def whole_model_table(cells: Sequence[Cell]) -> str:
         for way in WAYS:
             if seeds := [cell for cell in cells if (cell["way"], cell["share"]) == (way, share)]:
                 lines.append(_line(f"{share:.0%}", seeds))
+    return "\n".join(lines)
+
+
+def vocabulary_table(rows: Sequence[dict]) -> str:
+    """Formats what trimming leaves of the vocabulary and the model, and the texts that are split otherwise."""
+    names = ("task", "training texts", "tokens left", "parameters gone", "validation texts split otherwise")
+    lines = [f"| {' | '.join(names)} | unknown words more |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        gone = 1 - row["parameters"]["after"] / row["parameters"]["before"]
+        cells = [
+            row["task"],
+            f"{row['texts']:,}",
+            f"{row['kept']:,} of {row['tokens']:,}",
+            f"{gone:.0%}",
+            f"{row['split_otherwise'] / row['validation_texts']:.0%}",
+            str(row["unknown_tokens"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
