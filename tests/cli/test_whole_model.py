@@ -74,6 +74,22 @@ def test_trims_prunes_and_saves_both(here):
     assert "Embeddings and classifier stay" not in page and "parameters of" in page and "trimmed to" in page
 
 
+def test_in_single_steps(here):
+    """The basis of embeddings goes with the model that `hap align` writes."""
+    dense, _ = here
+    score = ("score", "dense", "--texts", "texts.txt", "--components", "embedding_dims", "--components", "neurons")
+    assert "Call align_embeddings first" in str(run(*score).exception)
+    aligned = hap("align", "dense", "--texts", "texts.txt", "--components", "embedding_dims", "--output", "aligned")
+    hap("score", "aligned", *score[2:])
+    planned = hap("plan", "sensitivity.safetensors", "--budget", "model", "--ratio", 0.3)
+    pruned = hap("prune", "aligned", "--plan", "plan.json", "--texts", "texts.txt", "--output", "small")
+    small = AutoModelForSequenceClassification.from_pretrained("small")
+    assert count_parameters(small) == planned["promise"]["parameters"] == pruned["parameters"]["pruned"]
+    assert count_parameters(small) <= 0.7 * count_parameters(dense) == 0.7 * pruned["parameters"]["dense"]
+    assert PruningPlan.load("plan.json").basis == small.config.aligned_embeddings == aligned["basis"]
+    assert "what has a basis are" in str(run("align", "dense", "--components", "neurons", "--output", "b").exception)
+
+
 def test_trims_alone(here):
     dense, tokenizer = here
     printed = hap("prune", "dense", "--texts", "texts.txt", "--ratio", 0, "--output", "small", "--trim-vocabulary")
