@@ -112,7 +112,7 @@ def plot_parts(results: Mapping[str, Any], path: str | Path) -> None:
         before += counts
     axes.set_xlabel("million parameters")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.35))
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 
