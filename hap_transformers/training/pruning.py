@@ -22,6 +22,7 @@ from ..memory import named_out_of_memory
 from ..planning.kinds import kinds_to_prune
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
+from ..refit.dense_copy import sharing_copy
 from ..refit.examples import refit_batches
 from ..refit.reconstruct import reconstruct
 from ..refit.tune_layers import epochs_to_tune, tune_layers
@@ -107,8 +108,6 @@ class PruningMixin(_Trainer):
             "progress": not self.args.disable_tqdm,
             "accelerator": self.accelerator,
         }
-        if not self._is_pruned():
-            self._note_costs(model, "dense")
         with alignment_undone(model, kinds, always=self.is_in_train):
             batches = partial(self._scoring_batches, config.max_examples)
             align_kinds(model, kinds, batches, max_examples=min(config.max_examples, ALIGNED_ON), **passes)
@@ -194,6 +193,8 @@ class PruningMixin(_Trainer):
             validate_sliceable(model, find_groups(model))  # A refit also reaches blocks that lose nothing.
         if not self._is_pruned():
             self._note_costs(model, "dense")
+        elif recorded_structure((joined := sharing_copy(model)).config) is None:  # It was aligned and lost nothing.
+            self._note_costs(joined, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
         dense = self.hooks.dense_copy(model) if config.refit or config.distils else None
         with undone_on_error(model):

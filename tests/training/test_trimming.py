@@ -52,6 +52,7 @@ def test_a_whole_run(tmp_path):
         assert given["input_ids"] == tokenized(tokenizer, texts)["input_ids"]
     assert given["label"] == held_out["label"]
     trainer.prune()
+    assert trainer.results["parameters"]["dense"] == trainer.vocabulary_plan.parameters["after"]
     trainer.train()
     trainer.save_model(str(tmp_path / "small"))
     small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").eval()
