@@ -3,8 +3,7 @@
     python -m docs.render_results
 
 Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
-The modules of `benchmarks` made `benchmarks/{sensitivity,latency,prune,elimination,memory,refit,imports}.json`, and,
-on a machine with a GPU, `benchmarks/device.json`, and `benchmarks/{embeddings,ranks}.jsonl`.
+The modules of `benchmarks` made `benchmarks/*.json` and `benchmarks/*.jsonl`, `device.json` on a machine with a GPU.
 `vision_scripts.compare_cifar` made `benchmarks/cifar.jsonl` and `benchmarks/cifar_precision.json`.
 """
 
@@ -31,6 +30,8 @@ from benchmarks.markdown_table import (
 from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
+from benchmarks.whole_model import Key as WholeModelKey
+from benchmarks.whole_model_table import vocabulary_table, whole_model_table
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -253,6 +254,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
     found[HERE / "ranks.md", "rank latency"] = rank_latency_table(read(BENCHMARKS / "rank_latency.json")["rows"])
+    of_whole_model = read_cells(BENCHMARKS / "whole_model.jsonl", WholeModelKey)
+    found[HERE / "whole_model.md", "whole model"] = whole_model_table(list(of_whole_model.values()))
+    found[HERE / "whole_model.md", "vocabulary"] = vocabulary_table(read(BENCHMARKS / "vocabulary.json"))
     cifar, precision = read_cells(BENCHMARKS / "cifar.jsonl", CifarKey), read(BENCHMARKS / "cifar_precision.json")
     for name, text in sections_on_cifar(cifar, precision).items():
         found[HERE / "cifar.md", name] = text

@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PretrainedConfig,
@@ -148,8 +149,11 @@ def make_trainer(
 ) -> HapTrainer:
     """Makes the trainer of the model to fine-tune, or of the one that an earlier run has fine-tuned."""
     model_path = config.name_or_path
-    tokenizer = load_tokenizer(model_path)
     folder = stages.dense if stages.fine_tuned else model_path
+    trimmed = stages.fine_tuned and hap_config.trim_vocabulary
+    tokenizer = load_tokenizer(str(folder) if trimmed else model_path)
+    if trimmed:
+        config = AutoConfig.from_pretrained(folder)
     model = load_classifier(AutoModelForSequenceClassification, folder, config, script.ignore_mismatched_sizes)
     model.config.name_or_path = model_path  # Not the folder of an earlier run.
     set_padding(tokenizer, model)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import checkpoints as checkpoints
 from . import hub as hub
+from .alignment.align_embeddings import align_embeddings
 from .alignment.align_heads import align_heads
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES
 from .components.groups import emptied_modules
-from .components.names import Architecture, Chain, ChannelNames, HeadNames, NeuronNames
+from .components.names import Architecture, Chain, ChannelNames, EmbeddingNames, HeadNames, NeuronNames
 from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
@@ -39,6 +40,7 @@ __all__ = [
     "Architecture",
     "Chain",
     "ChannelNames",
+    "EmbeddingNames",
     "GlueMetric",
     "HapCallback",
     "HapConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "Sensitivity",
     "VocabularyPlan",
     "__version__",
+    "align_embeddings",
     "align_heads",
     "apply_plan",
     "apply_vocabulary",

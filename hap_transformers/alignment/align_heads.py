@@ -1,7 +1,6 @@
 """`align_heads`: changes the basis inside attention heads, and nothing else."""
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,11 +22,9 @@ from ..sensitivity.task import LossFunction, ScoringTask, model_loss
 from ..surgery.undo import values_undone
 from .attention_moments import Attention, attention_moments
 from .bases import query_key_bases, value_basis
-from .basis_name import basis_in, name_basis
+from .basis_name import ALIGNED_ON, digest, name_basis
 
 
-# Bases need fewer examples than scores.
-ALIGNED_ON = 256
 # New values of a projection: rows or columns, and the bias.
 Change = tuple[Projection, torch.Tensor, torch.Tensor | None]
 
@@ -113,28 +110,7 @@ def align_heads(
     with plain_forward(model), values_undone(changed), _unchanged(model, layers[-1].values.reader, task, inputs):
         for projection, matrix, bias in changes:
             projection.write(matrix, bias)
-    name_basis(model.config, hashlib.sha256(done.moments.sums.cpu().numpy().tobytes()).hexdigest()[:16])
-
-
-@contextmanager
-def alignment_undone(model: PreTrainedModel, always: bool = False) -> Iterator[None]:
-    """Puts the heads of a model back into the basis that they are in, if what follows fails or is interrupted.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        always (`bool`, *optional*, defaults to `False`): Whether to put them back in any case.
-    """
-    groups = find_groups(model, ["query_key_dims", "value_dims"])
-    projections = [projection for group in groups for projection in group.projections]
-    parameters = dict.fromkeys(parameter for projection in projections for parameter in projection.parameters)
-    before, done = basis_in(model.config), False
-    try:
-        with values_undone(parameters, always):
-            yield
-        done = not always
-    finally:
-        if not done:
-            name_basis(model.config, before)
+    name_basis(model.config, "value_dims", digest(done.moments.sums))
 
 
 def _layers(groups: list[Group], model: PreTrainedModel) -> list[Attention]:

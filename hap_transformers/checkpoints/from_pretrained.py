@@ -19,6 +19,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
+from ..components.embedding_dims import validate_resizable
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
@@ -163,6 +164,18 @@ def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) ->
 
 
 PreTrainedModel.save_pretrained = _save_pretrained_method  # type: ignore[method-assign]
+
+_resize_token_embeddings = PreTrainedModel.resize_token_embeddings
+
+
+@functools.wraps(_resize_token_embeddings)
+def _resize_token_embeddings_method(self: PreTrainedModel, new_num_tokens: int | None = None, *args, **kwargs) -> Any:
+    if new_num_tokens is not None:
+        validate_resizable(self)
+    return _resize_token_embeddings(self, new_num_tokens, *args, **kwargs)
+
+
+PreTrainedModel.resize_token_embeddings = _resize_token_embeddings_method  # type: ignore[method-assign]
 
 _prune_heads_of_transformers_4: Any = getattr(PreTrainedModel, "prune_heads", None)
 

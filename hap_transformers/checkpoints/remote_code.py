@@ -18,11 +18,11 @@ from ..sentence_encoders import transformer_folder
 # The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
-    "names": "Architecture, Chain, ChannelNames, HeadNames, NeuronNames",
+    "names": "Architecture, Chain, ChannelNames, EmbeddingNames, HeadNames, NeuronNames",
     "convolutional": "CONVOLUTIONAL",
     "shared_names": "BERT_NEURONS",
     "vision": "VISION",
-    "architectures": "ARCHITECTURES, Architecture, HeadNames, NeuronNames",
+    "architectures": "ARCHITECTURES, Architecture, EmbeddingNames, HeadNames, NeuronNames",
     "subclasses": "take_class",
     "spreading": "spread_outputs",
     "projections": "Projection",
@@ -31,6 +31,7 @@ MODULES = {
     "record": "recorded_structure",
     "forwards": "eager_model",
     "groups": "find_groups, freeze_idle_parameters",
+    "embedding_dims": "EMBEDDING_DIMS, validate_resizable",
     "sharded": "is_sharded",
     "heads": "HEADS",
     "head_dims": "VALUE_DIMS",
@@ -71,6 +72,11 @@ class PrunedModel:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         freeze_idle_parameters(find_groups(model))
         return loaded
+
+    def resize_token_embeddings(self, new_num_tokens=None, *args, **kwargs):
+        if new_num_tokens is not None:
+            validate_resizable(self)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 '''
 

@@ -10,7 +10,7 @@ from transformers import EvalPrediction, PreTrainedModel
 from ..data.tokenizers import longest_text
 from ..efficiency import compare_latency, evaluating, example_inputs
 from ..forward_modes import device_name
-from ..reporting.costs import costs_of
+from ..reporting.costs import add_trimmed, costs_of
 from ..reporting.fidelity import measure_fidelity
 from .examples import Examples
 from .loading import LENGTH, Loaded
@@ -43,6 +43,9 @@ def compare(loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, b
     else:
         found |= costs_of(models, inputs, compare_latency(models, inputs, progress=True))
         found["batch"] = list(next(iter(inputs.values())).shape)
+    if loaded.vocabulary is not None:
+        found["vocabulary"] = loaded.vocabulary.counts | {"kept": len(loaded.vocabulary.kept)}
+        add_trimmed(found, loaded.vocabulary, dense)
     if examples is None:
         return found
     found["num_examples"] = {"train": len(examples.rows), "validation": len(examples.held_out)}

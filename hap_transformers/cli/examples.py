@@ -1,7 +1,9 @@
 """The examples that the commands score, refit and compare on: a task's, or texts without labels."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..data.tasks import Task, load_task
 from ..data.texts import Text, read_texts
-from ..data.tokenizers import cut_note, load_tokenizer, longest_text, set_padding, validate_tokens
+from ..data.tokenizers import cut_note, longest_text, set_padding, validate_tokens
 from ..refit.examples import refit_batches
 from ..sensitivity.batches import shifts_labels
 from ..sentence_encoders import encoder_inputs
@@ -57,7 +59,7 @@ class Examples:
         return DataLoader(rows, batch_size=self.batch, collate_fn=self.collate)
 
 
-def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = False) -> Examples:
+def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = False, trim: bool = False) -> Examples:
     """Loads the examples that the options name.
 
     Args:
@@ -66,6 +68,8 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
         most (`int`): How many examples will be used at most.
         hold_out (`bool`, *optional*, defaults to `False`): Whether to set examples aside to compare models on: the
             validation split of a GLUE task, or else a tenth, at most 1,000.
+        trim (`bool`, *optional*, defaults to `False`): Whether to trim the vocabulary to all given texts before, of a
+            task to those of its training split.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -73,12 +77,12 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
             model or its tokenizer.
     """
     if source.texts:
-        return _of_texts(loaded, source, most, hold_out)
+        return _of_texts(loaded, source, most, hold_out, trim)
     if not (source.task or source.train_file):
         raise ValueError(
             "No data are named; pass --task with a GLUE task, --train-file with a custom file, or --texts."
         )
-    return _of_task(loaded, source, hold_out)
+    return _of_task(loaded, source, hold_out, trim)
 
 
 def _drawn(rows: Any, seed: int, hold_out: bool) -> tuple[Subset, Subset]:
@@ -89,7 +93,7 @@ def _drawn(rows: Any, seed: int, hold_out: bool) -> tuple[Subset, Subset]:
     return Subset(rows, order[:cut]), Subset(rows, order[cut:])
 
 
-def _of_texts(loaded: Loaded, source: Source, most: int, hold_out: bool) -> Examples:
+def _of_texts(loaded: Loaded, source: Source, most: int, hold_out: bool, trim: bool) -> Examples:
     model, pairs = loaded.model, len(source.column or ()) == 2
     if model.main_input_name != "input_ids":
         raise ValueError(
@@ -102,9 +106,10 @@ def _of_texts(loaded: Loaded, source: Source, most: int, hold_out: bool) -> Exam
         )
     if loaded.kind == "SentenceTransformer" and pairs:
         raise ValueError(f"'{loaded.name}' is a sentence encoder, which reads single texts. Name one --column.")
-    rows, held_out = _drawn(
-        read_texts(source.texts or (), source.column or (), source.encoding), source.seed, hold_out
-    )
+    texts = read_texts(source.texts or (), source.column or (), source.encoding)
+    if trim:
+        loaded.trim(chain.from_iterable(_columns(texts)))
+    rows, held_out = _drawn(texts, source.seed, hold_out)
     if loaded.encoder is None:
         tokenizer, kept = _fitted_tokenizer(loaded, source.length, pairs)
         settings = {"truncation": True, "max_length": kept, "padding": True, "return_tensors": "pt"}
@@ -133,7 +138,7 @@ def _columns(texts: Sequence[Text]) -> list[list[str]]:
 
 def _fitted_tokenizer(loaded: Loaded, length: int | None, pairs: bool = False) -> tuple[PreTrainedTokenizerBase, int]:
     """A model's tokenizer, and how many tokens a text may have, which is reported if it is fewer than asked for."""
-    tokenizer = load_tokenizer(loaded.name)
+    tokenizer = copy.deepcopy(loaded.tokenizer)  # The one that is saved keeps its padding.
     set_padding(tokenizer, loaded.model)
     return tokenizer, _kept(loaded, tokenizer, length or LENGTH, pairs)
 
@@ -154,7 +159,7 @@ def _kept(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, length: int, pairs
     return kept
 
 
-def _of_task(loaded: Loaded, source: Source, hold_out: bool) -> Examples:
+def _of_task(loaded: Loaded, source: Source, hold_out: bool, trim: bool) -> Examples:
     """Training examples of the task that a model was fine-tuned for."""
     name, model = loaded.name, loaded.model
     if source.encoding and not source.train_file:
@@ -170,6 +175,8 @@ def _of_task(loaded: Loaded, source: Source, hold_out: bool) -> Examples:
         raise ValueError(f"'{name}' is for {problem}: a text may have several labels, which tasks here do not have.")
     file = source.train_file
     task = load_task(source.task, source.data_dir, file, file, source.encoding).aligned_with(model.config)
+    if trim:
+        loaded.trim(text for column in task.texts for text in task.data["train"][column])
     tokenizer, kept = _fitted_tokenizer(loaded, source.length, pairs=len(task.texts) == 2)
     data = task.tokenize(tokenizer, kept)
     validate_tokens(data, tokenizer, model)

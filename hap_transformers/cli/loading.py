@@ -1,9 +1,11 @@
 """What the commands load: models, alone or within an encoder of the Sentence Transformers library."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import datasets
 import torch
 import transformers
 import typer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenizers import load_tokenizer, longest_text
 from ..reporting.card import loader_of
@@ -25,6 +27,8 @@ from ..sentence_encoders import (
     save_sentence_encoder,
     transformer_of,
 )
+from ..vocabulary.plan import VocabularyPlan
+from ..vocabulary.trim import trim_vocabulary
 
 
 LENGTH = 128
@@ -41,6 +45,7 @@ class Loaded:
         kind (`str`, *optional*): Class of that library that loads the folder; `""` if Transformers does.
         self_loss (`SelfLoss`, *optional*): The loss of a model without a head, if its embeddings are not made as by
             default.
+        vocabulary (`VocabularyPlan`, *optional*): What was trimmed.
     """
 
     name: str
@@ -48,6 +53,25 @@ class Loaded:
     encoder: Any = None
     kind: str = ""
     self_loss: SelfLoss | None = None
+    vocabulary: VocabularyPlan | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer, or that of the model's folder.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return load_tokenizer(self.name) if self.encoder is None else self.encoder.tokenizer
+
+    def trim(self, texts: Iterable[str]) -> None:
+        """Removes tokens that texts, and an encoder's prompts, do not use.
+
+        Raises:
+            ValueError: As [`trim_vocabulary`] does.
+        """
+        prompts = [] if self.encoder is None else self.encoder.prompts.values()
+        self.vocabulary = trim_vocabulary(self.model, self.tokenizer, chain(texts, prompts))
 
     @cached_property
     def _encoder_loss(self) -> EmbeddingLoss | None:
@@ -79,7 +103,7 @@ class Loaded:
         self.model.save_pretrained(folder)
         if self.model.main_input_name == "input_ids":
             with suppress(ValueError):  # It has none.
-                load_tokenizer(self.name).save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
 
 
 def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None) -> Loaded:

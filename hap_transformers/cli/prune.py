@@ -8,8 +8,9 @@ import typer
 from transformers import PreTrainedModel
 
 from ..alignment.basis_name import depends_on_basis
+from ..components.groups import KINDS
 from ..forward_modes import validate_mode
-from ..planning.kinds import kinds_to_prune
+from ..planning.kinds import WHOLE_MODEL, kinds_to_prune
 from ..planning.settings import PlanningSettings
 from ..refit.tune_layers import epochs_to_tune
 from ..reporting.costs import cost_rows
@@ -51,13 +52,14 @@ def prune(
     scoring: Scoring,
     refit_examples: RefitExamples = HapConfig.refit_examples,
     tuning_epochs: TuningEpochs = HapConfig.tuning_epochs,
+    trim_vocabulary: Annotated[bool, typer.Option("--trim-vocabulary", help=HELP["trim_vocabulary"])] = False,
     cost_batch: Annotated[int, typer.Option(help="Texts or images per batch for FLOPs and latency.", min=1)] = 8,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
     json_: Json = False,
 ) -> None:
     """Score, plan, physically remove and refit, or carry out a plan. Texts need no labels."""
-    _validate_road(plan, ratio, settings, scoring, source)
+    _validate_road(plan, ratio, settings, scoring, source, trim_vocabulary)
     require_own_folder(output, model, overwrite)
     given = None if plan is None else PruningPlan.load(plan)
     if ratio is not None:
@@ -69,23 +71,25 @@ def prune(
         kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
         wanted = source.named or tuning_epochs or scoring.needs_examples or depends_on_basis(kinds)
         most = max(source.max_examples, refit_examples)
-        examples = load_examples(loaded, source, most, hold_out=True) if wanted else None
+        examples = load_examples(loaded, source, most, hold_out=True, trim=trim_vocabulary) if wanted else None
         scores, chosen = _planned(loaded, examples, settings, source, scoring, cost_batch, steps)
     else:
         given.validate(loaded.model)
         chosen, examples = given, None
         if (source.named or tuning_epochs) and not _is_empty(given):
             examples = load_examples(loaded, source, refit_examples)
-    if _is_empty(chosen):
+    if _is_empty(chosen) and loaded.vocabulary is None:
         if scores is not None:  # Its heads may have been aligned.
             loaded = load(model, device, scoring.embedding)
         why = "The plan removes nothing" if given else nothing_to_remove(settings)
         _copy_unchanged(loaded, chosen, output, why, json_)
         return
-    with steps.step("prune", "pruning" if examples is None else "pruning and refitting"):
+    refitted = None if _is_empty(chosen) else examples
+    with steps.step("prune", "pruning" if refitted is None else "pruning and refitting"):
         least, memory = source.max_examples, scoring.max_memory
-        dense = prune_and_refit(loaded, chosen, examples, refit_examples, least, memory, epochs)
+        dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
+    done["trim_vocabulary"] = trim_vocabulary
     planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
     results = {
         **_compared(loaded, dense, examples, cost_batch, source.length, steps),
@@ -95,7 +99,7 @@ def prune(
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
-    _print(results, chosen, examples is not None, output, json_)
+    _print(results, chosen, refitted is not None, output, json_)
 
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
@@ -107,7 +111,7 @@ def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, j
 
 
 def _validate_road(
-    plan: Path | None, ratio: float | None, settings: PlanningSettings, scoring: Scoring, source: Source
+    plan: Path | None, ratio: float | None, settings: PlanningSettings, scoring: Scoring, source: Source, trim: bool
 ) -> None:
     """Checks that the options belong to one of the two roads, and what can be checked without a model.
 
@@ -119,6 +123,10 @@ def _validate_road(
             "Pass either --ratio, to score, plan and prune at once, or --plan with a file of `hap plan`"
             f"{', not both' if plan else ''}."
         )
+    if trim and plan is not None:
+        raise ValueError("--trim-vocabulary belongs to --ratio: a plan is for the model with the vocabulary it had.")
+    if trim and not source.named:
+        raise ValueError("--trim-vocabulary keeps the tokens of texts: pass --texts, --task or --train-file.")
     validate_scoring(scoring.method, scoring.num_probes, scoring.tolerance, source.max_examples, scoring.max_memory)
     if ratio is not None:
         kinds_to_prune(scoring.components, scoring.method, replace(settings, ratio=ratio))
@@ -146,8 +154,8 @@ def _planned(
     kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
     if depends_on_basis(kinds):
         assert examples is not None  # They were loaded for it.
-        with steps.step("align", "aligning heads"):
-            align(loaded, examples, source, scoring)
+        with steps.step("align", f"aligning {words_for(kind for kind in kinds if depends_on_basis([kind]))}"):
+            align(loaded, examples, source, scoring, kinds)
     what = f"scoring {words_for(kinds)} by {scoring.method}"
     if examples is not None:
         what += f" on {min(source.max_examples, len(examples.rows)):,} examples"
@@ -178,9 +186,16 @@ def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: P
     title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {how}: {output}"
     if held_out := results["num_examples"].get("validation"):
         title += f"\noutputs were compared on {held_out:,} held-out examples"
+    if vocabulary := results.get("vocabulary"):
+        title += f"\n{vocabulary['kept']:,} tokens are left, of which the {vocabulary['texts']:,} texts use "
+        title += f"{vocabulary['used']:,}"
+    for kind, saved in plan.saved.items() if plan.budget == WHOLE_MODEL else ():
+        title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
     if warning := slowness(results):
         typer.echo(f"hap: {warning}", err=True)
-    names = ("parameters", "encoder_parameters", "flops", "latency_ms", "bytes", "fidelity", "metrics", "num_examples")
+    costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
+    names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}
+    figures["saved"] = plan.saved
     figures["removed"] = {kind: plan.count(kind) for kind in plan.removed}
     print_result({**figures, "refitted": refitted, "folder": str(output)}, rows, title, as_json)

@@ -9,7 +9,8 @@ from pathlib import Path
 import typer
 from transformers import PreTrainedModel
 
-from ..alignment.align_heads import ALIGNED_ON, align_heads
+from ..alignment.align_kinds import align_kinds
+from ..alignment.basis_name import ALIGNED_ON
 from ..efficiency import example_inputs
 from ..memory import named_out_of_memory
 from ..planning.latency_table import LatencyTable
@@ -55,11 +56,12 @@ def make_scores(
     return found
 
 
-def align(loaded: Loaded, examples: Examples, source: Source, passes: Passes) -> None:
-    """Changes the basis inside a model's heads, in place, so that dimensions can be left out."""
-    align_heads(
+def align(loaded: Loaded, examples: Examples, source: Source, passes: Passes, kinds: Sequence[str]) -> None:
+    """Changes the bases of a model's dimensions, in place, so that these can be left out."""
+    align_kinds(
         loaded.model,
-        examples.scored(source.max_examples),
+        kinds,
+        lambda: examples.scored(source.max_examples),
         max_examples=min(source.max_examples, ALIGNED_ON),
         num_probes=passes.num_probes,
         precision=passes.precision,

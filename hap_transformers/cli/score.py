@@ -6,9 +6,9 @@ from typing import Annotated
 import torch
 import typer
 
-from ..alignment.basis_name import basis_in, depends_on_basis
+from ..alignment.basis_name import basis_of, depends_on_basis
 from ..components.groups import by_kind, find_groups
-from ..planning.kinds import kinds_to_prune
+from ..planning.kinds import WHOLE_MODEL, kinds_to_prune
 from ..planning.settings import PlanningSettings
 from ..sensitivity import Sensitivity
 from ..sensitivity.state_file import validate_state_file
@@ -45,11 +45,13 @@ def score(
         raise ValueError(f"--state-file and --output are both '{output}'; choose two files.")
     if state_file is not None:
         require_writable(state_file, validate_state_file, [source.train_file], "--state-file")
-    kinds_to_prune(scoring.components, scoring.method, PlanningSettings())
+    # What is scored by name may go under any budget.
+    settings = PlanningSettings(budget=WHOLE_MODEL) if scoring.components else PlanningSettings()
+    kinds_to_prune(scoring.components, scoring.method, settings)
     loaded = load(model, device, scoring.embedding)
     examples = load_examples(loaded, source, source.max_examples) if scoring.needs_examples else None
-    aligned = bool(basis_in(loaded.model.config))
-    kinds = kinds_to_prune(scoring.components, scoring.method, PlanningSettings(), loaded.model, aligned=aligned)
+    aligned = bool(basis_of(loaded.model.config))
+    kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model, aligned=aligned)
     if depends_on_basis(kinds) and not aligned:
         typer.echo(
             f"hap: The heads of '{model}' were not aligned: the costs of their dimensions are those of an arbitrary "

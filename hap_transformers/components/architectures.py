@@ -15,21 +15,26 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
-from .names import Architecture, HeadNames, NeuronNames
+from .names import Architecture, EmbeddingNames, HeadNames, NeuronNames
 from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
 from .vision import TOWERS, VISION
 
 
 BERT_HEADS = bert_heads("attention.self")
-BERT = Architecture("encoder.layer", {"heads": BERT_HEADS, "neurons": BERT_NEURONS})
+WORD_EMBEDDINGS = {"embedding_dims": EmbeddingNames("embeddings.word_embeddings")}
+BERT = Architecture("encoder.layer", {**WORD_EMBEDDINGS, "heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
-BART = Architecture(
-    "encoder.layers", {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")}
+WHISPER = Architecture(
+    "encoder.layers",
+    {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")},
+    norm_first=True,
 )
+BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
 LLAMA = Architecture(
     "layers",
     {
+        "embedding_dims": EmbeddingNames("embed_tokens"),
         "heads": replace(
             SELF_ATTENTION,
             output="self_attn.o_proj",
@@ -46,6 +51,7 @@ QWEN3_HEADS = replace(LLAMA.names["heads"], query_norm="self_attn.q_norm")
 ALBERT = Architecture(
     "encoder.albert_layer_groups.*.albert_layers",
     {
+        **WORD_EMBEDDINGS,
         "heads": HeadNames(
             attention="attention",
             query="attention.query",
@@ -67,6 +73,7 @@ DEBERTA_HEADS = replace(
 DISTILBERT = Architecture(
     "transformer.layer",
     {
+        **WORD_EMBEDDINGS,
         "heads": HeadNames(
             attention="attention",
             query="attention.q_lin",
@@ -82,6 +89,7 @@ DISTILBERT = Architecture(
 GPT2 = Architecture(
     "h",
     {
+        "embedding_dims": EmbeddingNames("wte"),
         "heads": HeadNames(
             attention="attn",
             query="attn.c_attn",
@@ -100,6 +108,7 @@ GPT2 = Architecture(
 MODERNBERT = Architecture(
     "layers",
     {
+        "embedding_dims": EmbeddingNames("embeddings.tok_embeddings"),
         "heads": HeadNames(
             attention="attn",
             query="attn.Wqkv",
@@ -125,6 +134,7 @@ MPNET_HEADS = HeadNames(
 T5 = Architecture(
     "encoder.block",
     {
+        "embedding_dims": EmbeddingNames("shared"),
         "heads": HeadNames(
             attention="layer.0.SelfAttention",
             query="layer.0.SelfAttention.q",
@@ -154,19 +164,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bart": BART,
     "bert": BERT,
     "camembert": BERT,
-    "deberta-v2": replace(BERT, names={"heads": DEBERTA_HEADS, "neurons": BERT_NEURONS}),
+    "deberta-v2": replace(BERT, names={**BERT.names, "heads": DEBERTA_HEADS}),
     "distilbert": DISTILBERT,
     "electra": BERT,
     "gpt2": GPT2,
     "llama": LLAMA,
     "mistral": LLAMA,
     "modernbert": MODERNBERT,
-    "mpnet": replace(BERT, names={"heads": MPNET_HEADS, "neurons": BERT_NEURONS}),
+    "mpnet": replace(BERT, names={**BERT.names, "heads": MPNET_HEADS}),
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
     "roberta": BERT,
     "t5": T5,
-    "whisper": replace(BART, norm_first=True),
+    "whisper": WHISPER,
     "xlm-roberta": BERT,
 }
 

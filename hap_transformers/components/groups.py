@@ -56,6 +56,8 @@ class Group:
         windowed (`bool`, *optional*, defaults to `False`): Whether projections see the tokens of an image in windows.
         read_by (`nn.Module`, *optional*): The norm that reads the residual stream before the block, if what the block
             before adds to it is not just what its reader gives.
+        whole (`int`, *optional*): For components that are worth a reader only if some of them go: their number in the
+            dense model, whose modules have no reader. It then has as many outputs.
     """
 
     kind: "Kind"
@@ -80,6 +82,7 @@ class Group:
     scale: torch.Tensor | None = None
     windowed: bool = False
     read_by: nn.Module | None = None
+    whole: int | None = None
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -131,6 +134,18 @@ class Group:
         """Number of parameters that go with one component, scored or not; 0 where no component is left."""
         unscored = sum(projection.weights_by_rows() for projection in self.followers)
         return self.weights_per_component() + unscored // max(self.num_components, 1)
+
+    def parameters_with(self, count: int) -> int:
+        """Number of parameters that go with so many components together."""
+        if self.whole is None:
+            return count * self.parameters_per_component()
+        written = sum(projection.weights_by_rows() for projection in self.writers) // max(self.num_components, 1)
+        return count * (written + (self.whole if count < self.whole else 0))
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it has a reader that its dense modules have not."""
+        return self.whole is not None and bool(self.readers)
 
 
 @dataclass
@@ -218,6 +233,14 @@ class Kind:
             part are of no use, as query/key dimensions are without value dimensions of their head.
         idle (`Callable`, *optional*): Takes a group without components, returns the parameters that its layer no
             longer uses. By default these are the parameters without elements.
+        basis (`str`, *optional*): Attribute of the config that names the basis which components are of, for those that
+            are others in another basis.
+        outside (`bool`, *optional*, defaults to `False`): Whether they lie outside the layers. A model's groups are of
+            that kind only where it has lost components of it, or is asked for them.
+        split (`Callable`, *optional*): Takes a dense group, adds the reader that it needs to lose components.
+        join (`Callable`, *optional*): Takes a split group, and undoes that.
+        refuses (`Callable`, *optional*): Takes a model and its [`Architecture`], returns why components of this kind
+            cannot go, or `None` if they can.
     """
 
     name: str
@@ -233,6 +256,11 @@ class Kind:
     instead_of: str | None = None
     needs: str | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
+    basis: str | None = None
+    outside: bool = False
+    split: Callable[[Group], None] | None = None
+    join: Callable[[Group], None] | None = None
+    refuses: Callable[[PreTrainedModel, Architecture], str | None] | None = None
 
 
 # In the order in which a layer runs them.
@@ -283,13 +311,15 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
         model (`PreTrainedModel`): The model.
         named (`Iterable[str]`, *optional*): Kinds that are asked for.
     """
-    used = {*(recorded_structure(model.config) or {}), *named}
+    recorded = recorded_structure(model.config) or {}
+    used = {*(name for name, layers in recorded.items() if layers), *named}
     replaced = {kind.instead_of for kind in KINDS.values() if kind.name in used} - {None}
     present = get_architecture(eager_model(model)).names
     return [
         name
         for name, kind in KINDS.items()
         if (kind.instead_of or name) in present
+        and (name in used or not kind.outside)
         and (kind.instead_of in replaced if kind.instead_of else name not in replaced)
     ]
 

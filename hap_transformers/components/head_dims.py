@@ -213,6 +213,7 @@ VALUE_DIMS = Kind(
     floor_is_share=False,
     step=8,
     instead_of=HEADS.name,
+    basis="aligned_heads",
     idle=idle_heads,
 )
 QUERY_KEY_DIMS = Kind(
@@ -225,6 +226,7 @@ QUERY_KEY_DIMS = Kind(
     floor_is_share=False,
     step=8,
     instead_of=HEADS.name,
+    basis="aligned_heads",
     needs=VALUE_DIMS.name,
 )
 register_kind(QUERY_KEY_DIMS)

@@ -114,6 +114,17 @@ class NeuronNames:
 
 
 @dataclass(frozen=True)
+class EmbeddingNames:
+    """Names of the module that dimensions of word embeddings belong to.
+
+    Args:
+        table (`str`): The embeddings of tokens, from `model.base_model`.
+    """
+
+    table: str
+
+
+@dataclass(frozen=True)
 class Chain:
     """Channels between two convolutions of a layer. All paths start at the layer.
 

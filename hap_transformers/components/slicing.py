@@ -24,7 +24,10 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     groups = list(groups)
     validate_plain_weights(model, groups)
     users: dict[torch.Tensor, set[str]] = defaultdict(set)
-    for path, module in model.base_model.named_modules():
+    # Heads outside the base model may share a weight, too.
+    inside = {module: path for path, module in model.base_model.named_modules()}
+    names = {module: inside.get(module, path) for path, module in model.named_modules()}
+    for module, path in names.items():
         for parameter in module.parameters(recurse=False):
             users[parameter].add(path)
     for projection in (projection for group in groups for projection in group.projections):
@@ -43,7 +46,7 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
                 "quantizing or adding adapters, or merge adapters first. Nothing was pruned."
             )
         for parameter in projection.parameters:
-            if others := users[parameter] - {projection.name}:
+            if others := users[parameter] - {names[module]}:
                 raise ValueError(
                     f"Cannot prune {type(model).__name__}: '{projection.name}' shares a weight with "
                     f"'{min(others)}', which would no longer fit. Untie them first. Nothing was pruned."
@@ -96,6 +99,8 @@ def keep_components(group: Group, positions: Sequence[int]) -> None:
             that keep their numbers need ascending order.
     """
     kept, before = torch.tensor(positions, dtype=torch.long), group.num_components
+    if group.kind.split is not None and not group.is_split:
+        group.kind.split(group)
     written: dict[nn.Module, list[Projection]] = defaultdict(list)
     for projection in (*group.writers, *group.followers):
         written[projection.module].append(projection)

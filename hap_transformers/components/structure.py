@@ -33,6 +33,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
             fewer = [group for group in members if group.num_components < group.original]
             setattr(model.config, f"pruned_{kind.name}", {group.layer: numbers_gone(group) for group in fewer})
             counts[kind.name] = {str(group.layer): group.num_components for group in fewer}
+        elif kind.outside:
+            counts[kind.name] = {str(group.layer): group.num_components for group in members if group.is_split}
         elif kind.instead_of:
             counts[kind.name] = {str(group.layer): _left(group) for group in members}
             setattr(model.config, f"pruned_{kind.instead_of}", {})  # Those that were gone before have nothing left.
@@ -44,6 +46,17 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
     if changed or recorded:
         structure = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
         model.config.quantization_config = structure
+
+
+def join_whole(model: PreTrainedModel) -> None:
+    """Joins groups that were split and have lost nothing, in place, so that they are as in the dense model."""
+    if whole := [group for group in find_groups(model) if group.is_split and group.num_components == group.whole]:
+        for group in whole:
+            assert group.kind.join is not None  # Those that are split can be joined.
+            group.kind.join(group)
+        record_structure(model, find_groups(model, kinds_in_use(model, {group.kind.name for group in whole})), [])
+        if not any(recorded for name, recorded in model.config.quantization_config.items() if name != "quant_method"):
+            del model.config.quantization_config
 
 
 def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
@@ -167,7 +180,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "
             "does not know. Upgrade the package, or register the kinds it names."
         )
-    found = by_kind(find_groups(model, kinds_in_use(model, structure)))
+    found = by_kind(find_groups(model, kinds_in_use(model, (name for name in structure if structure[name]))))
     _validate_one_view(model, structure, found)
     if absent := {name for name in KINDS if structure.get(name)} - {kind.name for kind in found}:
         raise ValueError(
@@ -200,13 +213,18 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
         ValueError: As [`recorded_counts`] does, before anything is changed.
     """
     counts = recorded_counts(model, structure)
-    fewer = [(group, left) for group, left in counts if left != _left(group)]
+    fewer = [(group, left) for group, left in counts if left != _left(group) or _is_to_split(group)]
     validate_sliceable(model, [group for group, _ in fewer])
     for group, left in fewer:
         keep_components(group, _positions_left(model, group, left))
     for group, rank in _recorded_implants([group for group, _ in counts], structure):
         assert group.kind.implant is not None  # Only such groups are paired with a rank.
         group.kind.implant(group, rank)
+
+
+def _is_to_split(group: Group) -> bool:
+    """Whether a group, whose kind is recorded, has yet to be split."""
+    return group.whole is not None and not group.is_split
 
 
 def _counts_of_kind(

@@ -40,6 +40,7 @@ class Budget:
         pairs (`dict[tuple[int, int], float]`, *optional*): For the places of two groups of which one reads what writes
             the other, what a component of either costs together. It is part of both groups' `costs`, as it is while
             no component of the other has gone.
+        uneven (`set[int]`, *optional*): Places of groups whose first components save less than others.
     """
 
     dense: float
@@ -50,6 +51,7 @@ class Budget:
     whole_parts: dict[int, float] = field(default_factory=dict)
     joint: dict[tuple[int, ...], JointCost] = field(default_factory=dict)
     pairs: Pairs = field(default_factory=dict)
+    uneven: set[int] = field(default_factory=set)
 
     def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
         """What some parts, each a layer and a place in it, cost beside their components."""
@@ -81,7 +83,8 @@ def make_budget(name: str, given: Surroundings) -> Budget:
     """The costs of a model in one measure.
 
     Args:
-        name (`str`): `"params"`, `"flops"`, `"latency"`, or the name of a kind, whose components are counted.
+        name (`str`): `"params"`, `"model"`, `"flops"`, `"latency"`, or the name of a kind, whose components are
+            counted.
         given (`Surroundings`): The model, and what its costs are measured with.
 
     Raises:
@@ -190,10 +193,46 @@ def _counting_budget(kind: str, given: Surroundings) -> Budget:
 def _parameter_budget(given: Surroundings) -> Budget:
     original = dense_like(given.model, torch.device("meta"))
     before = _same_groups(original, given.groups)
-    costs = [float(group.parameters_per_component()) for group in before]
-    dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
     pairs = shared_by_pairs(before)
-    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint, pairs=pairs)
+    dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
+    return _linear_budget(dense, whole, _parameters(before), before, given.groups, joint=given.joint, pairs=pairs)
+
+
+def _model_budget(given: Surroundings) -> Budget:
+    original = dense_like(given.model, torch.device("meta"))
+    before = _same_groups(original, given.groups)
+    dense, whole = float(count_parameters(original)), count_parameters(given.model)
+    pairs = shared_by_pairs(before)
+    budget = _linear_budget(dense, whole, _parameters(before), before, given.groups, joint=given.joint, pairs=pairs)
+    for place, group in enumerate(given.groups):
+        if group.whole is not None:
+            present = group.num_components * group.parameters_per_component()
+            _take_in(budget, place, group, group.parameters_with, group.parameters_with(group.whole), present)
+    return budget
+
+
+def _parameters(groups: Sequence[Group]) -> list[float]:
+    """The parameters of a component of each group, nothing for those outside the layers."""
+    return [0.0 if group.kind.outside else float(group.parameters_per_component()) for group in groups]
+
+
+def _take_in(
+    budget: Budget, place: int, group: Group, cost: Callable[[int], float], dense: float, present: float
+) -> None:
+    """Adds a group that may have a reader which the dense model has not.
+
+    Args:
+        budget (`Budget`): The budget without the group; changed in place.
+        place (`int`): The place of the group.
+        group (`Group`): The group.
+        cost (`Callable`): What so many components cost once a plan is applied.
+        dense (`float`): What the group costs in the dense model.
+        present (`float`): What it costs as it is.
+    """
+    budget.costs[place] = cost
+    budget.now += cost(group.num_components) - dense
+    budget.outside -= present - dense
+    budget.uneven.add(place)
 
 
 def _flop_budget(given: Surroundings) -> Budget:
@@ -208,7 +247,20 @@ def _flop_budget(given: Surroundings) -> Budget:
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
     whole = count_flops(given.model, given.inputs)
     pairs = shared_by_pairs(before, lambda projection: flops.get(projection.module, 0))
-    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs)
+    budget = _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs)
+    if any(group.is_split for group in given.groups):
+        flops = count_flops_by_module(given.model, given.inputs)
+    for place, group in enumerate(given.groups):
+        if group.is_split:  # Looking up takes none, the map behind it does.
+            present = float(flops.get(group.reader.module, 0))
+            cost = partial(_less_if_whole, group, present / max(group.num_components, 1))
+            _take_in(budget, place, group, cost, 0.0, present)
+    return budget
+
+
+def _less_if_whole(group: Group, price: float, count: int) -> float:
+    """What so many components of a group cost whose reader is there only if some have gone."""
+    return 0.0 if count == group.whole else price * count
 
 
 def _flops_between(group: Group, flops: Mapping[Module, int]) -> float:
@@ -236,7 +288,8 @@ def _latency_budget(given: Surroundings) -> Budget:
             "budget='latency' needs seconds measured on your device; pass latency_table=LatencyTable.measure(...)."
         )
     dense = dense_counts(given.model, given.groups)
-    table.validate(given.model, given.groups, dense)
+    inside = [place for place, group in enumerate(given.groups) if not group.kind.outside]
+    table.validate(given.model, [given.groups[place] for place in inside], [dense[place] for place in inside])
     joint: dict[tuple[int, ...], JointCost] = {}
     whole = now = 0.0
     for places in given.joint:
@@ -246,7 +299,9 @@ def _latency_budget(given: Surroundings) -> Budget:
         whole += table.cost(runs.whole.kind.name, runs.whole.original)
         now += joint[tuple(places)](runs.of_kinds)
     together = {place for places in joint for place in places}
-    costs: list[Callable[[int], float]] = [partial(table.cost, group.kind.name) for group in given.groups]
+    costs: list[Callable[[int], float]] = [
+        partial(mul, 0.0) if group.kind.outside else partial(table.cost, group.kind.name) for group in given.groups
+    ]
     for place, (group, cost, count) in enumerate(zip(given.groups, costs, dense, strict=True)):
         if place not in together:
             whole += cost(count)
@@ -261,6 +316,7 @@ def _seconds(table: LatencyTable, runs: Runs, left: Mapping[str, Sequence[int]])
 
 _BUDGETS: dict[str, Callable[[Surroundings], Budget]] = {
     "params": _parameter_budget,
+    "model": _model_budget,
     "flops": _flop_budget,
     "latency": _latency_budget,
 }

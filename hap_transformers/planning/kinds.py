@@ -13,7 +13,9 @@ from .settings import PlanningSettings
 
 
 # Budgets of which all dimensions of a kind save the same.
-BUDGETS_OF_FINER_KINDS = ("params", "flops", "latency")
+BUDGETS_OF_FINER_KINDS = ("params", "model", "flops", "latency")
+# The budget that counts what lies outside the layers.
+WHOLE_MODEL = "model"
 
 
 def kinds_to_prune(
@@ -29,8 +31,9 @@ def kinds_to_prune(
     A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
     kinds of a model where the method scores them and foresees a refit (`"kronecker"`), attention can work with
     narrower heads (without rotary embeddings), the budget is no number of components, and nothing is set about whole
-    heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. A budget that
-    is named after a kind is for that kind alone.
+    heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. What lies
+    outside the layers (dimensions of word embeddings) may go where the budget is all of the model. A budget that is
+    named after a kind is for that kind alone.
 
     Args:
         components (`Sequence[str]`, *optional*): The kinds that are asked for.
@@ -56,7 +59,7 @@ def kinds_to_prune(
         components = [settings.budget]
     if components is None:
         finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not _floors_of_replaced(settings)
-        names = _default(method, finer and _foresees_finer(method), model)
+        names = _default(method, finer and _foresees_finer(method), settings.budget == WHOLE_MODEL, model)
         validate_view([KINDS[name] for name in names], settings)
         return names
     if isinstance(components, str) or not components or not set(components) <= KINDS.keys():
@@ -77,7 +80,13 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
     Raises:
         ValueError: If one is a finer view of another, or of one that the budget or a floor is about.
     """
+    kinds = list(kinds)
     names = [kind.name for kind in kinds]
+    for kind in (kind for kind in kinds if kind.outside and settings.budget not in (WHOLE_MODEL, kind.name)):
+        raise ValueError(
+            f"budget='{settings.budget}' is about the layers, where {kind.name} save nothing. Set "
+            f"budget='{WHOLE_MODEL}', or leave '{kind.name}' out of the components."
+        )
     for kind in (KINDS[name] for name in names if KINDS[name].instead_of):
         whole = kind.instead_of
         assert whole is not None  # Others were left out.
@@ -111,8 +120,8 @@ def _floors_of_replaced(settings: PlanningSettings) -> list[str]:
     return [name for name in KINDS if name in replaced and settings.floor_of(KINDS[name]) is not None]
 
 
-def _default(method: str, finer: bool, model: PreTrainedModel | None) -> tuple[str, ...]:
-    """All kinds of one view that the method scores and the model has."""
+def _default(method: str, finer: bool, outside: bool, model: PreTrainedModel | None) -> tuple[str, ...]:
+    """All kinds of one view that the method scores and the model has, and may lose."""
     replaced = {kind.instead_of for kind in KINDS.values()} - {None}
     finest = [name for name in KINDS if name not in replaced]
     whole = [name for name, kind in KINDS.items() if not kind.instead_of]
@@ -120,12 +129,19 @@ def _default(method: str, finer: bool, model: PreTrainedModel | None) -> tuple[s
     if model is not None:
         model = eager_model(model)
         if _lost_parts(model):
-            view = kinds_in_use(model)
+            view = kinds_in_use(model, [name for name, kind in KINDS.items() if kind.outside])
         elif finer and not narrowing_kinds(model):
             view = whole
         known = get_architecture(model).names
         view = [name for name in view if (KINDS[name].instead_of or name) in known]
+        view = [name for name in view if why_it_stays(model, KINDS[name]) is None]
+    view = [name for name in view if outside or not KINDS[name].outside]
     return tuple(name for name in view if get_method(method).can_score(name))
+
+
+def why_it_stays(model: PreTrainedModel, kind: Kind) -> str | None:
+    """Why a model can lose no components of a kind, if so."""
+    return kind.refuses and kind.refuses(model, get_architecture(model))
 
 
 def narrowing_kinds(model: PreTrainedModel) -> list[str]:
@@ -155,3 +171,6 @@ def _validate_has(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:
             f"{type(model).__name__} has no {', '.join(missing)}; the kinds of its entry in "
             f"hap_transformers.ARCHITECTURES are {', '.join(names)}."
         )
+    for kind in kinds:
+        if reason := why_it_stays(model, kind):
+            raise ValueError(f"The {kind.name} of this {type(model).__name__} must stay: {reason}.")

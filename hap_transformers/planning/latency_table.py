@@ -246,7 +246,7 @@ def validate_measurable(model: PreTrainedModel) -> None:
 
 def _alike(model: PreTrainedModel) -> dict[Kind, list[Group]]:
     """The groups of a model whose layers are alike, by kind."""
-    found = by_kind(find_groups(model))
+    found = by_kind(group for group in find_groups(model) if not group.kind.outside)
     sizes = {kind.name: [group.num_components for group in groups] for kind, groups in found.items()}
     if any(len(set(counts)) != 1 for counts in sizes.values()) or any(kind.instead_of for kind in found):
         raise ValueError(

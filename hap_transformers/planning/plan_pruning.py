@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..sensitivity import Sensitivity
-from ..surgery.plan import PruningPlan
+from ..surgery.plan import PruningPlan, validate_basis
 from ..surgery.shared_weights import counted_twice
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
@@ -67,6 +67,7 @@ def plan_pruning(
     groups = find_groups(model, kinds_in_use(model, sensitivity.scores))
     given = Surroundings(model, groups, inputs, latency_table)
     kinds = [settings.budget] if settings.budget in KINDS else list(sensitivity.scores)
+    validate_basis(sensitivity.basis, model, sensitivity.scores)
     timed = settings if latency_table is None else replace(settings, budget="latency")
     validate_view([KINDS[name] for name in kinds if name in KINDS], timed)
     scored = _scores_of(sensitivity, groups, kinds)
@@ -91,10 +92,10 @@ def plan_pruning(
         budget=settings.budget,
         ratio=settings.ratio,
         method=sensitivity.method,
-        basis=sensitivity.basis,
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)
+    plan.note_saved(groups)
     return plan
 
 
@@ -191,6 +192,9 @@ def _units(
     gone = 0
     while gone < count:
         size = (count - gone) % step or step
+        # The first that go may cost more than they save, alone.
+        while size < count - gone and cost(count - gone - size) > cost(count - gone):
+            size += step
         if count - gone - size < floor:
             break
         components = order[gone : gone + size]
@@ -199,7 +203,8 @@ def _units(
         harm = float(values[components].sum())
         units.append(Unit({place: components.tolist()}, len(units), score, harm, saves))
         gone += size
-    return units if budget.linear or not settings.weigh_costs else ranked_in_runs(units)
+    even = budget.linear and place not in budget.uneven
+    return units if even or not settings.weigh_costs else ranked_in_runs(units)
 
 
 def _even_units(
@@ -259,7 +264,7 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
             layers.setdefault(group.layer, []).append(place)
     given = replace(given, joint=list(layers.values()))
     promise: dict[str, float] = {}
-    measures = {"parameters": "params"}
+    measures = {"parameters": "model"}
     if given.inputs is not None:
         measures["flops"] = "flops"
     if given.latency_table is not None:

@@ -9,7 +9,7 @@ from ..forward_modes import MODES, validate_mode
 
 
 # Shares of parameters, FLOPs and measured seconds; a budget named after a kind counts its components.
-MEASURES = ("params", "flops", "latency")
+MEASURES = ("params", "model", "flops", "latency")
 
 
 def finest_step(step: int, dense: int) -> int:
@@ -25,6 +25,7 @@ class PlanningSettings:
         budget (`str`, *optional*, defaults to `"params"`): What `ratio` is a share of, always of the dense model:
 
             - `"params"`: parameters of the encoder's layers;
+            - `"model"`: all parameters, embeddings and classifier included; tied ones count once;
             - `"flops"`: their FLOPs on a batch of inputs;
             - `"latency"`: their seconds by a latency table, in `latency_mode`;
             - `"heads"`, `"neurons"` or another kind: the number of these components; only they are removed, and their
@@ -59,7 +60,8 @@ class PlanningSettings:
         default="params",
         metadata={
             "help": "What the ratio is a share of: params, flops or latency of the encoder (embeddings and classifier "
-            "stay), or the number of components of one kind, such as heads or neurons."
+            "stay), model for all its parameters (embeddings get narrower, too), or the number of components of one "
+            "kind, such as heads or neurons."
         },
     )
     ratio: float = field(default=0.6, metadata={"help": "Share of the budget to remove, in [0, 1)."})

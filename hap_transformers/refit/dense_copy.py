@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from ..components.forwards import eager_copy
 from ..components.groups import Group
+from ..components.structure import join_whole
 from .written import written_into
 
 
@@ -14,12 +15,15 @@ def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model that has the same parameters, and so takes no memory for them.
 
     Surgery gives the model new, smaller parameters in the place of those it cuts; the copy keeps the old ones.
-    [`reconstruct`] gives the copy its own of those that it writes into.
+    [`reconstruct`] gives the copy its own of those that it writes into. Embeddings that were aligned alone are joined
+    in the copy.
 
     Raises:
         ValueError: If a forward was replaced, which the copy would still run on the original.
     """
-    return eager_copy(model, {id(parameter): parameter for parameter in model.parameters()})
+    copied = eager_copy(model, {id(parameter): parameter for parameter in model.parameters()})
+    join_whole(copied)
+    return copied
 
 
 def own_refitted(sites: Sequence[Group], originals: Sequence[Group]) -> None:

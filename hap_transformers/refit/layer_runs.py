@@ -62,6 +62,11 @@ def shares_layers(model: PreTrainedModel) -> bool:
     )
 
 
+def is_refitted(group: Group) -> bool:
+    """Whether a refit changes a group: what lies outside the layers is the best of its rank already."""
+    return bool(group.readers) and not group.kind.outside
+
+
 class _Stop(Exception):
     """All that is wanted of a forward pass has been seen."""
 
@@ -91,7 +96,7 @@ class LayerRuns:
         self.model, self.kept = model, kept
         self.forward = forward or (lambda model, inputs: model(**inputs))
         self.all_groups = in_forward_order(find_groups(model, kinds))
-        self.groups = [group for group in self.all_groups if group.readers]
+        self.groups = [group for group in self.all_groups if is_refitted(group)]
         self.layers = layers(model)
         architecture = get_architecture(model)
         self.lists = [path[:-1].rpartition(".")[0] for path in layer_paths(model, architecture)]

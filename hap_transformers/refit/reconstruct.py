@@ -18,7 +18,7 @@ from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
 from .dense_copy import own_refitted
 from .kept_values import KeptValues, default_limit
-from .layer_runs import Call, ForwardFunction, LayerRuns
+from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
 from .written import writers_of, written_into
@@ -154,7 +154,7 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
     )
     after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
-    return [group for group in after if group.readers]
+    return [group for group in after if is_refitted(group)]
 
 
 def outputs_left(group: Group, pruned: LayerRuns, original: LayerRuns) -> slice | list[int]:

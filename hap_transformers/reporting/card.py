@@ -11,6 +11,7 @@ from ..components.groups import Group, by_kind, find_groups
 from ..efficiency import count_parameters
 from ..surgery.plan import PruningPlan
 from ..version import __version__
+from .costs import part_rows
 from .wording import (
     COSTS,
     budget_in_words,
@@ -21,6 +22,7 @@ from .wording import (
     metric_cells,
     metric_names,
     recovery_in_words,
+    saved_in_words,
 )
 
 
@@ -110,7 +112,11 @@ def make_model_card(
         counts={
             kind.name: {group.layer: count_left([group]) for group in members}
             for kind, members in by_kind(groups).items()
+            if not kind.outside
         },
+        parts=part_rows(results),
+        saved=saved_in_words(plan) if plan else "",
+        vocabulary=results.get("vocabulary"),
         metrics={phase: metric_cells(results, phase) for phase in metrics},
         metric_names=[name.replace("|", "\\|") for name in metric_names(metrics)],
         has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),

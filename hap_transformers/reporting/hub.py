@@ -14,12 +14,13 @@ from ..components.groups import by_kind, find_groups
 from ..components.structure import recorded_structure
 from ..files import whole_file
 from .card import TAGS, base_model_of, make_model_card, metrics_of_pruned
+from .costs import part_rows
 from .eval_results import write_eval_results
 from .ranks import head_ranks
 from .wording import words_for
 
 
-PICTURE, RANKS_PICTURE = "structure.png", "head_ranks.png"
+PICTURE, RANKS_PICTURE, PARTS_PICTURE = "structure.png", "head_ranks.png", "parts.png"
 # Generated cards have this mark. Users remove it from cards that they edit.
 MARK = "<!-- Written by hap_transformers"
 
@@ -50,18 +51,22 @@ def write_card(model: PreTrainedModel, folder: str | Path, *, tags: Sequence[str
         return
     from .plots import (  # Matplotlib takes a second to import, too long for `import hap_transformers`.
         plot_head_ranks,
+        plot_parts,
         plot_structure,
     )
 
     plot_structure(model, Path(folder) / PICTURE)
-    names = words_for(kind.name for kind in by_kind(find_groups(model)))
+    names = words_for(kind.name for kind in by_kind(find_groups(model)) if not kind.outside)
     pictures = {f"{names[0].upper()}{names[1:]} left in each layer": PICTURE}
     if head_ranks(model):
         plot_head_ranks(model, Path(folder) / RANKS_PICTURE)
         pictures["Dimensions left in each head"] = RANKS_PICTURE
+    if part_rows(results := about.get("results") or {}):
+        plot_parts(results, Path(folder) / PARTS_PICTURE)
+        pictures["Parameters by part"] = PARTS_PICTURE
     with whole_file(file) as unfinished:
         make_model_card(model, pictures=pictures, tags=tags, **about).save(unfinished)
-    metrics = metrics_of_pruned((about.get("results") or {}).get("metrics") or {})
+    metrics = metrics_of_pruned(results.get("metrics") or {})
     dataset, config = (_only(about.get(name)) for name in ("dataset_tags", "dataset_args"))
     write_eval_results(folder, metrics, dataset, config, about.get("plan"))
 

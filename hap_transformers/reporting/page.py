@@ -13,7 +13,7 @@ from ..files import write_text
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from ..version import __version__
-from .costs import cost_rows
+from .costs import cost_rows, part_rows
 from .wording import (
     budget_in_words,
     enumerated,
@@ -96,6 +96,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         phases=list(results["metrics"]),
         metrics=_metrics(results),
         costs=cost_rows(results),
+        parts=part_rows(results),
         fidelity=fidelity_rows(results),
         recovery=recovery_in_words(results),
         loading=loading_code(results.get("loader", LOADER), name),
@@ -107,7 +108,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         cells=cells,
         ranks={label_of(kind): _shaded(rows) for kind, rows in results.get("head_ranks", {}).items()},
         ranking=_ranking(cells),
-        kinds=list(plan.original),
+        kinds=_of_layers(plan),
         layers=_layers(plan),
         implants=any(plan.implants.values()),
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],
@@ -173,6 +174,11 @@ def _shaded(ranks: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
     return [[(rank, round(rank / most, 3)) for rank in row] for row in ranks]
 
 
+def _of_layers(plan: PruningPlan) -> list[str]:
+    """The kinds of a plan whose components lie in layers."""
+    return [kind for kind in plan.original if kind not in KINDS or not KINDS[kind].outside]
+
+
 def _layers(plan: PruningPlan) -> list[dict[str, Any]]:
     """For every layer, how many components of each kind it had and keeps, and its implant's rank.
 
@@ -181,7 +187,7 @@ def _layers(plan: PruningPlan) -> list[dict[str, Any]]:
     layers = []
     for layer in range(max(map(len, plan.original.values()), default=0)):
         kinds: dict[str, tuple[int, int] | None] = {}
-        for kind, counts in plan.original.items():
+        for kind, counts in ((kind, plan.original[kind]) for kind in _of_layers(plan)):
             gone = len(plan.removed.get(kind, {}).get(layer, ()))
             kinds[kind] = (counts[layer] - gone, counts[layer]) if layer < len(counts) else None
         layers.append({"kinds": kinds, "implant": plan.implants.get(layer, 0)})

@@ -1,6 +1,8 @@
 """Pictures of scores and structures."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,11 @@ from ..components.groups import KINDS, by_kind, find_groups
 from ..files import whole_file
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
+from .costs import part_rows
 from .ranks import head_ranks, left_of
+
+
+COLORS = ("#5e81ac", "#2a7f62", "#8fbc8f", "#c9a227", "#b0b8c1", "#bf616a")
 
 
 def plot_head_sensitivity(
@@ -66,7 +72,7 @@ def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
         model (`PreTrainedModel`): A model of a supported architecture, pruned or not.
         path (`str` or `Path`): Where to write the picture. The suffix sets the format.
     """
-    groups = find_groups(model)
+    groups = [group for group in find_groups(model) if not group.kind.outside]
     found, layers = by_kind(groups), sorted({group.layer for group in groups})
     figure = Figure(figsize=(2.5 + 0.5 * len(layers), 2.1 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
@@ -86,6 +92,27 @@ def plot_structure(model: PreTrainedModel, path: str | Path) -> None:
     [*legended, rows[0]][0].legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
     rows[-1].set_xticks(layers)
     rows[-1].set_xlabel("layer")
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+
+
+def plot_parts(results: Mapping[str, Any], path: str | Path) -> None:
+    """Draws the parameters of the dense and the pruned model by part, a bar each, and saves it.
+
+    Args:
+        results (`Mapping[str, Any]`): Results with `parts`, as [`costs_of`] gives them.
+        path (`str` or `Path`): Where to write the picture. The suffix sets the format.
+    """
+    rows = part_rows(results)
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    axes, before = figure.subplots(), np.zeros(2)
+    for number, (label, dense, pruned, _) in enumerate(rows):
+        counts = np.array([pruned, dense]) / 1e6
+        axes.barh(["pruned", "dense"], counts, left=before, color=COLORS[number % len(COLORS)], label=label)
+        before += counts
+    axes.set_xlabel("million parameters")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 

@@ -158,6 +158,8 @@ def results_table(results: Mapping[str, Any]) -> str:
 def _notes(results: Mapping[str, Any]) -> list[str]:
     """Sentences on what the budget covers and on how sure the results are."""
     notes, config = [], results["hap_config"]
+    if config["budget"] == "model":
+        notes.append(f"Of all parameters {config['ratio']:.0%} were to go.")
     if config["budget"] == "params":
         notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
     if any(results.get("intervals", {}).values()):

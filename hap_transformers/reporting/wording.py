@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..components.groups import KINDS, Group
+from ..surgery.plan import PruningPlan
 from .ranks import left_of
 
 
@@ -12,10 +13,12 @@ COSTS = {
     "encoder_parameters": "of these in the encoder",
     "flops": "FLOPs, one batch",
     "latency_ms": "latency, one batch, ms",
+    "bytes": "size on disk, bytes",
 }
 # Any other budget counts the components of one kind.
 MEASURES = {
     "params": "the dense encoder's parameters",
+    "model": "all parameters of the dense model",
     "flops": "the dense encoder's floating point operations",
     "latency": "the dense encoder's time",
 }
@@ -38,6 +41,11 @@ NOTICEABLY_FASTER = 0.95
 def budget_in_words(budget: str) -> str:
     """What a plan's ratio is a share of."""
     return f"all {label_of(budget)}" if budget in KINDS else MEASURES.get(budget, budget)
+
+
+def saved_in_words(plan: PruningPlan) -> str:
+    """The parameters that every kind of a plan gave, such as "1,152 of attention heads and 816 of FFN neurons"."""
+    return enumerated(f"{saved:,} parameters of {label_of(kind)}" for kind, saved in plan.saved.items())
 
 
 def no_faster(dense: float, pruned: float, batch: str, device: str) -> str | None:

@@ -222,6 +222,12 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
             f"{type(model).__name__} has no {', '.join(sorted(missing))}; the kinds of its entry in "
             f"hap_transformers.ARCHITECTURES are {', '.join(found)}."
         )
+    if whole := [group for group in groups if group.whole is not None and not group.is_split]:
+        what = str(whole[0].kind.basis).removeprefix("aligned_")
+        raise ValueError(
+            f"The {whole[0].kind.name} of this {type(model).__name__} are in no basis in which some can be left out. "
+            f"Call align_{what} first."
+        )
     scoring = get_method(method)
     unable = [kind.name for kind in by_kind(groups) if not scoring.can_score(kind.name)]
     if unable and components is not None:

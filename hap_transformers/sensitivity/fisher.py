@@ -73,7 +73,7 @@ register_method(
         settle,
         _num_sums,
         curvature="logits",
-        except_kinds=("query_key_dims",),
+        except_kinds=("embedding_dims", "query_key_dims"),
         comparable=True,
         in_loss_units=True,
     ),

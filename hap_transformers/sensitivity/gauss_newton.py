@@ -99,6 +99,12 @@ class _TracePass(BackwardPass):
 register_method(
     "gauss_newton_trace",
     Method(
-        gauss_newton_trace, relative_trace, curvature="logits", comparable=True, in_loss_units=True, has_traces=True
+        gauss_newton_trace,
+        relative_trace,
+        curvature="logits",
+        comparable=True,
+        in_loss_units=True,
+        has_traces=True,
+        except_kinds=("embedding_dims",),
     ),
 )

@@ -46,4 +46,4 @@ def normalized_heads(task: ScoringTask, means: torch.Tensor | None) -> torch.Ten
     )
 
 
-register_method("gradient", Method(gradient, normalized_heads, except_kinds=("query_key_dims",)))
+register_method("gradient", Method(gradient, normalized_heads, except_kinds=("embedding_dims", "query_key_dims")))

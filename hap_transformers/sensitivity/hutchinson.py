@@ -203,6 +203,6 @@ register_method(
         per_example=False,
         scores_sharded=False,
         # Its probes belong to whole modules, and fused projections are those of both kinds.
-        except_kinds=("query_key_dims", "value_dims"),
+        except_kinds=("embedding_dims", "query_key_dims", "value_dims"),
     ),
 )

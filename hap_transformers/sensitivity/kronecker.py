@@ -191,7 +191,7 @@ def _costs_of(
     if not groups[0].readers:
         matrices = [part.view(2 * (groups[0].num_components,)) / examples for part in sums]
         return costs_without_refit(torch.stack(matrices))
-    factors = [_moment_and_curvature(group, part, examples) for group, part in zip(groups, sums, strict=True)]
+    factors = [moment_and_curvature(group, part, examples) for group, part in zip(groups, sums, strict=True)]
     moment, curvature = (torch.stack(matrices) for matrices in zip(*factors, strict=True))
     del factors
     return removal_costs(moment, curvature, groups[0].reader.in_features // groups[0].num_components)
@@ -210,8 +210,8 @@ def _alike(task: ScoringTask) -> Iterator[list[int]]:
             yield positions[start : start + count]
 
 
-def _moment_and_curvature(group: Group, sums: torch.Tensor, examples: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A reader's A, and W^T C W, both of shape `(inputs, inputs)`."""
+def moment_and_curvature(group: Group, sums: torch.Tensor, examples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A reader's A, and W^T C W, both of shape `(inputs, inputs)`, from a group's sums."""
     reader = group.reader
     count, total, squares, cotangents = sums.split(_lengths(group))
     moment = squares.view(2 * (reader.in_features,)) / count

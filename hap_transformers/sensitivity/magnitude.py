@@ -15,4 +15,4 @@ def magnitude(task: ScoringTask, means: torch.Tensor | None = None) -> torch.Ten
     return task.squared_norms.sqrt()
 
 
-register_method("magnitude", Method(sample=None, finish=magnitude))
+register_method("magnitude", Method(sample=None, finish=magnitude, except_kinds=("embedding_dims",)))

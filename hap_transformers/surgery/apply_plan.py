@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from ..components.forwards import eager_model
 from ..components.groups import Group, find_groups, of_kind
 from ..components.slicing import keep_components, validate_in_memory, validate_sliceable
-from ..components.structure import record_structure, validate_record
+from ..components.structure import join_whole, record_structure, validate_record
 from .implants import insert_implant, validate_implantable
 from .plan import PruningPlan, validate_numbers
 
@@ -97,6 +97,7 @@ def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) 
         if rank:
             insert_implant(group, rank)
     record_structure(model, groups, changed)
+    join_whole(model)
 
 
 def _positions_left(group: Group, gone: Sequence[int], rank: int) -> list[int]:

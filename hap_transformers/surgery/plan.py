@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..alignment.basis_name import basis_of, depends_on_basis
+from ..alignment.basis_name import attributes_of, basis_of
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..efficiency import count_parameters
 from ..files import write_text
@@ -39,8 +39,10 @@ class PruningPlan:
         promise (`dict[str, float]`, *optional*): What the whole model will cost afterwards: `"parameters"`, and if
             they were asked for `"flops"` and `"latency"` (seconds) of a forward pass. Delete it from a plan that you
             edit.
-        basis (`str`, *optional*): For plans that remove dimensions of heads: the name of the basis that these are of
-            (`config.aligned_heads`), `""` for heads that were not aligned.
+        basis (`str`, *optional*): For plans that remove dimensions: the names of the bases that these are of
+            (`config.aligned_heads`, `config.aligned_embeddings`), `""` for what was not aligned.
+        saved (`dict[str, int]`, *optional*): For each kind, the parameters that its removals take from the model, less
+            those of implants. Weights that belong to two components count for both.
     """
 
     removed: dict[str, Removed]
@@ -52,6 +54,7 @@ class PruningPlan:
     method: str = ""
     promise: dict[str, float] = field(default_factory=dict)
     basis: str = ""
+    saved: dict[str, int] = field(default_factory=dict, compare=False)  # What is removed says it.
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
@@ -61,6 +64,7 @@ class PruningPlan:
         """What goes in numbers; the components themselves are thousands."""
         gone = (
             f"{self.count(kind):,} of {sum(self.original.get(kind, ())):,} {kind}"
+            + (f" ({self.saved[kind]:,} parameters)" if kind in self.saved else "")
             for kind, layers in self.removed.items()
             if layers
         )
@@ -173,7 +177,7 @@ class PruningPlan:
         groups = self.groups_of(model) if groups is None else groups
         found = {kind.name: members for kind, members in by_kind(groups).items()}
         self._validate_shape(model, found)
-        self._validate_basis(model)
+        validate_basis(self.basis, model, _named(self.removed))
         for kind, layers in ((kind, layers) for kind, layers in self.removed.items() if layers):
             for layer, numbers in layers.items():
                 if len(set(numbers)) != len(numbers):
@@ -220,16 +224,6 @@ class PruningPlan:
                     f"{shape}. Make a plan for this model as it is now."
                 )
 
-    def _validate_basis(self, model: PreTrainedModel) -> None:
-        basis = basis_of(model.config, _named(self.removed))
-        if self.basis != basis and depends_on_basis(_named(self.removed)):
-            raise ValueError(
-                f"The plan removes dimensions of heads in {_basis(self.basis)}, but the heads of this "
-                f"{type(model).__name__} are in {_basis(basis)}, whose dimensions are others. Make a plan by scores "
-                "of the model as it is now, or align its heads again (align_heads), score it and plan. Nothing was "
-                "pruned."
-            )
-
     def _validate_needed(self, groups: Sequence[Group]) -> None:
         """Checks that nothing stays that is of no use without what goes."""
         parts = {(group.kind.name, group.layer): self.left_of_parts(group) for group in groups if group.runs}
@@ -256,8 +250,17 @@ class PruningPlan:
 
     def _parameters_removed(self, groups: Sequence[Group]) -> int:
         gone = [group.num_components - self.left_in(group) for group in groups]
-        costs = (count * group.parameters_per_component() for count, group in zip(gone, groups, strict=True))
-        return sum(costs) - round(counted_twice(shared_by_pairs(groups), gone))
+        now = sum(group.num_components * group.parameters_per_component() for group in groups)
+        left = sum(group.parameters_with(self.left_in(group)) for group in groups)
+        return now - left - round(counted_twice(shared_by_pairs(groups), gone))
+
+    def note_saved(self, groups: Sequence[Group]) -> None:
+        """Notes the parameters that each kind's removals take from a model of these groups."""
+        self.saved = {}
+        for group in groups:
+            fewer = group.parameters_with(group.num_components) - group.parameters_with(self.left_in(group))
+            if fewer:
+                self.saved[group.kind.name] = self.saved.get(group.kind.name, 0) + fewer
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, the components of a layer on one line."""
@@ -288,6 +291,23 @@ class PruningPlan:
             return plan
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a pruning plan: {error!r}") from error
+
+
+def validate_basis(basis: str, model: PreTrainedModel, kinds: Iterable[str]) -> None:
+    """Checks that components of some kinds, of which dimensions depend on a basis, are those of a model as it is.
+
+    Raises:
+        ValueError: If they are of another basis.
+    """
+    attributes, present = attributes_of(kinds := list(kinds)), basis_of(model.config, kinds)
+    if attributes and basis != present:
+        what = " and ".join(attribute.removeprefix("aligned_") for attribute in attributes)
+        functions = " and ".join(f"align_{attribute.removeprefix('aligned_')}" for attribute in attributes)
+        raise ValueError(
+            f"The plan removes dimensions of {what} in {_basis(basis)}, but the {what} of this {type(model).__name__} "
+            f"are in {_basis(present)}, whose dimensions are others. Make a plan by scores of the model as it is now, "
+            f"or align its {what} again ({functions}), score it and plan. Nothing was pruned."
+        )
 
 
 def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int]]) -> Removed:

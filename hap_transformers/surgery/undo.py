@@ -29,7 +29,7 @@ def values_undone(parameters: Iterable[torch.Tensor], always: bool = False) -> I
 
 
 @contextmanager
-def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
+def undone_on_error(model: PreTrainedModel, always: bool = False) -> Iterator[None]:
     """Restores a model's structure, if pruning it or what follows fails or is interrupted.
 
     Modules and parameters are the same objects again, so that an optimizer made before still has them. Values that
@@ -37,6 +37,7 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
 
     Args:
         model (`PreTrainedModel`): The model.
+        always (`bool`, *optional*, defaults to `False`): Whether to restore it in any case.
     """
     modules = {
         module: {name: (v, copy(v) if isinstance(v, dict) else None) for name, v in vars(module).items()}
@@ -44,20 +45,21 @@ def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
     }
     classes = {module: type(module) for module in model.modules()}  # Emptied modules change their class.
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    config = deepcopy(vars(model.config))
+    config, done = deepcopy(vars(model.config)), False
     try:
         yield
-    except BaseException:
-        for module, attributes in modules.items():
-            vars(module).clear()
-            for name, (value, content) in attributes.items():
-                if content is not None:  # The same dictionary again: hooks' handles know it.
-                    value.clear()
-                    value.update(content)
-                vars(module)[name] = value
-            module.__class__ = classes[module]
-        for parameter, value in required.items():
-            parameter.requires_grad_(value)
-        vars(model.config).clear()
-        vars(model.config).update(config)
-        raise
+        done = not always
+    finally:
+        if not done:
+            for module, attributes in modules.items():
+                vars(module).clear()
+                for name, (value, content) in attributes.items():
+                    if content is not None:  # The same dictionary again: hooks' handles know it.
+                        value.clear()
+                        value.update(content)
+                    vars(module)[name] = value
+                module.__class__ = classes[module]
+            for parameter, required_before in required.items():
+                parameter.requires_grad_(required_before)
+            vars(model.config).clear()
+            vars(model.config).update(config)

@@ -31,6 +31,10 @@ class HapConfig(PlanningSettings):
             heads and neurons. A budget named after a kind is for that kind alone. Where dimensions of heads may go,
             heads are aligned before they are scored ([`align_heads`]).
 
+        trim_vocabulary (`bool`, *optional*, defaults to `False`): Whether [`HapTrainer`], when it is made, removes
+            tokens from model and tokenizer that the training set does not use ([`trim_vocabulary`]), and renumbers
+            those of its data sets. It needs `processing_class`, and data sets of tokens.
+
     Parameters that control what costs are counted for:
         sequence_length (`int`, *optional*): Length of the text inputs that FLOPs and latency are counted for, one at a
             time. By default that of a batch of training examples.
@@ -83,6 +87,9 @@ class HapConfig(PlanningSettings):
             "help": "Kinds that may go, such as heads neurons; by default query_key_dims value_dims neurons for "
             "kronecker and a budget of params or flops, otherwise heads neurons."
         },
+    )
+    trim_vocabulary: bool = field(
+        default=False, metadata={"help": "Remove tokens that the texts do not use from tokenizer and model, before."}
     )
     sequence_length: int | None = field(
         default=None, metadata={"help": "Length of inputs that FLOPs and latency are counted for."}

@@ -184,7 +184,7 @@ def finish_job(
     run = run_stages(trainer, stages)
     results = collect_results(trainer, run, first_inputs(trainer), task=task, model=model, loader=loader)
     trainer.save_model()
-    trainer.results.update({name: results[name] for name in COSTS if name in results})
+    trainer.results.update({name: results[name] for name in (*COSTS, "parts") if name in results})
     folder = Path(str(trainer.args.output_dir))
     if trainer.is_world_process_zero():
         save_results(folder, results, run)

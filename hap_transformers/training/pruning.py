@@ -1,7 +1,6 @@
 """The pruning steps of `HapTrainer`: score, plan, prune."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from ..alignment.align_heads import ALIGNED_ON, align_heads, alignment_undone
-from ..alignment.basis_name import depends_on_basis
+from ..alignment.align_kinds import align_kinds, alignment_undone
+from ..alignment.basis_name import ALIGNED_ON
 from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
@@ -23,6 +22,7 @@ from ..memory import named_out_of_memory
 from ..planning.kinds import kinds_to_prune
 from ..planning.latency_table import LatencyTable
 from ..planning.plan_pruning import plan_pruning
+from ..refit.dense_copy import sharing_copy
 from ..refit.examples import refit_batches
 from ..refit.reconstruct import reconstruct
 from ..refit.tune_layers import epochs_to_tune, tune_layers
@@ -91,9 +91,9 @@ class PruningMixin(_Trainer):
         `args.seed` draws the examples. They come in batches of the training batch size, in the training's precision;
         processes share the batches.
 
-        Where dimensions of heads may go, heads are aligned before ([`align_heads`]): their weights change, the model's
-        outputs do not. Scores made while `train()` runs are of an aligned model, too, but the model is put back, as
-        the optimizer belongs to the weights as they were.
+        Where dimensions of heads or embeddings may go, these are aligned before ([`align_heads`],
+        [`align_embeddings`]): their weights change, the model's outputs do not. Scores made while `train()` runs are
+        of an aligned model, too, but the model is put back, as the optimizer belongs to the weights as they were.
 
         Raises:
             ValueError: If there is no `hap_config` or no training data, and as
@@ -108,10 +108,9 @@ class PruningMixin(_Trainer):
             "progress": not self.args.disable_tqdm,
             "accelerator": self.accelerator,
         }
-        with self._alignment_undone(kinds, always=self.is_in_train):
-            if depends_on_basis(kinds):
-                batches = self._scoring_batches(config.max_examples)
-                align_heads(model, batches, max_examples=min(config.max_examples, ALIGNED_ON), **passes)
+        with alignment_undone(model, kinds, always=self.is_in_train):
+            batches = partial(self._scoring_batches, config.max_examples)
+            align_kinds(model, kinds, batches, max_examples=min(config.max_examples, ALIGNED_ON), **passes)
             self.sensitivity = estimate_sensitivity(
                 model,
                 self._scoring_batches(config.max_examples),
@@ -171,7 +170,7 @@ class PruningMixin(_Trainer):
             raise ValueError(f"prune() was called while train() runs, {GRADUALLY} Nothing was pruned.")
         validate_same_plan(plan, self.accelerator)
         kinds = () if plan is not None else kinds_to_prune(config.components, config.method, config, model)
-        with self._alignment_undone(kinds):
+        with alignment_undone(model, kinds):
             if plan is None:
                 plan = self.plan(self.estimate_sensitivity())
                 validate_same_plan(plan, self.accelerator)
@@ -194,6 +193,8 @@ class PruningMixin(_Trainer):
             validate_sliceable(model, find_groups(model))  # A refit also reaches blocks that lose nothing.
         if not self._is_pruned():
             self._note_costs(model, "dense")
+        elif recorded_structure((joined := sharing_copy(model)).config) is None:  # It was aligned and lost nothing.
+            self._note_costs(joined, "dense")
         tell_callbacks(self, "on_prune_begin", model, plan)
         dense = self.hooks.dense_copy(model) if config.refit or config.distils else None
         with undone_on_error(model):
@@ -229,10 +230,6 @@ class PruningMixin(_Trainer):
             if epochs:
                 again = self._refit_batches(config.refit_examples)
                 tune_layers(model, dense, again, epochs=epochs, **common)
-
-    def _alignment_undone(self, kinds: Sequence[str], always: bool = False) -> AbstractContextManager[None]:
-        """Puts heads back into their basis on errors, where these kinds let them be aligned."""
-        return alignment_undone(self._placed_model(), always) if depends_on_basis(kinds) else nullcontext()
 
     def calibration_batches(self) -> list[dict[str, Any]]:
         """The batches that the model is scored on: training examples, on the model's device.

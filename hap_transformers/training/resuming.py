@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..alignment.basis_name import basis_in, name_basis
+from ..alignment.basis_name import take_bases
 from ..components.groups import KINDS
 from ..components.structure import recorded_numbers, recorded_structure
 
@@ -103,7 +103,7 @@ def take_basis(checkpoint: str | Path, model: PreTrainedModel) -> None:
     """Notes the basis that the heads of a checkpoint, whose weights were loaded into a model, are in."""
     file = Path(checkpoint) / "config.json"
     if file.is_file():
-        name_basis(model.config, basis_in(PretrainedConfig.from_json_file(file)))
+        take_bases(model.config, PretrainedConfig.from_json_file(file))
 
 
 def _structure(config: PretrainedConfig) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from ..alignment.basis_name import name_basis
+from ..alignment.basis_name import take_bases
+from ..components.structure import rebuild_structure, recorded_structure
 from ..files import write_text
 from ..planning.kinds import kinds_to_prune
 from ..reporting.wording import words_for
@@ -92,9 +93,12 @@ class Stages:
         if self._scores.exists():
             sensitivity = Sensitivity.load(self._scores)
             if sensitivity.basis:
-                aligned = type(model).from_pretrained(self._aligned, config=copy.deepcopy(model.config))
+                aligned = type(model).from_pretrained(self._aligned)
+                if (structure := recorded_structure(aligned.config)) is not None:
+                    rebuild_structure(model, structure)
+                    model.config.quantization_config = structure
                 model.load_state_dict(aligned.state_dict())
-                name_basis(model.config, sensitivity.basis)
+                take_bases(model.config, aligned.config)
             return sensitivity
         sensitivity = trainer.estimate_sensitivity()
         if sensitivity.basis:

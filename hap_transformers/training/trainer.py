@@ -19,6 +19,7 @@ from ..reporting.card import base_model_of
 from ..reporting.hub import write_card
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
+from ..vocabulary.plan import VocabularyPlan
 from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
 from . import sentence_trainers as sentence_trainers
 from .checks import validate_latency, validate_prunable, validate_recovery_check
@@ -29,6 +30,7 @@ from .hooks import hooks_of
 from .pruning import PruningMixin
 from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
 from .resuming import last_whole_checkpoint, seeded_by_epoch, take_basis, validate_same_structure
+from .trimming import trim_to_data_sets
 from .watching import watched
 
 
@@ -83,6 +85,9 @@ class HapTrainerMixin(PruningMixin):
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:
             self.hooks.validate_teacher(teacher, hap_config)
+        self.vocabulary_plan: VocabularyPlan | None = None
+        if hap_config is not None and hap_config.trim_vocabulary:
+            self.vocabulary_plan = trim_to_data_sets(self, self._unwrapped_model(), teacher)
         self.hap_config, self.teacher, self.latency_table = hap_config, teacher, latency_table
         self._has_own_optimizer = self.optimizer is not None
         self.sensitivity: Sensitivity | None = None

@@ -96,14 +96,45 @@ def plan_vocabulary(
             token of `keep` does not exist, a character of longer tokens has none of its own, or an embedding cannot be
             cut.
     """
+    if min_count < 1:
+        raise ValueError(f"min_count must be at least 1, not {min_count}.")
+    _validated_size(eager_model(model), tokenizer)
+    kept = _ids_to_keep(keep, tokenizer)
+    counts, number = _count_tokens(whole_texts_backend(tokenizer, read_json(tokenizer)), texts)
+    return plan_for_ids(model, tokenizer, counts, number, kept, min_count)
+
+
+def plan_for_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[int],
+    number: int,
+    keep: Iterable[int] = (),
+    min_count: int = 1,
+) -> VocabularyPlan:
+    """Decides as [`plan_vocabulary`] does, for texts that are tokenized already.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        counts (`Counter[int]`): How often each id is in the texts.
+        number (`int`): Number of the texts.
+        keep (`Iterable[int]`, *optional*): Further ids that stay.
+        min_count (`int`, *optional*, defaults to 1): As in [`plan_vocabulary`].
+
+    Raises:
+        ValueError: As [`plan_vocabulary`] does, or if an id is beyond the vocabulary.
+    """
     model = eager_model(model)
     content, vocabulary = read_json(tokenizer), tokenizer.get_vocab()
     size = _validated_size(model, tokenizer)
     dims = vocabulary_tensors(model)
-    kept = ids_in_use(model, tokenizer) | _ids_to_keep(keep, tokenizer)
-    if min_count < 1:
-        raise ValueError(f"min_count must be at least 1, not {min_count}.")
-    counts, number = _count_tokens(whole_texts_backend(tokenizer, content), texts)
+    if beyond := [token for token in counts if not 0 <= token < size]:
+        raise ValueError(
+            f"The texts have the ids {sorted(beyond)[:10]}, but {type(model).__name__} has ids from 0 to {size - 1}. "
+            "Tokenize them with the model's own tokenizer. Nothing was changed."
+        )
+    kept = ids_in_use(model, tokenizer) | set(keep)
     used = {token for token, count in counts.items() if count >= min_count}
     kept |= used
     kind, tokens = KINDS[content["model"]["type"]], {token for token, old in vocabulary.items() if old in kept}

@@ -119,6 +119,9 @@ def export_all(root):
     for name in WITH_DIMENSIONS:
         model = without(ZOO[name].model(torch.float32), ZOO[name], CASES["a head"])
         here[f"{name}-dims"] = export(model, root / f"{name}-dims", ZOO[name].batch(dtype=torch.float32))
+    model = prune(make_model(dtype=torch.float32))
+    apply_plan(model, PruningPlan.for_model(model, embedding_dims={0: [1, 4]}))
+    here["bert-embeddings"] = export(model, root / "bert-embeddings", ZOO["bert"].batch())
     return here
 
 
@@ -159,6 +162,11 @@ def test_same_logits_without_the_package(loaded, name):
 @pytest.mark.parametrize("name", WITH_DIMENSIONS)
 def test_dimensions_of_heads_without_the_package(loaded, name):
     here, elsewhere = loaded[f"{name}-dims"]
+    assert torch.equal(here, elsewhere)
+
+
+def test_narrower_embeddings_without_the_package(loaded):
+    here, elsewhere = loaded["bert-embeddings"]
     assert torch.equal(here, elsewhere)
 
 

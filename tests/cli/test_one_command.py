@@ -118,7 +118,7 @@ def test_the_table_for_people(here):
     command = ["prune", str(source), "--texts", "texts.txt", "--ratio", "0.5", "--output", "small"]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     steps = [
-        "aligning heads",
+        "aligning query/key dimensions and value dimensions",
         "scoring query/key dimensions, value dimensions and FFN neurons by kronecker on 36 examples",
     ]
     steps += ["planning to remove 50% of params", "pruning and refitting"]

@@ -140,6 +140,27 @@ def test_precision_of_latencies_after_a_resumption(tmp_path, model_dir, monkeypa
     assert found == [torch.bfloat16, torch.bfloat16]  # Of the dense model and of the pruned one.
 
 
+def test_a_killed_run_of_the_whole_model_goes_on(tmp_path, model_dir, monkeypatch):
+    """With a trimmed vocabulary, and embeddings in a basis of their own: both are kept with the dense model."""
+    settings = [*own_files(tmp_path), "--max_examples", "16", "--budget", "model", "--ratio", "0.3"]
+    settings += ["--trim_vocabulary", "True", "--components", "embedding_dims", "neurons"]
+    whole = main(flags(tmp_path, model_dir, *settings))
+    (tmp_path / "out").rename(tmp_path / "whole")
+    with monkeypatch.context() as broken:
+        broken.setattr(HapTrainer, "prune", lambda self, plan: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            main(flags(tmp_path, model_dir, *settings))
+    results = main(flags(tmp_path, model_dir, *settings))
+    assert results["metrics"] == whole["metrics"] and results["parts"] == whole["parts"]
+    models = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("whole", "out")]
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert models[1].config.vocab_size == len(tokenizer) == 35  # Of 40 rows; all of the tokens are characters or used.
+    assert sum(results["parts"]["pruned"].values()) == results["parameters"]["pruned"]
+    assert results["parameters"]["pruned"] <= 0.7 * results["parameters"]["dense"]
+
+
 def test_a_run_killed_after_scoring_goes_on_in_the_same_basis(tmp_path, model_dir, monkeypatch, capsys):
     """With dimensions of heads, the default: scores are those of aligned heads, which are kept with them."""
     settings = [*own_files(tmp_path), "--max_examples", "16", "--per_device_train_batch_size", "8"]

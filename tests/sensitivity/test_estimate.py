@@ -102,7 +102,10 @@ def test_max_examples_cuts_the_last_batch(sampled_method):
         ({"num_probes": 0}, "`num_probes` must be at least 1"),
         ({"max_examples": 0}, "`max_examples` must be at least 1"),
         ({"tolerance": 1.0}, "`tolerance` is a reliability and must be in \\(0, 1\\)"),
-        ({"components": ["layers"]}, "`components` must name some of heads, .*neurons, channels, got \\['layers'\\]"),
+        (
+            {"components": ["layers"]},
+            "`components` must name some of embedding_dims, .*channels, got \\['layers'\\]",
+        ),
         ({"components": "heads"}, "`components` must name some of"),
         ({"components": []}, "`components` must name some of"),
         ({"precision": "int8"}, "Unknown precision 'int8'.*'bf16', 'fp16'"),

@@ -158,7 +158,7 @@ def pruned_at_once(tmp_path_factory):
     [
         *(
             (step, KeyboardInterrupt())
-            for step in ("align_heads", "estimate_sensitivity", "apply_plan", "reconstruct")
+            for step in ("align_kinds", "estimate_sensitivity", "apply_plan", "reconstruct")
         ),
         ("plan_pruning", RuntimeError("no")),
     ],

@@ -1,0 +1,68 @@
+"""The tables of the whole model's benchmarks, as Markdown."""
+
+import statistics
+from collections.abc import Sequence
+
+from glue_scripts.compare_glue.cells import Cell
+
+from .whole_model import DENSE, TRIMMED, WAYS
+
+
+def whole_model_table(cells: Sequence[Cell]) -> str:
+    """Formats all ways, a line a share of the parameters that is gone, means of the seeds.
+
+    Args:
+        cells (`Sequence[Cell]`): The cells, with the dense model's among them.
+    """
+    (dense,) = (cell for cell in cells if cell["way"] == DENSE)
+    lines = [
+        "| removed | way | million parameters, of these in the layers | Spearman | cosine, here and elsewhere |",
+        "| --- | --- | --- | --- | --- |",
+        _line("nothing", [dense]),
+    ]
+    lines += [
+        _line(f"{1 - cell['parameters'] / dense['parameters']:.0%}", [cell])
+        for cell in cells
+        if cell["way"] == TRIMMED
+    ]
+    for share in sorted({cell["share"] for cell in cells} - {0.0}):
+        for way in WAYS:
+            if seeds := [cell for cell in cells if (cell["way"], cell["share"]) == (way, share)]:
+                lines.append(_line(f"{share:.0%}", seeds))
+    return "\n".join(lines)
+
+
+def vocabulary_table(rows: Sequence[dict]) -> str:
+    """Formats what trimming leaves of the vocabulary and the model, and the texts that are split otherwise."""
+    names = ("task", "training texts", "tokens left", "parameters gone", "validation texts split otherwise")
+    lines = [f"| {' | '.join(names)} | unknown words more |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        gone = 1 - row["parameters"]["after"] / row["parameters"]["before"]
+        cells = [
+            row["task"],
+            f"{row['texts']:,}",
+            f"{row['kept']:,} of {row['tokens']:,}",
+            f"{gone:.0%}",
+            f"{row['split_otherwise'] / row['validation_texts']:.0%}",
+            str(row["unknown_tokens"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _line(share: str, cells: Sequence[Cell]) -> str:
+    """One way at one share: means, and the range of the correlation where there are several seeds."""
+
+    def mean(name: str) -> float:
+        return statistics.mean(cell[name] for cell in cells)
+
+    spearman = [100 * cell["spearman"] for cell in cells]
+    spread = f" ({min(spearman):.1f} to {max(spearman):.1f})" if len(cells) > 1 else ""
+    columns = [
+        share,
+        str(cells[0]["way"]),
+        f"{mean('parameters') / 1e6:.2f}, {mean('encoder_parameters') / 1e6:.2f}",
+        f"{mean('spearman') * 100:.1f}{spread}",
+        f"{mean('cosine'):.3f}, {mean('cosine_elsewhere'):.3f}",
+    ]
+    return "| " + " | ".join(columns) + " |"
