@@ -31,6 +31,7 @@ MODULES = {
     "record": "recorded_structure",
     "forwards": "eager_model",
     "groups": "find_groups, freeze_idle_parameters",
+    "pointwise": "ImplantedConvolution",
     "sharded": "is_sharded",
     "heads": "HEADS",
     "head_dims": "VALUE_DIMS",

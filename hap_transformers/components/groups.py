@@ -56,6 +56,9 @@ class Group:
         windowed (`bool`, *optional*, defaults to `False`): Whether projections see the tokens of an image in windows.
         read_by (`nn.Module`, *optional*): The norm that reads the residual stream before the block, if what the block
             before adds to it is not just what its reader gives.
+        implantable (`nn.Module`, *optional*): The module that an implant changes, if one can be put in.
+        implant_saves (`float`, *optional*, defaults to 0.0): The share of what a component's weights in the writer
+            cost that a rank of an implant does without.
     """
 
     kind: "Kind"
@@ -80,6 +83,8 @@ class Group:
     scale: torch.Tensor | None = None
     windowed: bool = False
     read_by: nn.Module | None = None
+    implantable: nn.Module | None = None
+    implant_saves: float = 0.0
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -103,8 +108,8 @@ class Group:
 
     @property
     def implant_rank(self) -> int:
-        """Number of linear components at the end of the group, which form a low-rank map."""
-        return 0 if self.core is None else vars(self.core).get("implant_rank", 0)
+        """Number of components at the end of the group that are an implant."""
+        return 0 if self.implantable is None else vars(self.implantable).get("implant_rank", 0)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -210,8 +215,13 @@ class Kind:
         step (`int`, *optional*, defaults to 1): Groups that lose components keep a multiple of this.
         keeps_numbers (`bool`, *optional*, defaults to `False`): Whether components keep the numbers of the dense model
             (`config.pruned_NAME` then records which are gone), or are numbered anew after each removal.
-        implant (`Callable`, *optional*): Takes a group and a rank, makes the last components of the group linear, so
-            that they form a low-rank map of that rank. `None` where implants cannot replace removed components.
+        implant (`Callable`, *optional*): Takes a group and a rank, makes as many of the last components of the group
+            an implant. `None` where implants cannot replace removed components.
+        linear_implants (`bool`, *optional*, defaults to `True`): Whether an implant is a low-rank linear map, of
+            fewer ranks than it replaces components. Otherwise each rank is a cheaper form of one component, which
+            keeps its number.
+        implant_label (`str`, *optional*): Words for components of an implant, for cards.
+        implant_needs (`str`, *optional*): What a group must have to get an implant, for errors.
         instead_of (`str`, *optional*): The kind that this one is a finer view of. A model's groups are of that kind,
             until it has lost components of a finer view or is asked for them. It uses that kind's names.
         needs (`str`, *optional*): For components that are parts of others: the kind without which those of the same
@@ -230,6 +240,9 @@ class Kind:
     step: int = 1
     keeps_numbers: bool = False
     implant: Callable[[Group, int], None] | None = None
+    linear_implants: bool = True
+    implant_label: str = "linear, as low-rank implants"
+    implant_needs: str = "an activation that the model's entry in hap_transformers.ARCHITECTURES names"
     instead_of: str | None = None
     needs: str | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters

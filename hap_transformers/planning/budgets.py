@@ -12,9 +12,10 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
+from ..components.projections import Projection
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
-from ..surgery.shared_weights import Pairs, counted_twice, shared_by_pairs
+from ..surgery.shared_weights import Filters, Pairs, counted_twice, shared_by_pairs, smaller_filters
 from .latency_table import LatencyTable
 
 
@@ -40,6 +41,7 @@ class Budget:
         pairs (`dict[tuple[int, int], float]`, *optional*): For the places of two groups of which one reads what writes
             the other, what a component of either costs together. It is part of both groups' `costs`, as it is while
             no component of the other has gone.
+        filters (`Filters`, *optional*): What implants of smaller filters cost less than components.
     """
 
     dense: float
@@ -50,6 +52,7 @@ class Budget:
     whole_parts: dict[int, float] = field(default_factory=dict)
     joint: dict[tuple[int, ...], JointCost] = field(default_factory=dict)
     pairs: Pairs = field(default_factory=dict)
+    filters: Filters = field(default_factory=dict)
 
     def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
         """What some parts, each a layer and a place in it, cost beside their components."""
@@ -134,6 +137,7 @@ def _linear_budget(
     whole_parts: dict[int, float] | None = None,
     joint: Sequence[Sequence[int]] = (),
     pairs: Pairs | None = None,
+    filters: Filters | None = None,
 ) -> Budget:
     """A budget in which every component of a group costs the same.
 
@@ -145,7 +149,7 @@ def _linear_budget(
         now (`Sequence[Group]`): The model's groups as they are.
         whole_parts (`dict[int, float]`, *optional*): What each part of the dense model costs beside its components.
         joint (`Sequence[Sequence[int]]`, *optional*): As in [`Surroundings`].
-        pairs (`Mapping[tuple[int, int], float]`, *optional*): As in [`Budget`].
+        pairs, filters: As in [`Budget`].
     """
     gone, pairs = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)], pairs or {}
     present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True)) + counted_twice(pairs, gone)
@@ -168,7 +172,9 @@ def _linear_budget(
         together[tuple(places)] = partial(_linear_cost, runs, prices, between)
         parts = {place: cost for place, cost in parts.items() if place not in places}
     now_costs: list[Callable[[int], float]] = [partial(mul, cost) for cost in costs]
-    return Budget(dense, present, now_costs, whole - present, whole_parts=parts, joint=together, pairs=dict(pairs))
+    return Budget(
+        dense, present, now_costs, whole - present, True, parts, together, pairs=dict(pairs), filters=filters or {}
+    )
 
 
 def _linear_cost(runs: Runs, prices: Mapping[str, float], between: float, left: Mapping[str, Sequence[int]]) -> float:
@@ -192,8 +198,8 @@ def _parameter_budget(given: Surroundings) -> Budget:
     before = _same_groups(original, given.groups)
     costs = [float(group.parameters_per_component()) for group in before]
     dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
-    pairs = shared_by_pairs(before)
-    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint, pairs=pairs)
+    shared = {"pairs": shared_by_pairs(before), "filters": smaller_filters(before)}
+    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint, **shared)  # type: ignore[arg-type]
 
 
 def _flop_budget(given: Surroundings) -> Budget:
@@ -207,8 +213,12 @@ def _flop_budget(given: Surroundings) -> Budget:
     needed = {kind.needs for kind in KINDS.values()}
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
     whole = count_flops(given.model, given.inputs)
-    pairs = shared_by_pairs(before, lambda projection: flops.get(projection.module, 0))
-    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs)
+
+    def whole_of(projection: Projection) -> float:
+        return flops.get(projection.module, 0)
+
+    pairs, filters = shared_by_pairs(before, whole_of), smaller_filters(before, whole_of)
+    return _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs, filters)
 
 
 def _flops_between(group: Group, flops: Mapping[Module, int]) -> float:

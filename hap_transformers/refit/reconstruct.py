@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model, validate_forwards
 from ..components.groups import Group, kinds_in_use
-from ..components.slicing import validate_sliceable
+from ..components.slicing import validate_writable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
 from .dense_copy import own_refitted
+from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns
 from .least_squares import Sums
@@ -61,8 +62,9 @@ def reconstruct(
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
-        init_implants (`Collection[int]`, *optional*): Layers whose implants become the low-rank maps of their block's
-            input that explain most of what its kept neurons miss, whatever they were before.
+        init_implants (`Collection[int]`, *optional*): Layers whose implants are made anew, whatever they were before:
+            of neurons the low-rank maps of their block's input that explain most of what its kept neurons miss, of
+            channels the 1x1 filters that come nearest to what the dense filters give.
         forward (`Callable`, *optional*): Takes a model and a batch and runs the model on it, for batches that are not
             just the model's inputs. By default `model(**batch)`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -87,7 +89,7 @@ def reconstruct(
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = sites_to_refit(pruned, original)
-        validate_sliceable(model, sites)
+        validate_writable(model, sites)
         own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
         count = keep_share(batches, kept, accelerator)
 
@@ -114,7 +116,10 @@ def reconstruct(
                         _reduced(read, accelerator)
                         for writer in writers:
                             read.with_targets_of(writer).refit(writer, ridge)
-                    new_rank = group.implant_rank if layer in init_implants else 0
+                        if group.layer in init_implants and not group.kind.linear_implants:
+                            fit_filters(group, same_group(group, original), read, ridge)
+                    linear = group.kind.linear_implants and group.layer in init_implants
+                    new_rank = group.implant_rank if linear else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     outputs = outputs_left(group, pruned, original)
                     for position, inputs in numbered():
@@ -152,9 +157,15 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         place
         for place, (left, before) in enumerate(zip(pruned.all_groups, original.all_groups, strict=True))
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
+        or any(projection.narrow is not None for projection in left.readers)
     )
     after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
     return [group for group in after if group.readers]
+
+
+def same_group(group: Group, runs: LayerRuns) -> Group:
+    """The group of another model that is of the same kind and layer."""
+    return next(other for other in runs.all_groups if (other.kind, other.layer) == (group.kind, group.layer))
 
 
 def outputs_left(group: Group, pruned: LayerRuns, original: LayerRuns) -> slice | list[int]:
