@@ -32,7 +32,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
         if kind.keeps_numbers:
             fewer = [group for group in members if group.num_components < group.original]
             setattr(model.config, f"pruned_{kind.name}", {group.layer: numbers_gone(group) for group in fewer})
-            counts[kind.name] = {str(group.layer): group.num_components for group in fewer}
+            cut = [group for group in members if group in fewer or group.implant_rank]
+            counts[kind.name] = {str(group.layer): group.num_components for group in cut}
         elif kind.instead_of:
             counts[kind.name] = {str(group.layer): _left(group) for group in members}
             setattr(model.config, f"pruned_{kind.instead_of}", {})  # Those that were gone before have nothing left.
