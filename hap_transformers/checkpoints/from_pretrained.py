@@ -23,8 +23,8 @@ from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
 from ..components.structure import (
-    filters_apart,
     METHOD,
+    filters_apart,
     number_left,
     rebuild_structure,
     recorded_counts,

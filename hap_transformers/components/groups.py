@@ -340,12 +340,12 @@ def emptied_modules(model: PreTrainedModel) -> list[str]:
 
 
 def freeze_idle_parameters(groups: Iterable[Group]) -> None:
-    """Lets parameters that layers without components do not use require no gradients.
+    """Lets parameters that layers without components, or with an implant alone, do not use require no gradients.
 
     DistributedDataParallel would wait for their gradients.
     """
     for group in groups:
-        if not group.num_components:
+        if group.num_components == group.implant_rank:
             for parameter in group.kind.idle(group):
                 parameter.requires_grad_(False)
 

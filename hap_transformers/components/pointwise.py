@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .convolutions import Convolution, GroupedConvolution, nothing_of
+from .convolutions import Convolution, nothing_of
 from .groups import Group
 from .projections import DTYPES
 from .subclasses import cached, dense_class, subclass, take_class
@@ -80,7 +80,8 @@ def area_beyond_centre(module: nn.Module) -> int:
     The kernel must have a centre, which reads the pixel that a 1x1 filter of the same stride reads.
     """
     sizes = zip(module.kernel_size, module.dilation, module._reversed_padding_repeated_twice[::-2], strict=True)
-    if module.groups > 1 or any(size % 2 == 0 or padding != dilation * (size // 2) for size, dilation, padding in sizes):
+    centred = (size % 2 and padding == dilation * (size // 2) for size, dilation, padding in sizes)
+    if module.groups > 1 or not all(centred):
         return 0
     return module.kernel_size[0] * module.kernel_size[1] - 1
 

@@ -32,12 +32,12 @@ def validate_cuttable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
     Raises:
         ValueError: If one does.
     """
-    for group, projection in ((group, projection) for group in groups for projection in group.projections):
-        if not projection.can_be_cut:
+    for group in groups:
+        if whole := [projection.name for projection in group.projections if not projection.can_be_cut]:
             raise ValueError(
-                f"Cannot score or prune {type(model).__name__} again: '{projection.name}', by which the "
-                f"{group.kind.name} of layer {group.layer} are written or read, has an implant. Prune the dense model "
-                "once to the size you want, or with implant_ratio=0. Nothing was pruned."
+                f"Cannot score or prune {type(model).__name__} again: '{whole[0]}', by which the {group.kind.name} of "
+                f"layer {group.layer} are written or read, has an implant. Prune the dense model once to the size you "
+                "want, or with implant_ratio=0. Nothing was pruned."
             )
 
 

@@ -18,8 +18,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
 
     `config.quantization_config` records how many components of each kind pruned layers have, by the layer's number,
     and how many of them are linear, or which have 1x1 filters. It has that name because Transformers lets nothing else
-    change a model between its construction and the loading of its weights. For kinds that keep their numbers, `config.pruned_NAME` records which
-    components are gone, as `config.pruned_heads` does in Transformers 4.
+    change a model between its construction and the loading of its weights. For kinds that keep their numbers,
+    `config.pruned_NAME` records which components are gone, as `config.pruned_heads` does in Transformers 4.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -295,8 +295,8 @@ def _recorded_implants(
         if group is None or group.implantable is None or not _is_implant(group, number_left(left), found):
             raise ValueError(
                 f"The checkpoint's config gives layer {layer!r:.20} an implant of rank {found!r:.200}; expected a "
-                f"whole number from 1 to its {left} components, or of channels their ascending numbers, in layers 0 to "
-                f"{len(able) - 1} that can have an implant."
+                f"whole number from 1 to its {left} components, or of channels their ascending numbers, in one of "
+                f"layers 0 to {len(able) - 1} that can have an implant."
             )
     return [(able[layer][0], found) for layer, found in recorded.items()]
 
@@ -327,9 +327,7 @@ def _validate_numbers(model: PreTrainedModel, kind: Kind, groups: Sequence[Group
             )
 
 
-def _positions_left(
-    model: PreTrainedModel, group: Group, left: Left, implanted: Sequence[int] = ()
-) -> Sequence[int]:
+def _positions_left(model: PreTrainedModel, group: Group, left: Left, implanted: Sequence[int] = ()) -> Sequence[int]:
     """Positions in a dense group of the components that the config leaves; those of an implant are the last."""
     if group.kind.keeps_numbers:
         gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())

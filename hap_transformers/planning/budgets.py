@@ -99,8 +99,13 @@ def make_budget(name: str, given: Surroundings) -> Budget:
 
 def dense_counts(model: PreTrainedModel, groups: Sequence[Group]) -> list[int]:
     """Components that each group had before any pruning."""
+    return [group.num_components for group in _dense_groups(model, groups)]
+
+
+def _dense_groups(model: PreTrainedModel, groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups as they were before any pruning."""
     original = dense_like(model, torch.device("meta"))
-    return [group.num_components for group in (groups if original is model else _same_groups(original, groups))]
+    return groups if original is model else _same_groups(original, groups)
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -245,7 +250,8 @@ def _latency_budget(given: Surroundings) -> Budget:
         raise ValueError(
             "budget='latency' needs seconds measured on your device; pass latency_table=LatencyTable.measure(...)."
         )
-    dense = dense_counts(given.model, given.groups)
+    before = _dense_groups(given.model, given.groups)
+    dense = [group.num_components for group in before]
     table.validate(given.model, given.groups, dense)
     joint: dict[tuple[int, ...], JointCost] = {}
     whole = now = 0.0
@@ -256,12 +262,31 @@ def _latency_budget(given: Surroundings) -> Budget:
         whole += table.cost(runs.whole.kind.name, runs.whole.original)
         now += joint[tuple(places)](runs.of_kinds)
     together = {place for places in joint for place in places}
-    costs: list[Callable[[int], float]] = [partial(table.cost, group.kind.name) for group in given.groups]
+    costs: list[Callable[[int], float]] = [
+        partial(table.cost, group.kind.name, layer=group.layer) for group in given.groups
+    ]
     for place, (group, cost, count) in enumerate(zip(given.groups, costs, dense, strict=True)):
         if place not in together:
             whole += cost(count)
             now += cost(group.num_components)
-    return Budget(whole, now, costs, table.outside, linear=False, joint=joint)
+    between = {
+        writer.module: table.shared.get(table.key(group.kind.name, group.layer), 0.0)
+        for group in before
+        for writer in group.writers
+    }
+    pairs = shared_by_pairs(before, lambda reader: between.get(reader.module, 0.0))
+    gone = [count - group.num_components for count, group in zip(dense, given.groups, strict=True)]
+    twice = counted_twice(pairs, dense)  # Both groups' costs have it.
+    now += counted_twice(pairs, gone) - twice
+    for (first, second), price in pairs.items():
+        for place, other in ((first, second), (second, first)):
+            costs[place] = partial(_less, costs[place], price * gone[other])
+    return Budget(whole - twice, now, costs, table.outside, linear=False, joint=joint, pairs=dict(pairs))
+
+
+def _less(cost: Callable[[int], float], rate: float, count: int) -> float:
+    """A cost without what has gone with components of another group."""
+    return cost(count) - rate * count
 
 
 def _seconds(table: LatencyTable, runs: Runs, left: Mapping[str, Sequence[int]]) -> float:

@@ -81,8 +81,8 @@ def cheapest(
     """The units to remove, lowest score first, and the ranks of implants.
 
     Of the units chosen for removal, the most sensitive share is replaced by implants: linear ones of half the rank, or
-    one for one by cheaper components. Further units are removed to pay for the ranks. If even all units do not pay for them, there are no implants. Units that need not
-    go, because the last ones are large, stay.
+    one for one by cheaper components. Further units are removed to pay for them. If even all units do not pay, there
+    are no implants. Units that need not go, because the last ones are large, stay.
 
     Args:
         units (`Sequence[Unit]`): What can go.
@@ -151,8 +151,8 @@ def _ranks(removed: Sequence[Unit], groups: Sequence[Group], settings: PlanningS
     if settings.implant_ratio and of_kinds and not replaceable:
         kind = groups[of_kinds[0].group].kind
         raise ValueError(
-            f"implant_ratio={settings.implant_ratio}, but no {kind.name} that go can be replaced by implants: these need "
-            f"{kind.implant_needs}. Set implant_ratio=0."
+            f"implant_ratio={settings.implant_ratio}, but no {kind.name} that go can be replaced by implants: these "
+            f"need {kind.implant_needs}. Set implant_ratio=0."
         )
     total = sum(len(unit.components[unit.group]) for unit in replaceable)
     replaced: dict[int, int] = {}

@@ -1,7 +1,5 @@
 """The 1x1 filters that come nearest to larger ones."""
 
-import torch
-
 from ..components.convolutions import RunningNorm
 from ..components.groups import Group
 from .least_squares import Sums

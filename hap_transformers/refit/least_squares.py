@@ -78,9 +78,7 @@ class Sums:
 
     def of_some(self, inputs: slice, outputs: list[int]) -> "Sums":
         """The sums for some of the inputs and targets."""
-        return Sums(
-            self.tokens, self.x[inputs], self.y[outputs], self.xx[inputs, inputs], self.xy[inputs][:, outputs]
-        )
+        return Sums(self.tokens, self.x[inputs], self.y[outputs], self.xx[inputs, inputs], self.xy[inputs][:, outputs])
 
     def products(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Products of inputs with inputs and with targets."""

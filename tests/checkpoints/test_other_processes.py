@@ -119,7 +119,10 @@ def export_all(root):
         model, batch = with_one_emptied(net, torch.float32), net.batch(dtype=torch.float32)
         here[name] = export(model, root / name, batch)
     for name, removed in REPLACED.items():
-        model, batch = with_implants(CONVNETS[name], *removed, torch.float32), CONVNETS[name].batch(dtype=torch.float32)
+        model, batch = (
+            with_implants(CONVNETS[name], *removed, torch.float32),
+            CONVNETS[name].batch(dtype=torch.float32),
+        )
         here[f"{name}-implants"] = export(model, root / f"{name}-implants", batch)
     with pytest.MonkeyPatch.context() as patch:
         here["own"] = export(with_an_entry_of_ones_own(patch), root / "own", ZOO["bert"].batch())

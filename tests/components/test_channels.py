@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import pickle
-import re
 
 import pytest
 import torch

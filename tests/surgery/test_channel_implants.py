@@ -84,8 +84,8 @@ def masked_logits(dense, net, removed, implants):
 def test_equals_a_dense_model_with_kernels_of_one_pixel(case):
     net, removed, implants = case
     smaller = with_implants(net, removed, implants, torch.float64)
-    found, expected = smaller(**net.batch()).logits, masked_logits(as_dense(net, smaller, implants), net, removed, implants)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    expected = masked_logits(as_dense(net, smaller, implants), net, removed, implants)
+    torch.testing.assert_close(smaller(**net.batch()).logits, expected, rtol=0, atol=1e-10)
     assert (expected - masked_logits(net.model(), net, removed, {})).abs().max() > 1e-3
 
 
@@ -263,15 +263,17 @@ def test_reloaded(case, tmp_path):
     assert torch.equal(again(**net.batch()).logits, smaller(**net.batch()).logits)
     assert [g.kept for g in find_groups(again)] == [g.kept for g in find_groups(smaller)]
     assert again.config.quantization_config == smaller.config.quantization_config
+    assert all(parameter.numel() or not parameter.requires_grad for parameter in again.parameters())
     assert smaller.config.quantization_config["implants"] == {str(k): sorted(v) for k, v in implants.items()}
     again.save_pretrained(tmp_path / "again")
     last = type(smaller).from_pretrained(tmp_path / "again", dtype=torch.float64)
     assert torch.equal(last(**net.batch()).logits, smaller(**net.batch()).logits)
 
 
-@pytest.mark.parametrize(
-    "record", [{"0": 2}, {"0": [2]}, {"0": [5, 1]}, {"0": [True]}, {"0": []}, {"0": [99]}, {"9": [1]}, {"0": "15"}], ids=str
-)
+WRONG = ({"0": 2}, {"0": [2]}, {"0": [5, 1]}, {"0": [True]}, {"0": []}, {"0": [99]}, {"9": [1]}, {"0": "15"})
+
+
+@pytest.mark.parametrize("record", WRONG, ids=str)
 def test_a_wrong_record_is_refused(tmp_path, record):
     smaller = with_implants(BASIC, *REPLACED["resnet-basic"], torch.float32)
     smaller.config.quantization_config["implants"] = record
@@ -285,7 +287,7 @@ def test_is_not_scored_or_pruned_again():
     smaller = with_implants(BASIC, {0: [1, 2]}, {0: [1]}, torch.float64)
     before = smaller(**BASIC.batch()).logits
     batch = {**BASIC.batch(), "labels": torch.tensor([0, 1, 2])}
-    with pytest.raises(ValueError, match=r"'.*layers\.0\.layer\.0\.convolution', by which .* has an implant. Prune the"):
+    with pytest.raises(ValueError, match=r"layers\.0\.layer\.0\.convolution', by which .* has an implant"):
         estimate_sensitivity(smaller, [batch], progress=False)
     with pytest.raises(ValueError, match="channels of layer 0 are written or read, has an implant"):
         apply_plan(smaller, PruningPlan.for_model(smaller, channels={0: [3]}))

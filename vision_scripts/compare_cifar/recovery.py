@@ -73,7 +73,9 @@ def recover(
         for step, images in zip(range(total), _drawn(data.train, settings.batch_size, seed), strict=False):
             share = (step + 0.5) / total
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * min(share / settings.warmup, (1 - share) / (1 - settings.warmup))
+                group["lr"] = settings.learning_rate * min(
+                    share / settings.warmup, (1 - share) / (1 - settings.warmup)
+                )
             batch = collator([images[i] for i in range(len(images))])
             pixels, labels = augmented(batch["pixel_values"].to(model.device)), batch["labels"].to(model.device)
             with torch.autocast(kind, torch.bfloat16, enabled=bf16_is_fast()):

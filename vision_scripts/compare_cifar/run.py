@@ -90,7 +90,8 @@ class Bench:
             _, seconds["refit"] = timed(lambda: reconstruct(model, self.dense, batches, progress=False))
             cell["refitted"] = self.quality(model)
         if key.recovery_epochs:
-            _, seconds["recover"] = timed(lambda: recover(model, self.dense, self.data, self.size, key.recovery_epochs, key.seed))
+            given = (model, self.dense, self.data, self.size, key.recovery_epochs, key.seed)
+            _, seconds["recover"] = timed(lambda: recover(*given))
             cell["recovered"] = self.quality(model)
         return {
             **cell,
