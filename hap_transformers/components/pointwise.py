@@ -1,6 +1,7 @@
 """Convolutions of which some filters read a single pixel: what implants put in the place of larger filters."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def view_of(name: str, module: nn.Module) -> Convolution:
     return (ImplantedConvolution if "implant_rank" in vars(module) else Convolution)(name, module)
 
 
-def area_beyond_centre(module: nn.Module) -> int:
+def area_beyond_centre(module: Any) -> int:
     """Places of a kernel beside its centre; 0 where no 1x1 filter can take the place of the convolution's own.
 
     The kernel must have a centre, which reads the pixel that a 1x1 filter of the same stride reads.
@@ -106,7 +107,7 @@ def _implanted(convolution_class: type[nn.Module]) -> type[nn.Module]:
         if not self.in_channels:
             nothing = nothing_of(self, hidden_states).expand(-1, self.out_channels, -1, -1)
             return nothing if self.bias is None else nothing + self.bias[:, None, None]
-        small, bias, large_bias = None, self.bias, None
+        bias, large_bias = self.bias, None
         if bias is not None:
             large_bias, bias = bias.split([len(self.weight), self.implant_rank])
         small = F.conv2d(hidden_states, self.implant, bias, self.stride)

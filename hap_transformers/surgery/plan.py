@@ -347,7 +347,7 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
 
 def _implant(found: Any) -> int | list[int]:
     """A rank, or ascending numbers of components, each once, as plain integers."""
-    if not isinstance(found, str) and isinstance(found, Iterable):
+    if isinstance(found, Iterable):
         return sorted({operator.index(number) for number in found})
     return operator.index(found)
 
