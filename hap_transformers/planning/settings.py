@@ -75,7 +75,7 @@ class PlanningSettings:
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     implant_ratio: float = field(
         default=0.0,
-        metadata={"help": "Most sensitive share of the removed neurons or channels that implants replace."},
+        metadata={"help": "Most sensitive share of the neurons or channels to remove that implants replace."},
     )
     latency_mode: str = field(
         default="eager", metadata={"help": f"How the model runs whose latency counts: {', '.join(MODES)}."}
