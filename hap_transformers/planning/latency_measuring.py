@@ -181,6 +181,21 @@ def shares_between(
     return between
 
 
+def seconds_of_one(
+    alike: Alike, counts: Sequence[int], passes: np.ndarray, shared: Mapping[str, float]
+) -> list[float]:
+    """Seconds of one group by number of components, from those of passes once what it reads is gone.
+
+    Args:
+        alike (`Alike`): The groups.
+        counts (`Sequence[int]`): The numbers.
+        passes (`np.ndarray`): Seconds of a pass with each.
+        shared (`Mapping[str, float]`): Seconds that go with the groups that are read as well.
+    """
+    common = shared.get(alike.key, 0.0) * np.array(counts) / alike.components
+    return (rising((passes - passes[0]) / len(alike.layers)) + common).tolist()
+
+
 def shares_of_narrower(
     model: PreTrainedModel, finer: Sequence[str], widths: Sequence[int], measured: Callable[[PreTrainedModel], float]
 ) -> list[float]:

@@ -20,7 +20,7 @@ from .latency_measuring import (
     alike_groups,
     grid,
     of_whole_parts,
-    rising,
+    seconds_of_one,
     sets_of,
     shares_between,
     shares_of_fewer,
@@ -136,15 +136,11 @@ class LatencyTable:
             between = shares_between(model, found, shares, measured)
             narrow = shares_of_narrower(model, finer, widths, measured) if finer else []
         whole_time = float(np.median(dense))
-        spent, shared = dict[str, list[float]](), dict[str, float]()
-        for alike in found:
-            ratios, of_each = np.array(shares[alike.key]), whole_time / len(alike.layers)
-            common = of_each * between.get(alike.key, 0.0)
-            spent[alike.key] = (
-                rising(of_each * (ratios - ratios[0])) + common * np.array(grids[alike.key]) / alike.components
-            ).tolist()
-            if alike.depth:
-                shared[alike.key] = common
+        shared = {alike.key: whole_time * between[alike.key] / len(alike.layers) for alike in found if alike.depth}
+        spent = {
+            alike.key: seconds_of_one(alike, grids[alike.key], whole_time * np.array(shares[alike.key]), shared)
+            for alike in found
+        }
         return cls(
             model.config.model_type,
             grids,

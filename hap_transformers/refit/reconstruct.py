@@ -114,12 +114,9 @@ def reconstruct(
                             for found, wanted in zip(reads, kept["read", position][place], strict=True):
                                 read.add(found, wanted, inputs.get("attention_mask"))
                         _reduced(read, accelerator)
-                        for writer in writers:
-                            read.with_targets_of(writer).refit(writer, ridge)
-                        if group.layer in init_implants and not group.kind.linear_implants:
-                            fit_filters(group, same_group(group, original), read, ridge)
-                    linear = group.kind.linear_implants and group.layer in init_implants
-                    new_rank = group.implant_rank if linear else 0
+                        filters = group.layer in init_implants and not group.kind.linear_implants
+                        _refit_writers(group, read, ridge, same_group(group, original) if filters else None)
+                    new_rank = group.implant_rank if group.kind.linear_implants and group.layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     outputs = outputs_left(group, pruned, original)
                     for position, inputs in numbered():
@@ -186,6 +183,14 @@ def _reduced(sums: Sums, accelerator: Accelerator | None) -> None:
         sums.reduce(accelerator)
     if not sums.tokens:
         raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
+
+
+def _refit_writers(group: Group, read: Sums, ridge: float, dense: Group | None) -> None:
+    """Fits what reads the residual stream, and new 1x1 filters in it if the dense model's group is given."""
+    for writer in writers_of(group):
+        read.with_targets_of(writer).refit(writer, ridge)
+    if dense is not None:
+        fit_filters(group, dense, read, ridge)
 
 
 def _num_inputs(group: Group, new_rank: int) -> int:

@@ -110,7 +110,8 @@ def test_recovery_trains_and_counts_as_another_cell(command, tmp_path):
     assert nothing["recovered"]["kl"] > 0 and "pruned" not in nothing
     assert default["recovered"] != default["refitted"] == list(cells.values())[1]["refitted"]
     assert set(default["seconds"]) == {"score", "plan", "refit", "recover"}
-    assert "method and 2 epochs of recovery" in tables.phase_tables(cells)[1]
+    table, left = tables.phase_tables(cells)[1], default["flops"] / default["dense_flops"]
+    assert "method and 2 epochs of recovery" in table and f", FLOPs {left:.0%} |" in table
 
 
 def test_quality_against_a_plain_loop(command):
