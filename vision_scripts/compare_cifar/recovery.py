@@ -1,18 +1,24 @@
-"""Recovery: one cycle of SGD with Nesterov momentum towards the labels and the dense network's logits."""
+"""Recovery: layers are tuned one by one, then all together for one cycle of AdamW, towards the dense network."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hap_transformers.efficiency import bf16_is_fast, evaluating
+from hap_transformers import tune_layers
+from hap_transformers.efficiency import bf16_is_fast, count_parameters, evaluating
 from hap_transformers.training.distillation import distillation_loss
 from vision_scripts.image_inputs import augmented
 from vision_scripts.images import DecodedImages
 
 from .data import Cifar, Collator
+
+
+# Images a step of the tuning of a layer.
+TUNING_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -24,16 +30,17 @@ class Recovery:
         distillation (`float`): Weight of the distance to the dense network's logits, against the loss of the labels.
         temperature (`float`): What logits are divided by there.
         batch_size (`int`): Images a step.
-        momentum, weight_decay, warmup (`float`): Of SGD and its cycle.
+        weight_decay, warmup (`float`): Of AdamW and its cycle.
+        tuned_images (`int`): Training images that layers are tuned on before, for three epochs, where channels went.
     """
 
-    learning_rate: float = 0.05
+    learning_rate: float = 3e-4
     distillation: float = 0.9
     temperature: float = 4.0
     batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float = 1e-2
     warmup: float = 0.15
+    tuned_images: int = 1024
 
 
 def recover(
@@ -59,13 +66,10 @@ def recover(
     settings = settings or Recovery()
     model.to(memory_format=torch.channels_last)
     total = max(1, round(epochs * len(data.train) / settings.batch_size))
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        settings.learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
+    if count_parameters(model) < count_parameters(dense) and settings.tuned_images:
+        batches = send_to_device(data.batches("train", settings.tuned_images, seed, size, TUNING_BATCH), model.device)
+        tune_layers(model, dense, batches, progress=False)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     collator, kind = Collator(data.normalize, size), model.device.type
     torch.manual_seed(seed)
     model.train()
