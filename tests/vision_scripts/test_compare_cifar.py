@@ -241,7 +241,7 @@ def test_the_command_names_what_is_wrong(command, monkeypatch):
         runpy.run_module("vision_scripts.compare_cifar", run_name="__main__", alter_sys=True)
 
 
-def test_a_step_of_recovery_is_that_of_sgd(command, monkeypatch):
+def test_a_step_of_recovery_is_that_of_adamw(command, monkeypatch):
     """The loss is that of the labels and the distance to the dense network's logits; the dense network stays."""
     args, *_ = study.HfArgumentParser(study.Arguments).parse_args_into_dataclasses(command)
     data, settings = Cifar.load(args.data_dir), Recovery(learning_rate=0.1, batch_size=48, distillation=0.7)
@@ -258,10 +258,12 @@ def test_a_step_of_recovery_is_that_of_sgd(command, monkeypatch):
     logs = [(logits / 4).log_softmax(1) for logits in (found, wanted)]
     distance = 16 * (logs[1].exp() * (logs[1] - logs[0])).sum(1).mean()
     (0.7 * distance + 0.3 * F.cross_entropy(found, batch["labels"])).backward()
+    rate = 0.1 * 0.5 / 0.85  # Of the one step, in the middle of the cycle.
     for (name, after), before in zip(model.named_parameters(), expected.parameters(), strict=True):
-        step = before.grad + 5e-4 * before  # The rate of the one step, in the middle of the cycle; Nesterov adds 0.9.
-        wanted = before - 0.1 * (0.5 / 0.85) * 1.9 * step
-        torch.testing.assert_close(after, wanted, rtol=0, atol=1e-5, msg=name)
+        step = before.grad / (before.grad.abs() + 1e-8)  # The first of Adam.
+        clear = before.grad.abs() > 1e-5
+        wanted = before * (1 - rate * 1e-2) - rate * step
+        torch.testing.assert_close(after[clear], wanted[clear], rtol=0, atol=1e-3 * rate, msg=name)
     assert not model.training and not dense.training
     assert all(torch.equal(tensor, kept[name]) for name, tensor in dense.state_dict().items())
 

@@ -34,13 +34,13 @@ class Recovery:
         tuned_images (`int`): Training images that layers are tuned on before, for three epochs, where channels went.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-5
     distillation: float = 0.9
     temperature: float = 4.0
     batch_size: int = 128
     weight_decay: float = 1e-2
     warmup: float = 0.15
-    tuned_images: int = 1024
+    tuned_images: int = 2048
 
 
 def recover(
