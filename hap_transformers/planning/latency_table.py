@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model
-from ..components.groups import Group, find_groups
+from ..components.groups import KINDS, Group, find_groups
 from ..efficiency import evaluating, take_turns
 from ..files import write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode
@@ -112,8 +112,7 @@ class LatencyTable:
         found = alike_groups(model, inputs)
         grids = {alike.key: grid(alike.kind, alike.components, points) for alike in found}
         sets = sets_of(found)
-        # Of kinds whose layers differ, none gets narrower.
-        finer = [] if sets else narrowing_kinds(model)
+        finer = [name for name in narrowing_kinds(model) if KINDS[name].instead_of not in sets]
         widths = widths_of(find_groups(model, finer)) if finer else []
         dense: list[float] = []
         total = sum(map(len, grids.values())) - len(grids) + len(widths[:-1])

@@ -14,9 +14,12 @@ import torch
 from convnets import costs_in_layers
 from own_convnet import NETS, own_entry
 from tiny import hand_made, make_batch, make_model, random_scores
+from transformers import SwinConfig, SwinForImageClassification
 
 from hap_transformers import LatencyTable, apply_plan, plan_pruning, prune_heads
 from hap_transformers.components.groups import KINDS, find_groups
+from hap_transformers.planning.kinds import kinds_to_prune
+from hap_transformers.planning.settings import PlanningSettings
 
 
 module = sys.modules["hap_transformers.planning.latency_table"]
@@ -248,3 +251,30 @@ def test_layers_of_several_sizes(monkeypatch, tmp_path, name):
 def random_channel_scores(model):
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(group.num_components, generator=generator, dtype=torch.float64) for group in find_groups(model)]
+
+
+def test_heads_go_whole_where_stages_have_several_numbers_of_them():
+    sizes = {
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 4],
+        "window_size": 2,
+        "image_size": 16,
+        "patch_size": 2,
+    }
+    model = SwinForImageClassification(SwinConfig(**sizes)).double().eval()
+    batch = {"pixel_values": torch.randn(2, 3, 16, 16).double()}
+    table = LatencyTable.measure(model, batch, points=2, repeats=1, progress=False)
+    assert table.sets == {"heads": [0, 1], "neurons": [0, 1]} and not table.widths
+    assert [table.counts[name][-1] for name in ("heads/0", "heads/1", "neurons/0", "neurons/1")] == [2, 4, 32, 64]
+    kinds = kinds_to_prune(None, "kronecker", PlanningSettings(budget="latency"), model)
+    assert kinds == ("heads", "neurons")
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        kind: [torch.rand(g.num_components, generator=generator).double() for g in find_groups(model, [kind])]
+        for kind in kinds
+    }
+    plan = plan_pruning(hand_made("kronecker", **scores), model, budget="latency", ratio=0.3, latency_table=table)
+    apply_plan(model, plan)
+    left = sum(table.cost(g.kind.name, g.num_components, layer=g.layer) for g in find_groups(model))
+    assert plan.promise["latency"] == pytest.approx(table.outside + left)
