@@ -254,14 +254,8 @@ def random_channel_scores(model):
 
 
 def test_heads_go_whole_where_stages_have_several_numbers_of_them():
-    sizes = {
-        "embed_dim": 8,
-        "depths": [1, 1],
-        "num_heads": [2, 4],
-        "window_size": 2,
-        "image_size": 16,
-        "patch_size": 2,
-    }
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2}
+    sizes |= {"image_size": 16, "patch_size": 2}
     model = SwinForImageClassification(SwinConfig(**sizes)).double().eval()
     batch = {"pixel_values": torch.randn(2, 3, 16, 16).double()}
     table = LatencyTable.measure(model, batch, points=2, repeats=1, progress=False)

@@ -170,7 +170,7 @@ def test_taylor_removes_the_channels_of_the_lowest_scores():
 
 def test_the_order_of_cells():
     keys = keys_of(list(NETWORKS), list(METHODS), RATIOS, [0, 1, 2, 7], 1024)
-    assert len(set(keys)) == len(keys) == 3 * (8 * 3 * 4 + 1)
+    assert len(set(keys)) == len(keys) == 3 * (9 * 3 * 4 + 1)
     assert keys[:2] == [Key("preresnet29", NOTHING, 0.0, 0, 0), Key("preresnet29", DEFAULT, 0.7, 0, 1024)]
     assert {key.seed for key in keys[-60:]} == {7}
     assert keys_of(["resnet56"], [HAP], [0.5], [1], 1024) == [Key("resnet56", HAP, 0.5, 1, 0)]
