@@ -1,5 +1,6 @@
 """Tiny convolutional models of Transformers, and the paths of the convolutions that channels own."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -272,6 +273,47 @@ def with_one_emptied(net: ConvNet, dtype: torch.dtype):
     model, gone = net.model(dtype), {0: [1, 2], 1: all_components(net)[1]}
     apply_plan(model, PruningPlan.for_model(model, **{net.kind: gone}))
     return model
+
+
+# Removed from chains by number, and those of them that stay with a 1x1 filter.
+REPLACED = {
+    "resnet-basic": ({0: [1, 2, 5], 2: range(12)}, {0: [5, 1], 2: [3]}),
+    "resnet-bottleneck": ({0: [2], 1: [0, 1, 3], 2: range(4), 5: [1, 4]}, {1: [3, 0], 5: [1, 4]}),
+}
+
+
+def with_implants(net: ConvNet, removed, implants, dtype: torch.dtype, seed: int = 0):
+    """A model with 1x1 filters, and what reads them, of random weights."""
+    model = net.model(dtype)
+    apply_plan(model, PruningPlan.for_model(model, channels=removed, implants=implants))
+    generator = torch.Generator().manual_seed(seed)
+    for layer, numbers in implants.items():
+        writer, reader = (model.get_submodule(getattr(net.chains[layer], name)) for name in ("writer", "reader"))
+        for weight in (writer.implant, reader.weight[:, -len(numbers) :]):
+            weight.data.copy_(0.5 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def costs_in_layers(model, net, budget):
+    """Parameters of all modules in layers, or FLOPs of their products by the sizes that hooks see, by path."""
+    inside = {name: module for name, module in model.named_modules() if re.match(net.layers, name)}
+    if budget == "params":
+        return {name: sum(p.numel() for p in module.parameters(recurse=False)) for name, module in inside.items()}
+    costs, handles = {}, []
+    for name, module in inside.items():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+
+            def see(module, args, output, name=name):
+                costs[name] = 2 * output.numel() * module.weight.shape[1:].numel()
+                if hasattr(module, "implant"):  # Its filters read a single pixel.
+                    beyond = module.weight.shape[1:].numel() - module.implant.shape[1]
+                    costs[name] -= 2 * output.numel() * len(module.implant) // output.shape[1] * beyond
+
+            handles.append(module.register_forward_hook(see))
+    model(**net.batch())
+    for handle in handles:
+        handle.remove()
+    return costs
 
 
 def masks_without(net: ConvNet, gone: Mapping[int, Sequence[int]]) -> list[torch.Tensor]:

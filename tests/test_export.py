@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from convnets import CONVNETS, with_one_emptied
+from convnets import CONVNETS, REPLACED, with_implants, with_one_emptied
 from dims import CASES, without
 from zoo import HEADS, NEURONS, ZOO
 
@@ -40,8 +40,19 @@ def convolutional(name):
     return with_one_emptied(net, torch.float32), net.batch(dtype=torch.float32)
 
 
+def with_pointwise_filters(name):
+    """A model of which some channels have 1x1 filters."""
+    net = CONVNETS[name]
+    return with_implants(net, *REPLACED[name], torch.float32), net.batch(dtype=torch.float32)
+
+
 # How models are pruned.
-FORMS = {"heads": pruned, "dimensions": with_fewer_dimensions, "convolutional": convolutional}
+FORMS = {
+    "heads": pruned,
+    "dimensions": with_fewer_dimensions,
+    "convolutional": convolutional,
+    "implants": with_pointwise_filters,
+}
 
 
 @pytest.mark.parametrize("model_type", ["bert", "deberta-v3", "gpt2", "llama", "modernbert", "mpnet", "vit"])
@@ -73,6 +84,7 @@ def test_torch_export(model_type):
         ("bert", "dimensions"),
         ("llama", "dimensions"),
         ("regnet-y", "convolutional"),
+        ("resnet-basic", "implants"),
     ],
 )
 def test_onnx(tmp_path, model_type, form):

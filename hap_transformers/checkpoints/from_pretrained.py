@@ -25,6 +25,7 @@ from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
 from ..components.structure import (
     METHOD,
+    filters_apart,
     number_left,
     rebuild_structure,
     recorded_counts,
@@ -118,6 +119,7 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
     sizes: dict[str, tuple[Projection, list[int]]] = {}
     for group, left in recorded_counts(model, structure):
         dense, count = max(group.num_components, 1), number_left(left)
+        apart = filters_apart(group, structure)
         known = [
             (projection, sizes.setdefault(projection.name, (projection, _sizes(projection)))[1])
             for projection in group.projections
@@ -127,7 +129,8 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
             if projection in group.readers:
                 size[1] = projection.in_features // dense * count
             else:
-                size[0] = projection.out_features * projection.parts // dense * count
+                whole = count - apart if projection in group.writers else count
+                size[0] = projection.out_features * projection.parts // dense * whole
         if files and max((math.prod(size) for _, size in known), default=0) > stored:
             raise ValueError(
                 f"The checkpoint's config gives layer {group.layer} {count} {group.kind.name}, but the weight files "

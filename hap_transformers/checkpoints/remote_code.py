@@ -32,6 +32,7 @@ MODULES = {
     "forwards": "eager_model",
     "groups": "find_groups, freeze_idle_parameters",
     "embedding_dims": "EMBEDDING_DIMS, validate_resizable",
+    "pointwise": "ImplantedConvolution",
     "sharded": "is_sharded",
     "heads": "HEADS",
     "head_dims": "VALUE_DIMS",

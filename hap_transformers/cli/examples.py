@@ -76,6 +76,13 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
         ValueError: If no examples are named, a file cannot be read or holds too few texts, or they do not suit the
             model or its tokenizer.
     """
+    if loaded.model.main_input_name != "input_ids":
+        raise ValueError(
+            f"'{loaded.name}' reads '{loaded.model.main_input_name}', not texts, and this command has data for models "
+            "of texts only. Choose a --method that needs none (magnitude, random), or prune in Python by "
+            "estimate_sensitivity, plan_pruning, apply_plan and reconstruct; vision_scripts/run_image_hap.py does so "
+            "for image classifiers."
+        )
     if source.texts:
         return _of_texts(loaded, source, most, hold_out, trim)
     if not (source.task or source.train_file):
@@ -95,10 +102,6 @@ def _drawn(rows: Any, seed: int, hold_out: bool) -> tuple[Subset, Subset]:
 
 def _of_texts(loaded: Loaded, source: Source, most: int, hold_out: bool, trim: bool) -> Examples:
     model, pairs = loaded.model, len(source.column or ()) == 2
-    if model.main_input_name != "input_ids":
-        raise ValueError(
-            f"'{loaded.name}' reads '{model.main_input_name}', not texts; --texts is for models of texts."
-        )
     if loaded.kind == "CrossEncoder" and not pairs:
         raise ValueError(
             f"'{loaded.name}' is a cross-encoder, which reads pairs of texts. Name the two columns of a table: "

@@ -65,7 +65,7 @@ def plan(
     for kind, groups in by_kind(made.groups_of(loaded)).items():
         gone = {group.layer: len(made.of_group(group)) for group in groups}
         columns[f"{kind.name} removed"] = {layer: str(count) if count else "" for layer, count in gone.items()}
-    columns["implant"] = {layer: str(rank) for layer, rank in made.implants.items()}
+    columns["implant"] = {layer: str(rank) for layer, rank in made.ranks.items()}
     rows = table_by_layer(columns)
     removed = {kind: made.count(kind) for kind in made.removed}
     counts = enumerated(f"{count} {kind}" for kind, count in removed.items())

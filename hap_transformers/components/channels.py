@@ -12,6 +12,7 @@ from .architectures import Architecture
 from .convolutions import Convolution, GroupedConvolution, RunningNorm, Squeezed
 from .groups import Group, Kind, layer_paths, register_kind
 from .names import Chain, ChannelNames
+from .pointwise import area_beyond_centre, set_pointwise, view_of
 from .projections import Projection
 
 
@@ -77,6 +78,8 @@ def _group(model: PreTrainedModel, path: str, inside: dict[str, nn.Module], chai
     group = Group(CHANNELS, layer, [writer], followers, [reader], list(kept), original, of_stream=[])
     if chain.norm in inside:
         group.norm = _norm(model, path + chain.norm, inside[chain.norm])
+    if beyond := area_beyond_centre(writer.module):
+        group.implantable, group.implant_saves = writer.module, beyond / (beyond + 1)
     return group
 
 
@@ -91,7 +94,7 @@ def _convolution(model: PreTrainedModel, name: str, module: nn.Module) -> Convol
             f"'{name}' of {type(model).__name__} is no convolution of all channels (groups=1), so its channels cannot "
             "be removed one by one."
         )
-    return Convolution(name, module)
+    return view_of(name, module)
 
 
 def _follower(model: PreTrainedModel, name: str, module: nn.Module) -> Projection:
@@ -142,5 +145,9 @@ CHANNELS = Kind(
     floor_is_share=True,
     step=1,
     keeps_numbers=True,
+    implant=set_pointwise,
+    linear_implants=False,
+    implant_label="with a 1x1 filter, as implants",
+    implant_needs="filters larger than 1x1 around a pixel in the convolution that writes it",
 )
 register_kind(CHANNELS)

@@ -62,7 +62,7 @@ class Convolution(Projection):
     def applied(self, inputs: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the module gives with another matrix, shape `(outputs, inputs)`, and bias."""
         if not matrix.numel():  # No kernel has a case for that.
-            given = _nothing(self.module, inputs).expand(-1, len(matrix), -1, -1)
+            given = nothing_of(self.module, inputs).expand(-1, len(matrix), -1, -1)
             return given if bias is None else given + bias[:, None, None]
         return self.module._conv_forward(inputs, matrix.view(self.module.weight.shape), bias)
 
@@ -247,7 +247,7 @@ def output_size(module: Any, inputs: torch.Tensor) -> tuple[int, int]:
     return rows, columns
 
 
-def _nothing(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def nothing_of(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Zeros of the height and width that a convolution gives, of one channel."""
     # The sum of nothing keeps what comes before in the graph, as DistributedDataParallel requires.
     return inputs[:, :0].sum((1, 2, 3), keepdim=True).expand(-1, 1, *output_size(module, inputs))
@@ -258,7 +258,7 @@ def _without_outputs(convolution_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a convolution without filters."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _nothing(self, hidden_states)[:, :0]
+        return nothing_of(self, hidden_states)[:, :0]
 
     return subclass("Empty", convolution_class, forward, _without_outputs, convolution_class)
 
@@ -269,7 +269,7 @@ def _without_inputs(convolution_class: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
-        return _nothing(self, hidden_states) + bias[:, None, None]
+        return nothing_of(self, hidden_states) + bias[:, None, None]
 
     return subclass("Empty", convolution_class, forward, _without_inputs, convolution_class)
 

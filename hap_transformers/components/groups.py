@@ -36,11 +36,10 @@ class Group:
         readers (`list[Projection]`): Projections whose input columns the components own.
         kept (`Sequence[int]`): Numbers of the components that are left.
         original (`int`): Components are numbered from 0 to `original - 1`.
-        core (`nn.Module`, *optional*): The module that works on the components between writers and readers, such as
-            the attention or the activation.
+        core (`nn.Module`, *optional*): The module between writers and readers, such as attention or activation.
         names (`Any`, *optional*): The architecture's names for this kind.
-        runs (`Runs`, *optional*): For kinds whose components are parts of others, such as dimensions of heads, how
-            these hold them.
+        runs (`Runs`, *optional*): For components that are parts of others, as dimensions are of heads, how these hold
+            them.
         head_size (`int`, *optional*): Of attention heads, their dimensions in the dense model.
         shared (`int`, *optional*, defaults to 1): Of attention heads, how many query heads read each of them.
         around (`nn.Module`, *optional*): Of attention heads and their dimensions, the layer, from which names lead.
@@ -48,8 +47,7 @@ class Group:
             outputs a mask multiplies: one factor of every product that the components are in.
         of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
         block (`int`, *optional*): Number of the residual block, where it is not that of the layer.
-        shortcut (`nn.Module`, *optional*): What gives the residual stream that the reader's output is added to, where
-            this is not the block's input.
+        shortcut (`nn.Module`, *optional*): What gives the residual stream that is added to, if not the block's input.
         alone (`bool`, *optional*, defaults to `False`): Whether the reader's output is added to nothing.
         norm (`RunningNorm`, *optional*): The norm with running statistics of what the reader gives.
         scale (`torch.Tensor`, *optional*): What multiplies the reader's output before it is added, shape `(outputs,)`.
@@ -58,6 +56,9 @@ class Group:
             before adds to it is not just what its reader gives.
         whole (`int`, *optional*): For components that are worth a reader only if some of them go: their number in the
             dense model, whose modules have no reader. It then has as many outputs.
+        implantable (`nn.Module`, *optional*): The module that an implant changes, if one can be put in.
+        implant_saves (`float`, *optional*, defaults to 0.0): Share of a component's weights in the writer that a rank
+            of an implant does without.
     """
 
     kind: "Kind"
@@ -83,6 +84,8 @@ class Group:
     windowed: bool = False
     read_by: nn.Module | None = None
     whole: int | None = None
+    implantable: nn.Module | None = None
+    implant_saves: float = 0.0
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -106,8 +109,8 @@ class Group:
 
     @property
     def implant_rank(self) -> int:
-        """Number of linear components at the end of the group, which form a low-rank map."""
-        return 0 if self.core is None else vars(self.core).get("implant_rank", 0)
+        """Number of components at the end of the group that are an implant."""
+        return 0 if self.implantable is None else vars(self.implantable).get("implant_rank", 0)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -225,8 +228,13 @@ class Kind:
         step (`int`, *optional*, defaults to 1): Groups that lose components keep a multiple of this.
         keeps_numbers (`bool`, *optional*, defaults to `False`): Whether components keep the numbers of the dense model
             (`config.pruned_NAME` then records which are gone), or are numbered anew after each removal.
-        implant (`Callable`, *optional*): Takes a group and a rank, makes the last components of the group linear, so
-            that they form a low-rank map of that rank. `None` where implants cannot replace removed components.
+        implant (`Callable`, *optional*): Takes a group and a rank, makes as many of the last components of the group
+            an implant. `None` where implants cannot replace removed components.
+        linear_implants (`bool`, *optional*, defaults to `True`): Whether an implant is a low-rank linear map, of
+            fewer ranks than it replaces components. Otherwise each rank is a cheaper form of one component, which
+            keeps its number.
+        implant_label (`str`, *optional*): Words for components of an implant, for cards.
+        implant_needs (`str`, *optional*): What a group must have to get an implant, for errors.
         instead_of (`str`, *optional*): The kind that this one is a finer view of. A model's groups are of that kind,
             until it has lost components of a finer view or is asked for them. It uses that kind's names.
         needs (`str`, *optional*): For components that are parts of others: the kind without which those of the same
@@ -253,6 +261,9 @@ class Kind:
     step: int = 1
     keeps_numbers: bool = False
     implant: Callable[[Group, int], None] | None = None
+    linear_implants: bool = True
+    implant_label: str = "linear, as low-rank implants"
+    implant_needs: str = "an activation that the model's entry in hap_transformers.ARCHITECTURES names"
     instead_of: str | None = None
     needs: str | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
@@ -357,12 +368,12 @@ def emptied_modules(model: PreTrainedModel) -> list[str]:
 
 
 def freeze_idle_parameters(groups: Iterable[Group]) -> None:
-    """Lets parameters that layers without components do not use require no gradients.
+    """Lets parameters that layers without components, or with an implant alone, do not use require no gradients.
 
     DistributedDataParallel would wait for their gradients.
     """
     for group in groups:
-        if not group.num_components:
+        if group.num_components == group.implant_rank:
             for parameter in group.kind.idle(group):
                 parameter.requires_grad_(False)
 

@@ -42,6 +42,7 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         group = Group(NEURONS, layer, writers, list(followers), [reader], range(count), count, activation, names)
         group.alone, group.scale = names.apart, parameters.get(names.scale or "")
         group.read_by = around.get_submodule(names.norm) if names.norm else None
+        group.implantable = activation
         groups.append(group)
     return groups
 
@@ -59,7 +60,7 @@ def set_implant_rank(group: Group, rank: int) -> None:
 
     In a gated block the gate that goes through the activation becomes 1 for them.
     """
-    activation = group.core
+    activation = group.implantable
     assert activation is not None  # Callers have refused architectures whose activation is not known.
     vars(activation)["implant_rank"] = rank
     dense = dense_class(activation)

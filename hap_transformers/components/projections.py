@@ -49,6 +49,21 @@ class Projection:
         return self.module.bias is not None
 
     @property
+    def can_be_cut(self) -> bool:
+        """Whether outputs and inputs can be taken away."""
+        return True
+
+    @property
+    def as_matrix(self) -> torch.Tensor:
+        """This part of the weight, shape `(outputs, inputs)`."""
+        return self.matrix(self.module.weight)
+
+    @property
+    def narrow(self) -> tuple[slice, slice] | None:
+        """The outputs that read some of the inputs only, and these inputs."""
+        return None
+
+    @property
     def part_sizes(self) -> list[int]:
         """Outputs of each part of the module: equal ones, unless dimensions of heads were cut."""
         outputs = self.module_matrix(self.module.weight).shape[0]

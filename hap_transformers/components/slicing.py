@@ -19,7 +19,33 @@ def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
 
     Raises:
         ValueError: If a projection is no plain Linear, Conv1D or Conv2d of floating point weights, is sharded (FSDP),
-            or shares its weights with another module.
+            shares its weights with another module, or has filters of two sizes.
+    """
+    groups = list(groups)
+    validate_cuttable(model, groups)
+    validate_writable(model, groups)
+
+
+def validate_cuttable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Checks that no implant keeps the components of some groups from being removed.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for group in groups:
+        if whole := [projection.name for projection in group.projections if not projection.can_be_cut]:
+            raise ValueError(
+                f"Cannot score or prune {type(model).__name__} again: '{whole[0]}', by which the {group.kind.name} of "
+                f"layer {group.layer} are written or read, has an implant. Prune the dense model once to the size you "
+                "want, or with implant_ratio=0. Nothing was pruned."
+            )
+
+
+def validate_writable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
+    """Checks that a refit can write into the weights of some groups.
+
+    Raises:
+        ValueError: As [`validate_sliceable`] does, but for filters of two sizes.
     """
     groups = list(groups)
     validate_plain_weights(model, groups)

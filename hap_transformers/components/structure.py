@@ -17,9 +17,9 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
     """Writes what is left into the config.
 
     `config.quantization_config` records how many components of each kind pruned layers have, by the layer's number,
-    and how many of them are linear. It has that name because Transformers lets nothing else change a model between its
-    construction and the loading of its weights. For kinds that keep their numbers, `config.pruned_NAME` records which
-    components are gone, as `config.pruned_heads` does in Transformers 4.
+    and how many of them are linear, or which have 1x1 filters. It has that name because Transformers lets nothing else
+    change a model between its construction and the loading of its weights. For kinds that keep their numbers,
+    `config.pruned_NAME` records which components are gone, as `config.pruned_heads` does in Transformers 4.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -32,7 +32,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
         if kind.keeps_numbers:
             fewer = [group for group in members if group.num_components < group.original]
             setattr(model.config, f"pruned_{kind.name}", {group.layer: numbers_gone(group) for group in fewer})
-            counts[kind.name] = {str(group.layer): group.num_components for group in fewer}
+            cut = [group for group in members if group in fewer or group.implant_rank]
+            counts[kind.name] = {str(group.layer): group.num_components for group in cut}
         elif kind.outside:
             counts[kind.name] = {str(group.layer): group.num_components for group in members if group.is_split}
         elif kind.instead_of:
@@ -42,7 +43,7 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
             fewer = [group for group in changed if group.kind == kind]
             now = {str(group.layer): group.num_components for group in fewer}
             counts[kind.name] = {**(recorded.get(kind.name) or {}), **now}
-    implants = {str(group.layer): group.implant_rank for group in groups if group.implant_rank}
+    implants = {str(group.layer): _implant_of(group) for group in groups if group.implant_rank}
     if changed or recorded:
         structure = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
         model.config.quantization_config = structure
@@ -124,6 +125,11 @@ def validate_savable(model: PreTrainedModel) -> None:
             )
 
 
+def _implant_of(group: Group) -> int | list[int]:
+    """What is recorded of an implant: its rank, or the numbers of its components where these keep them."""
+    return list(group.kept[-group.implant_rank :]) if group.kind.keeps_numbers else group.implant_rank
+
+
 def _left(group: Group) -> "Left":
     """What is recorded of a group as it is."""
     if group.runs is None:
@@ -191,7 +197,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
         if kind.keeps_numbers:
             _validate_numbers(model, kind, groups)
     counts = [pair for kind, groups in found.items() for pair in _counts_of_kind(model, structure, kind, groups)]
-    _recorded_implants([group for group, _ in counts], structure)
+    _recorded_implants(counts, structure)
     return counts
 
 
@@ -213,13 +219,22 @@ def rebuild_structure(model: PreTrainedModel, structure: Mapping[str, Any]) -> N
         ValueError: As [`recorded_counts`] does, before anything is changed.
     """
     counts = recorded_counts(model, structure)
-    fewer = [(group, left) for group, left in counts if left != _left(group) or _is_to_split(group)]
-    validate_sliceable(model, [group for group, _ in fewer])
-    for group, left in fewer:
-        keep_components(group, _positions_left(model, group, left))
-    for group, rank in _recorded_implants([group for group, _ in counts], structure):
-        assert group.kind.implant is not None  # Only such groups are paired with a rank.
-        group.kind.implant(group, rank)
+    implants = _recorded_implants(counts, structure)
+    last = {group.layer: numbers for group, numbers in implants if isinstance(numbers, list)}
+    positions = [(group, _positions_left(model, group, left, last.get(group.layer, ()))) for group, left in counts]
+    cut = [
+        (group, kept)
+        for group, kept in positions
+        if _is_to_split(group) or list(kept) != list(range(group.num_components))
+    ]
+    validate_sliceable(model, [group for group, _ in cut])
+    for group, kept in cut:
+        keep_components(group, kept)
+    for group, recorded in implants:
+        rank = recorded if isinstance(recorded, int) else len(recorded)
+        assert group.kind.implant is not None  # Only such groups are paired with one.
+        if group.implant_rank != rank:
+            group.kind.implant(group, rank)
 
 
 def _is_to_split(group: Group) -> bool:
@@ -287,21 +302,39 @@ def _validate_counts_of_parts(group: Group, counts: Any, present: Sequence[int])
         )
 
 
-def _recorded_implants(groups: Sequence[Group], structure: Mapping[str, Any]) -> list[tuple[Group, int]]:
-    """Every group that has an implant, with its rank."""
-    able = {str(group.layer): group for group in groups if group.kind.implant is not None}
+def _recorded_implants(
+    counts: Sequence[tuple[Group, Left]], structure: Mapping[str, Any]
+) -> list[tuple[Group, int | list[int]]]:
+    """Every group that has an implant, with its rank, or the numbers of its components where these keep them."""
+    able = {str(group.layer): (group, left) for group, left in counts if group.kind.implant is not None}
     recorded = structure.get("implants") or {}
     if not isinstance(recorded, Mapping):
         raise ValueError(f"The checkpoint's config gives implants by layer as {recorded!r:.200}.")
-    for layer, rank in recorded.items():
-        width = (structure.get(able[layer].kind.name) or {}).get(layer, 0) if layer in able else 0
-        if layer not in able or type(rank) is not int or not 0 < rank <= width or able[layer].core is None:
+    for layer, found in recorded.items():
+        group, left = able.get(layer, (None, 0))
+        if group is not None and not group.kind.keeps_numbers:
+            left = (structure.get(group.kind.name) or {}).get(layer, 0)
+        if group is None or group.implantable is None or not _is_implant(group, number_left(left), found):
             raise ValueError(
-                f"The checkpoint's config gives layer {layer!r:.20} an implant of rank {rank!r:.200}; expected a "
-                f"whole number from 1 to its {width} components, in layers 0 to {len(able) - 1} of an architecture "
-                "whose activation is known."
+                f"The checkpoint's config gives layer {layer!r:.20} an implant of rank {found!r:.200}; expected a "
+                f"whole number from 1 to its {left} components, or of channels their ascending numbers, in one of "
+                f"layers 0 to {len(able) - 1} that can have an implant."
             )
-    return [(able[layer], rank) for layer, rank in recorded.items()]
+    return [(able[layer][0], found) for layer, found in recorded.items()]
+
+
+def filters_apart(group: Group, structure: Mapping[str, Any]) -> int:
+    """How many of a group's components are recorded to have smaller filters, which are stored by themselves."""
+    takes_them = group.kind.implant is not None and not group.kind.linear_implants
+    return len((structure.get("implants") or {}).get(str(group.layer), ())) if takes_them else 0
+
+
+def _is_implant(group: Group, left: int, recorded: Any) -> bool:
+    """Whether what is recorded can be the implant of a group that has so many components left."""
+    if not group.kind.keeps_numbers:
+        return type(recorded) is int and 0 < recorded <= left
+    whole = isinstance(recorded, list) and all(type(number) is int for number in recorded)
+    return whole and 0 < len(recorded) <= left and sorted(set(recorded) & set(group.kept)) == recorded
 
 
 def _validate_numbers(model: PreTrainedModel, kind: Kind, groups: Sequence[Group]) -> None:
@@ -316,11 +349,12 @@ def _validate_numbers(model: PreTrainedModel, kind: Kind, groups: Sequence[Group
             )
 
 
-def _positions_left(model: PreTrainedModel, group: Group, left: Left) -> Sequence[int]:
-    """Positions in a dense group of the components that the config leaves."""
+def _positions_left(model: PreTrainedModel, group: Group, left: Left, implanted: Sequence[int] = ()) -> Sequence[int]:
+    """Positions in a dense group of the components that the config leaves; those of an implant are the last."""
     if group.kind.keeps_numbers:
         gone = recorded_numbers(model.config, group.kind).get(str(group.layer), ())
-        return [position for position, number in enumerate(group.kept) if number not in gone]
+        stay = [position for position, number in enumerate(group.kept) if number not in gone]
+        return sorted(stay, key=lambda position: (group.kept[position] in implanted, position))
     if isinstance(left, int):
         return range(left)
     assert group.runs is not None  # Only such groups have numbers of parts.

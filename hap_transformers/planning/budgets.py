@@ -12,9 +12,10 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
+from ..components.projections import Projection
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
-from ..surgery.shared_weights import Pairs, counted_twice, shared_by_pairs
+from ..surgery.shared_weights import Filters, Pairs, counted_twice, shared_by_pairs, smaller_filters
 from .latency_table import LatencyTable
 
 
@@ -41,6 +42,7 @@ class Budget:
             the other, what a component of either costs together. It is part of both groups' `costs`, as it is while
             no component of the other has gone.
         uneven (`set[int]`, *optional*): Places of groups whose first components save less than others.
+        filters (`Filters`, *optional*): What implants of smaller filters cost less than components.
     """
 
     dense: float
@@ -52,6 +54,7 @@ class Budget:
     joint: dict[tuple[int, ...], JointCost] = field(default_factory=dict)
     pairs: Pairs = field(default_factory=dict)
     uneven: set[int] = field(default_factory=set)
+    filters: Filters = field(default_factory=dict)
 
     def of_parts(self, groups: Sequence[Group], parts: set[tuple[int, int]]) -> float:
         """What some parts, each a layer and a place in it, cost beside their components."""
@@ -99,8 +102,13 @@ def make_budget(name: str, given: Surroundings) -> Budget:
 
 def dense_counts(model: PreTrainedModel, groups: Sequence[Group]) -> list[int]:
     """Components that each group had before any pruning."""
+    return [group.num_components for group in _dense_groups(model, groups)]
+
+
+def _dense_groups(model: PreTrainedModel, groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups as they were before any pruning."""
     original = dense_like(model, torch.device("meta"))
-    return [group.num_components for group in (groups if original is model else _same_groups(original, groups))]
+    return groups if original is model else _same_groups(original, groups)
 
 
 def dense_like(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -137,6 +145,7 @@ def _linear_budget(
     whole_parts: dict[int, float] | None = None,
     joint: Sequence[Sequence[int]] = (),
     pairs: Pairs | None = None,
+    filters: Filters | None = None,
 ) -> Budget:
     """A budget in which every component of a group costs the same.
 
@@ -148,7 +157,7 @@ def _linear_budget(
         now (`Sequence[Group]`): The model's groups as they are.
         whole_parts (`dict[int, float]`, *optional*): What each part of the dense model costs beside its components.
         joint (`Sequence[Sequence[int]]`, *optional*): As in [`Surroundings`].
-        pairs (`Mapping[tuple[int, int], float]`, *optional*): As in [`Budget`].
+        pairs, filters: As in [`Budget`].
     """
     gone, pairs = [old.num_components - new.num_components for old, new in zip(before, now, strict=True)], pairs or {}
     present = dense - sum(cost * count for cost, count in zip(costs, gone, strict=True)) + counted_twice(pairs, gone)
@@ -171,7 +180,9 @@ def _linear_budget(
         together[tuple(places)] = partial(_linear_cost, runs, prices, between)
         parts = {place: cost for place, cost in parts.items() if place not in places}
     now_costs: list[Callable[[int], float]] = [partial(mul, cost) for cost in costs]
-    return Budget(dense, present, now_costs, whole - present, whole_parts=parts, joint=together, pairs=dict(pairs))
+    return Budget(
+        dense, present, now_costs, whole - present, True, parts, together, pairs=dict(pairs), filters=filters or {}
+    )
 
 
 def _linear_cost(runs: Runs, prices: Mapping[str, float], between: float, left: Mapping[str, Sequence[int]]) -> float:
@@ -193,17 +204,13 @@ def _counting_budget(kind: str, given: Surroundings) -> Budget:
 def _parameter_budget(given: Surroundings) -> Budget:
     original = dense_like(given.model, torch.device("meta"))
     before = _same_groups(original, given.groups)
-    pairs = shared_by_pairs(before)
-    dense, whole = float(count_encoder_parameters(original)), count_parameters(given.model)
-    return _linear_budget(dense, whole, _parameters(before), before, given.groups, joint=given.joint, pairs=pairs)
+    return _of_parameters(given, before, float(count_encoder_parameters(original)))
 
 
 def _model_budget(given: Surroundings) -> Budget:
     original = dense_like(given.model, torch.device("meta"))
     before = _same_groups(original, given.groups)
-    dense, whole = float(count_parameters(original)), count_parameters(given.model)
-    pairs = shared_by_pairs(before)
-    budget = _linear_budget(dense, whole, _parameters(before), before, given.groups, joint=given.joint, pairs=pairs)
+    budget = _of_parameters(given, before, float(count_parameters(original)))
     for place, group in enumerate(given.groups):
         if group.whole is not None:
             present = group.num_components * group.parameters_per_component()
@@ -211,9 +218,11 @@ def _model_budget(given: Surroundings) -> Budget:
     return budget
 
 
-def _parameters(groups: Sequence[Group]) -> list[float]:
-    """The parameters of a component of each group, nothing for those outside the layers."""
-    return [0.0 if group.kind.outside else float(group.parameters_per_component()) for group in groups]
+def _of_parameters(given: Surroundings, before: Sequence[Group], dense: float) -> Budget:
+    """A budget of parameters, in which components outside the layers cost nothing."""
+    costs = [0.0 if group.kind.outside else float(group.parameters_per_component()) for group in before]
+    pairs, filters, whole = shared_by_pairs(before), smaller_filters(before), count_parameters(given.model)
+    return _linear_budget(dense, whole, costs, before, given.groups, joint=given.joint, pairs=pairs, filters=filters)
 
 
 def _take_in(
@@ -246,13 +255,16 @@ def _flop_budget(given: Surroundings) -> Budget:
     needed = {kind.needs for kind in KINDS.values()}
     between = {place: _flops_between(group, flops) for place, group in enumerate(before) if group.kind.name in needed}
     whole = count_flops(given.model, given.inputs)
-    pairs = shared_by_pairs(before, lambda projection: flops.get(projection.module, 0))
-    budget = _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs)
-    if any(group.is_split for group in given.groups):
-        flops = count_flops_by_module(given.model, given.inputs)
+
+    def whole_of(projection: Projection) -> float:
+        return flops.get(projection.module, 0)
+
+    pairs, filters = shared_by_pairs(before, whole_of), smaller_filters(before, whole_of)
+    budget = _linear_budget(dense, whole, costs, before, given.groups, between, given.joint, pairs, filters)
+    present_flops = count_flops_by_module(given.model, given.inputs) if any(g.is_split for g in given.groups) else {}
     for place, group in enumerate(given.groups):
         if group.is_split:  # Looking up takes none, the map behind it does.
-            present = float(flops.get(group.reader.module, 0))
+            present = float(present_flops.get(group.reader.module, 0))
             cost = partial(_less_if_whole, group, present / max(group.num_components, 1))
             _take_in(budget, place, group, cost, 0.0, present)
     return budget
@@ -287,7 +299,8 @@ def _latency_budget(given: Surroundings) -> Budget:
         raise ValueError(
             "budget='latency' needs seconds measured on your device; pass latency_table=LatencyTable.measure(...)."
         )
-    dense = dense_counts(given.model, given.groups)
+    before = _dense_groups(given.model, given.groups)
+    dense = [group.num_components for group in before]
     inside = [place for place, group in enumerate(given.groups) if not group.kind.outside]
     table.validate(given.model, [given.groups[place] for place in inside], [dense[place] for place in inside])
     joint: dict[tuple[int, ...], JointCost] = {}
@@ -300,13 +313,31 @@ def _latency_budget(given: Surroundings) -> Budget:
         now += joint[tuple(places)](runs.of_kinds)
     together = {place for places in joint for place in places}
     costs: list[Callable[[int], float]] = [
-        partial(mul, 0.0) if group.kind.outside else partial(table.cost, group.kind.name) for group in given.groups
+        partial(mul, 0.0) if group.kind.outside else partial(table.cost, group.kind.name, layer=group.layer)
+        for group in given.groups
     ]
     for place, (group, cost, count) in enumerate(zip(given.groups, costs, dense, strict=True)):
         if place not in together:
             whole += cost(count)
             now += cost(group.num_components)
-    return Budget(whole, now, costs, table.outside, linear=False, joint=joint)
+    between = {
+        writer.module: table.shared.get(table.key(group.kind.name, group.layer), 0.0)
+        for group in before
+        for writer in group.writers
+    }
+    pairs = shared_by_pairs(before, lambda reader: between.get(reader.module, 0.0))
+    gone = [count - group.num_components for count, group in zip(dense, given.groups, strict=True)]
+    twice = counted_twice(pairs, dense)  # Both groups' costs have it.
+    now += counted_twice(pairs, gone) - twice
+    for (first, second), price in pairs.items():
+        for place, other in ((first, second), (second, first)):
+            costs[place] = partial(_less, costs[place], price * gone[other])
+    return Budget(whole - twice, now, costs, table.outside, linear=False, joint=joint, pairs=dict(pairs))
+
+
+def _less(cost: Callable[[int], float], rate: float, count: int) -> float:
+    """A cost without what has gone with components of another group."""
+    return cost(count) - rate * count
 
 
 def _seconds(table: LatencyTable, runs: Runs, left: Mapping[str, Sequence[int]]) -> float:

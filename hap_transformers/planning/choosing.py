@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..components.groups import Group
-from ..surgery.shared_weights import counted_twice
+from ..surgery.shared_weights import counted_twice, spared
 from .budgets import Budget
 from .settings import PlanningSettings
 
 
-# Rank of an implant over the number of neurons that it replaces; with a rank for each of them nothing would be saved.
+# Rank of a linear implant over the number of components that it replaces; with a rank for each nothing would be saved.
 IMPLANT_RANK = 0.5
 
 
@@ -80,9 +80,9 @@ def cheapest(
 ) -> tuple[list[Unit], dict[int, int]]:
     """The units to remove, lowest score first, and the ranks of implants.
 
-    Of the units chosen for removal, the most sensitive share is replaced by implants of half the rank. Further units
-    are removed to pay for the ranks. If even all units do not pay for them, there are no implants. Units that need not
-    go, because the last ones are large, stay.
+    Of the units chosen for removal, the most sensitive share is replaced by implants: linear ones of half the rank, or
+    one for one by cheaper components. Further units are removed to pay for them. If even all units do not pay, there
+    are no implants. Units that need not go, because the last ones are large, stay.
 
     Args:
         units (`Sequence[Unit]`): What can go.
@@ -92,7 +92,7 @@ def cheapest(
         settings (`PlanningSettings`): The share of implants, and the multiples that ranks must keep.
 
     Returns:
-        `tuple[list[Unit], dict[int, int]]`: The units, and the rank by layer.
+        `tuple[list[Unit], dict[int, int]]`: The units, and the rank by the place of a group.
     """
     ranking = sorted(units, key=lambda unit: (unit.score, unit.group, unit.place))
     removed = _without_spare(ranking[: _fewest(ranking, {}, to_save, groups, budget)], to_save, budget)
@@ -100,7 +100,7 @@ def cheapest(
     count = _fewest(ranking, ranks, to_save, groups, budget) if ranks else None
     if count is None:
         return removed, {}
-    return ranking[:count], {groups[place].layer: rank for place, rank in ranks.items()}
+    return ranking[:count], ranks
 
 
 def _without_spare(removed: list[Unit], to_save: float, budget: Budget) -> list[Unit]:
@@ -135,7 +135,10 @@ def _fewest(
             for place, components in ranking[count - 1].components.items():
                 gone[place] += len(components)
         fits = all(rank <= gone[place] for place, rank in ranks.items())
-        spent = sum(price(place, rank) for place, rank in ranks.items()) + counted_twice(budget.pairs, gone)
+        lost = [count - ranks.get(place, 0) for place, count in enumerate(gone)]
+        left = [group.num_components - count for group, count in zip(groups, lost, strict=True)]
+        spent = sum(price(place, rank) for place, rank in ranks.items()) + counted_twice(budget.pairs, lost)
+        spent -= spared(budget.filters, ranks, left)
         if fits and saved - spent >= to_save:
             return count
     return None
@@ -143,7 +146,14 @@ def _fewest(
 
 def _ranks(removed: Sequence[Unit], groups: Sequence[Group], settings: PlanningSettings) -> dict[int, int]:
     """For the places of groups that get an implant, its rank."""
-    replaceable = [unit for unit in removed if groups[unit.group].kind.implant is not None]
+    of_kinds = [unit for unit in removed if groups[unit.group].kind.implant is not None]
+    replaceable = [unit for unit in of_kinds if groups[unit.group].implantable is not None]
+    if settings.implant_ratio and of_kinds and not replaceable:
+        kind = groups[of_kinds[0].group].kind
+        raise ValueError(
+            f"implant_ratio={settings.implant_ratio}, but no {kind.name} that go can be replaced by implants: these "
+            f"need {kind.implant_needs}. Set implant_ratio=0."
+        )
     total = sum(len(unit.components[unit.group]) for unit in replaceable)
     replaced: dict[int, int] = {}
     for unit in reversed(replaceable):  # The most sensitive first.
@@ -154,5 +164,6 @@ def _ranks(removed: Sequence[Unit], groups: Sequence[Group], settings: PlanningS
     ranks = {}
     for place, count in replaced.items():
         multiple = settings.step_of(groups[place].kind)  # Widths stay multiples.
-        ranks[place] = min(count, multiple * max(1, round(IMPLANT_RANK * count / multiple)))
+        share = IMPLANT_RANK if groups[place].kind.linear_implants else 1.0
+        ranks[place] = min(count, multiple * max(1, round(share * count / multiple)))
     return ranks

@@ -59,6 +59,8 @@ def kinds_to_prune(
         components = [settings.budget]
     if components is None:
         finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not _floors_of_replaced(settings)
+        if settings.budget == "latency" and model is not None and _of_several_sizes(model):
+            finer = False  # Latency tables know narrower heads of layers that are alike.
         names = _default(method, finer and _foresees_finer(method), settings.budget == WHOLE_MODEL, model)
         validate_view([KINDS[name] for name in names], settings)
         return names
@@ -149,6 +151,13 @@ def narrowing_kinds(model: PreTrainedModel) -> list[str]:
     finer = [kind.name for kind in KINDS.values() if kind.instead_of]
     narrows = [group.runs.narrows for group in find_groups(model, finer) if group.runs is not None]
     return finer if narrows and all(narrows) else []
+
+
+def _of_several_sizes(model: PreTrainedModel) -> bool:
+    """Whether layers differ in how many components they had that can get narrower."""
+    finer = [kind.name for kind in KINDS.values() if kind.instead_of]
+    groups = find_groups(eager_model(model), finer)
+    return len({group.runs.whole.original for group in groups if group.runs is not None}) > 1
 
 
 def _lost_parts(model: PreTrainedModel) -> set[str]:

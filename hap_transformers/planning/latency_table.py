@@ -1,10 +1,8 @@
 """`LatencyTable`: how long a layer takes by the components it keeps, measured where the model shall run."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,23 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..components.forwards import eager_copy, eager_model
-from ..components.groups import KINDS, Group, Kind, by_kind, find_groups
+from ..components.forwards import eager_model
+from ..components.groups import KINDS, Group, find_groups
 from ..efficiency import evaluating, take_turns
 from ..files import write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode
-from ..surgery.apply_plan import apply_plan
-from ..surgery.plan import PruningPlan
 from .kinds import narrowing_kinds
-from .settings import finest_step
+from .latency_measuring import (
+    alike_groups,
+    grid,
+    of_whole_parts,
+    seconds_of_one,
+    sets_of,
+    shares_between,
+    shares_of_fewer,
+    shares_of_narrower,
+    widths_of,
+)
 
 
 @dataclass
@@ -43,6 +49,12 @@ class LatencyTable:
             dimensions that they were measured with, ascending to those of the dense model. Older tables have none.
         shares (`dict[str, list[float]]`, *optional*): For each of these, the seconds of a layer's group over those
             with the dense model's dimensions. They are taken to be the same for all numbers of components.
+        sets (`dict[str, list[int]]`, *optional*): For a kind whose layers differ in size, as the stages of
+            convolutional networks do: the number of the set of alike layers that each layer is in. Counts and seconds
+            of set 2 of `"channels"` have the name `"channels/2"`.
+        shared (`dict[str, float]`, *optional*): By the same names, seconds of a layer's group that go with the
+            components it reads as well: those of a convolution between two runs of channels. Both groups' seconds have
+            them.
     """
 
     model_type: str
@@ -55,6 +67,8 @@ class LatencyTable:
     device: str = ""
     widths: dict[str, list[int]] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
+    sets: dict[str, list[int]] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def measure(
@@ -70,11 +84,11 @@ class LatencyTable:
     ) -> "LatencyTable":
         """Times forward passes of copies of a model with fewer and fewer components, one kind after the other.
 
-        All layers shrink alike, and a layer's time is its share of what the model saves; counts in between are
-        interpolated. Once all components of a kind are gone, the next kind shrinks, so the table is exact for the
-        dense and for the empty model. Another copy has all heads, which get narrower. The copies take turns with the
-        dense model, so a drift of the machine's speed cancels. Measure on the device, in the mode and precision, and
-        with a batch of the shape that the model shall serve.
+        All layers of one size shrink alike, and a layer's time is its share of what the model saves; counts in between
+        are interpolated. Once all components of a kind are gone in layers of one size, the next shrink, so the table
+        is exact for the dense and for the empty model. Another copy has all heads, which get narrower, where all
+        layers have one size. The copies take turns with the dense model, so a drift of the machine's speed cancels.
+        Measure on the device, in the mode and precision, and with a batch of the shape that the model shall serve.
 
         Args:
             model (`PreTrainedModel`): The dense model; it is only read.
@@ -89,18 +103,20 @@ class LatencyTable:
             progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
         Raises:
-            ValueError: If the layers are not of one size, the model cannot be pruned, or it cannot run in this mode.
+            ValueError: If the model has lost components, cannot be pruned, or cannot run in this mode.
         """
         model = eager_model(model)
         validate_mode(mode, model.device)
-        found = _alike(model)
         if points < 2:
             raise ValueError(f"A latency table is measured at two or more points, got points={points}.")
-        grids = {kind.name: _grid(kind, groups[0].num_components, points) for kind, groups in found.items()}
-        finer = narrowing_kinds(model)
-        widths = _widths(find_groups(model, finer)) if finer else []
+        found = alike_groups(model, inputs)
+        grids = {alike.key: grid(alike.kind, alike.components, points) for alike in found}
+        sets = sets_of(found)
+        finer = [name for name in narrowing_kinds(model) if KINDS[name].instead_of not in sets]
+        widths = widths_of(find_groups(model, finer)) if finer else []
         dense: list[float] = []
         total = sum(map(len, grids.values())) - len(grids) + len(widths[:-1])
+        total += sum(alike.depth > 0 for alike in found)
         with (
             compiling(mode),
             evaluating(model),
@@ -115,12 +131,14 @@ class LatencyTable:
                 bar.update()
                 return float(np.median(np.divide(seconds["other"], seconds["dense"])))
 
-            shares = _shares_of_fewer(model, found, grids, measured)
-            narrow = _shares_of_narrower(model, finer, widths, measured) if finer else []
+            shares = shares_of_fewer(model, found, grids, measured)
+            between = shares_between(model, found, shares, measured)
+            narrow = shares_of_narrower(model, finer, widths, measured) if finer else []
         whole_time = float(np.median(dense))
+        shared = {alike.key: whole_time * between[alike.key] / len(alike.layers) for alike in found if alike.depth}
         spent = {
-            kind: _rising(whole_time * (np.array(ratios) - ratios[0]) / len(groups)).tolist()
-            for (kind, ratios), groups in zip(shares.items(), found.values(), strict=True)
+            alike.key: seconds_of_one(alike, grids[alike.key], whole_time * np.array(shares[alike.key]), shared)
+            for alike in found
         }
         return cls(
             model.config.model_type,
@@ -131,19 +149,30 @@ class LatencyTable:
             mode,
             precision or str(model.dtype).removeprefix("torch."),
             device_name(model.device),
-            *_of_whole_parts(finer, widths, narrow, shares),
+            *of_whole_parts(finer, widths, narrow, shares),
+            sets,
+            shared,
         )
 
-    def cost(self, kind: str, count: int, width: int | None = None) -> float:
-        """Seconds of one layer's group of a kind with so many components.
+    def key(self, kind: str, layer: int) -> str:
+        """What the seconds of a layer's group of a kind are listed under."""
+        sets = self.sets.get(kind)
+        if sets is None:
+            return kind
+        return f"{kind}/{sets[layer]}" if layer < len(sets) else f"{kind}/none"
+
+    def cost(self, kind: str, count: int, width: int | None = None, layer: int = 0) -> float:
+        """Seconds of one layer's group of a kind with so many components, while those that it reads are whole.
 
         Args:
             kind (`str`): The kind.
             count (`int`): Components.
             width (`int`, *optional*): Dimensions of each of them; by default those of the dense model.
+            layer (`int`, *optional*): The layer, where they differ.
         """
         share = 1.0 if width is None else float(np.interp(width, self.widths[kind], self.shares[kind]))
-        return share * float(np.interp(count, self.counts[kind], self.seconds[kind]))
+        key = self.key(kind, layer)
+        return share * float(np.interp(count, self.counts[key], self.seconds[key]))
 
     def validate(self, model: PreTrainedModel, groups: Sequence[Group], counts: Sequence[int]) -> None:
         """Checks that the table is for models like this one.
@@ -167,7 +196,8 @@ class LatencyTable:
                         f"dimensions. Measure it again with LatencyTable.measure, or let {whole.kind.name} go whole."
                     )
                 group, count = whole, whole.original
-            found[group.kind.name] = max(found.get(group.kind.name, 0), count)
+            key = self.key(group.kind.name, group.layer)
+            found[key] = max(found.get(key, 0), count)
         if self.model_type != model.config.model_type or largest != found:
             raise ValueError(
                 f"The latency table is of a '{self.model_type}' with {largest} per layer, but {type(model).__name__} "
@@ -205,6 +235,9 @@ class LatencyTable:
                 raise ValueError("counts and seconds must be of the same kinds")
             if table.widths.keys() != table.shares.keys() or table.widths.keys() - table.counts.keys():
                 raise ValueError("widths and shares must be of the same kinds")
+            keys = {f"{kind}/{number}" for kind, numbers in table.sets.items() for number in numbers}
+            if not keys | table.shared.keys() <= table.counts.keys():
+                raise ValueError("there must be counts and seconds for all sets of layers")
             for kind, counts in table.widths.items():
                 if len(counts) != len(table.shares[kind]) or not counts or sorted(set(counts)) != counts:
                     raise ValueError("widths must rise, with a share for each")
@@ -216,112 +249,6 @@ class LatencyTable:
             return table
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a latency table: {error!r}") from error
-
-
-def _grid(kind: Kind, dense: int, points: int) -> list[int]:
-    """Numbers of components to measure at: evenly spaced ones, the next larger widths, and a few small ones."""
-    step = kind.step
-    even = [step * round(dense * place / (points - 1) / step) for place in range(points - 1)]
-    small = [1, step, step * math.ceil(0.02 * dense / step)]
-    beside = [count + step for count in even[1:]]
-    return sorted({count for count in (*even, *small, *beside) if count < dense} | {dense})
-
-
-def _rising(seconds: np.ndarray) -> np.ndarray:
-    """Seconds that never fall, from 0: more components never take less time but for noise, which misleads plans."""
-    highest_before = np.maximum.accumulate(seconds)
-    lowest_after = np.minimum.accumulate(seconds[::-1])[::-1]
-    middle = (highest_before + lowest_after) / 2
-    return middle - middle[0]
-
-
-def validate_measurable(model: PreTrainedModel) -> None:
-    """Checks that a table can be measured with a model.
-
-    Raises:
-        ValueError: If its layers are not alike.
-    """
-    _alike(eager_model(model))
-
-
-def _alike(model: PreTrainedModel) -> dict[Kind, list[Group]]:
-    """The groups of a model whose layers are alike, by kind."""
-    found = by_kind(group for group in find_groups(model) if not group.kind.outside)
-    sizes = {kind.name: [group.num_components for group in groups] for kind, groups in found.items()}
-    if any(len(set(counts)) != 1 for counts in sizes.values()) or any(kind.instead_of for kind in found):
-        raise ValueError(
-            f"A latency table is measured on a model whose layers are alike and whole; {type(model).__name__} has, "
-            f"per layer, {sizes}. Measure the dense model."
-        )
-    return found
-
-
-def _widths(groups: Sequence[Group]) -> list[int]:
-    """A few widths to measure at: multiples that suit kernels, and that of the dense model."""
-    runs = next(group.runs for group in groups if group.runs is not None)
-    dense = runs.whole.head_size
-    step = finest_step(groups[0].kind.step, dense)
-    wider = max(step, step * math.ceil(dense / step / 4))
-    return sorted({step, *range(wider, dense, wider), dense})
-
-
-def _shares_of_fewer(
-    model: PreTrainedModel,
-    kinds: Iterable[Kind],
-    grids: Mapping[str, list[int]],
-    measured: Callable[[PreTrainedModel], float],
-) -> dict[str, list[float]]:
-    """For every kind and number of components, the share of the dense time, once the kinds before are gone."""
-    smaller, share, shares = eager_copy(model).eval(), 1.0, dict[str, list[float]]()
-    for kind in kinds:
-        shares[kind.name] = [share]
-        for count in reversed(grids[kind.name][:-1]):
-            keep_first(smaller, kind, count)
-            share = measured(smaller)
-            shares[kind.name].insert(0, share)
-    return shares
-
-
-def _shares_of_narrower(
-    model: PreTrainedModel, finer: Sequence[str], widths: Sequence[int], measured: Callable[[PreTrainedModel], float]
-) -> list[float]:
-    """For every width, the share of the dense model's time."""
-    narrower, shares = eager_copy(model).eval(), [1.0]
-    for width in reversed(widths[:-1]):
-        keep_first_of_parts(narrower, finer, width)
-        shares.insert(0, measured(narrower))
-    return shares
-
-
-def _of_whole_parts(
-    finer: Sequence[str], widths: list[int], passes: list[float], shares: Mapping[str, list[float]]
-) -> tuple[dict[str, list[int]], dict[str, list[float]]]:
-    """For each width, the share of a group's seconds, from the shares of whole passes."""
-    if not finer:
-        return {}, {}
-    whole = KINDS[finer[0]].instead_of
-    assert whole is not None  # It has finer kinds.
-    spent = max(shares[whole][-1] - shares[whole][0], np.finfo(float).tiny)
-    left = _rising(np.clip([1 - (1 - share) / spent for share in passes], 0, 1)) if len(passes) > 1 else np.ones(1)
-    return {whole: widths}, {whole: (1 - (left[-1] - left)).tolist()}
-
-
-def keep_first_of_parts(model: PreTrainedModel, kinds: Sequence[str], width: int) -> None:
-    """Cuts all parts of every layer of a model down to their first components, in place."""
-    removed: dict[str, dict[int, list[int]]] = {kind: {} for kind in kinds}
-    for group in find_groups(model, kinds):
-        if group.runs is not None:
-            ends = zip(accumulate(group.runs.left), group.runs.left, strict=True)
-            gone = [range(end - max(left - width, 0), end) for end, left in ends]
-            removed[group.kind.name][group.layer] = [position for run in gone for position in run]
-    apply_plan(model, PruningPlan.for_model(model, **removed))  # type: ignore[arg-type]
-
-
-def keep_first(model: PreTrainedModel, kind: Kind, count: int) -> None:
-    """Cuts every layer of a model down to its first components of a kind, in place."""
-    groups = find_groups(model, [kind.name])
-    removed = {group.layer: list(group.kept[count:]) for group in groups}
-    apply_plan(model, PruningPlan.for_model(model, **{kind.name: removed}))  # type: ignore[arg-type]
 
 
 def _by_kind(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan, validate_basis
-from ..surgery.shared_weights import counted_twice
+from ..surgery.shared_weights import counted_twice, spared
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
 from .even_parts import even_units, evened_layers
@@ -88,7 +88,7 @@ def plan_pruning(
         gone |= found
     plan = PruningPlan.for_model(
         model,
-        implants=implants,
+        implants=_implants(implants, removed, groups),
         budget=settings.budget,
         ratio=settings.ratio,
         method=sensitivity.method,
@@ -108,7 +108,7 @@ def _chosen(
     comparable: bool,
     gone: set[Part],
 ) -> tuple[list[Unit], dict[int, int]]:
-    """What goes, and the ranks of implants, where some parts go as a whole."""
+    """What goes, and the ranks of implants by the place of a group, where some parts go as a whole."""
     to_save = budget.now - (1 - settings.ratio) * budget.dense - budget.of_parts(groups, gone)
     if settings.budget in KINDS:  # Whole components are counted.
         to_save = round(to_save)
@@ -256,6 +256,18 @@ def _numbers(removed: Sequence[Unit], groups: Sequence[Group], gone: set[Part]) 
     return found
 
 
+def _implants(
+    ranks: Mapping[int, int], removed: Sequence[Unit], groups: Sequence[Group]
+) -> dict[int, int | Sequence[int]]:
+    """Implants by layer: the rank, or the numbers of the most sensitive components that go where they keep them."""
+    found: dict[int, int | Sequence[int]] = {}
+    for place, rank in ranks.items():
+        group, own = groups[place], sorted((u for u in removed if place in u.components), key=lambda u: u.place)
+        numbers = [group.kept[position] for unit in own for position in unit.components[place]]
+        found[group.layer] = numbers[-rank:] if group.kind.keeps_numbers else rank
+    return found
+
+
 def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
     """What the whole model will cost."""
     layers: dict[int, list[int]] = {}
@@ -275,8 +287,10 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         for group, cost in zip(given.groups, budget.costs, strict=True):
             if group.runs is None:
                 total += cost(plan.left_in(group)) - cost(group.num_components)
-        lost = [group.num_components - plan.left_in(group) for group in given.groups]
-        total += counted_twice(budget.pairs, lost)
+        left_in = [plan.left_in(group) for group in given.groups]
+        lost = [group.num_components - count for group, count in zip(given.groups, left_in, strict=True)]
+        ranks = {place: plan.rank_for(group) for place, group in enumerate(given.groups)}
+        total += counted_twice(budget.pairs, lost) - spared(budget.filters, ranks, left_in)
         for places, joint in budget.joint.items():
             members = [given.groups[place] for place in places]
             runs = members[0].runs

@@ -48,9 +48,10 @@ class PlanningSettings:
             Uneven ones keep somewhat more of what matters.
         weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
             Dimensions that heads lose evenly are always ranked by score over cost.
-        implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons chosen for removal, this most sensitive
-            share is replaced by a low-rank map ([HAP](https://arxiv.org/abs/2101.08940)) of half the rank. A rank
-            costs what a neuron costs; further neurons are removed to stay in budget.
+        implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons or channels chosen for removal, this most
+            sensitive share is replaced by implants ([HAP](https://arxiv.org/abs/2101.08940)); more of the others go to
+            stay in budget. Neurons are replaced by a low-rank map of half the rank, of which a rank costs what a
+            neuron costs. Channels keep a 1x1 filter in the place of a larger one.
 
     Raises:
         ValueError: If the budget is unknown or a number is out of range.
@@ -75,7 +76,8 @@ class PlanningSettings:
     )
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     implant_ratio: float = field(
-        default=0.0, metadata={"help": "Most sensitive share of the removed neurons that low-rank maps replace."}
+        default=0.0,
+        metadata={"help": "Most sensitive share of the neurons or channels to remove that implants replace."},
     )
     latency_mode: str = field(
         default="eager", metadata={"help": f"How the model runs whose latency counts: {', '.join(MODES)}."}

@@ -69,12 +69,16 @@ class Sums:
 
     def with_targets_of(self, projection: Projection) -> "Sums":
         """The sums for what a projection gives of the targets, in place of these."""
-        matrix = projection.matrix(projection.module.weight).to(self.x.device).double()
+        matrix = projection.as_matrix.to(self.x.device).double()
         y, xy = matrix @ self.y, self.xy @ matrix.T
         if projection.has_bias:
             bias = projection.outputs_of(projection.module.bias).to(self.x.device).double()
             y, xy = y + self.tokens * bias, xy + torch.outer(self.x, bias)
         return Sums(self.tokens, self.x, y, self.xx, xy)
+
+    def of_some(self, inputs: slice, outputs: list[int]) -> "Sums":
+        """The sums for some of the inputs and targets."""
+        return Sums(self.tokens, self.x[inputs], self.y[outputs], self.xx[inputs, inputs], self.xy[inputs][:, outputs])
 
     def products(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Products of inputs with inputs and with targets."""
@@ -103,10 +107,16 @@ class Sums:
                 f"The inputs or targets of '{projection.name}' are not finite. Check the weights and the batches for "
                 "NaN or infinity. The model was not refitted."
             )
-        matrix = projection.matrix(projection.module.weight).to(xx.device).double()
+        matrix = projection.as_matrix.to(xx.device).double()
         scale = matrix.new_ones(len(matrix)) if norm is None else norm.scale().to(matrix)
         matrix = scale[:, None] * matrix
-        matrix = matrix + solve_ridge(xx, xy - xx @ matrix.T, ridge).T
+        missed = xy - xx @ matrix.T
+        change = solve_ridge(xx, missed, ridge).T
+        if projection.narrow is not None:
+            rows, inputs = projection.narrow
+            change[rows] = 0
+            change[rows, inputs] = solve_ridge(xx[inputs, inputs], missed[inputs, rows], ridge).T
+        matrix = matrix + change
         bias = (self.y - matrix @ self.x) / self.tokens
         if norm is not None:
             scale = torch.where(scale.abs() < SMALL * scale.abs().amax(), 1.0, scale)

@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model, validate_forwards
 from ..components.groups import Group, kinds_in_use
-from ..components.slicing import validate_sliceable
+from ..components.slicing import validate_writable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
 from .dense_copy import own_refitted
+from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
 from .least_squares import Sums
@@ -61,8 +62,9 @@ def reconstruct(
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
         ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
-        init_implants (`Collection[int]`, *optional*): Layers whose implants become the low-rank maps of their block's
-            input that explain most of what its kept neurons miss, whatever they were before.
+        init_implants (`Collection[int]`, *optional*): Layers whose implants are made anew, whatever they were before:
+            of neurons the low-rank maps of their block's input that explain most of what its kept neurons miss, of
+            channels the 1x1 filters that come nearest to what the dense filters give.
         forward (`Callable`, *optional*): Takes a model and a batch and runs the model on it, for batches that are not
             just the model's inputs. By default `model(**batch)`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -87,7 +89,7 @@ def reconstruct(
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = sites_to_refit(pruned, original)
-        validate_sliceable(model, sites)
+        validate_writable(model, sites)
         own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
         count = keep_share(batches, kept, accelerator)
 
@@ -112,9 +114,9 @@ def reconstruct(
                             for found, wanted in zip(reads, kept["read", position][place], strict=True):
                                 read.add(found, wanted, inputs.get("attention_mask"))
                         _reduced(read, accelerator)
-                        for writer in writers:
-                            read.with_targets_of(writer).refit(writer, ridge)
-                    new_rank = group.implant_rank if layer in init_implants else 0
+                        filters = group.layer in init_implants and not group.kind.linear_implants
+                        _refit_writers(group, read, ridge, same_group(group, original) if filters else None)
+                    new_rank = group.implant_rank if group.kind.linear_implants and group.layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     outputs = outputs_left(group, pruned, original)
                     for position, inputs in numbered():
@@ -152,9 +154,15 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         place
         for place, (left, before) in enumerate(zip(pruned.all_groups, original.all_groups, strict=True))
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
+        or any(projection.narrow is not None for projection in left.readers)
     )
     after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
     return [group for group in after if is_refitted(group)]
+
+
+def same_group(group: Group, runs: LayerRuns) -> Group:
+    """The group of another model that is of the same kind and layer."""
+    return next(other for other in runs.all_groups if (other.kind, other.layer) == (group.kind, group.layer))
 
 
 def outputs_left(group: Group, pruned: LayerRuns, original: LayerRuns) -> slice | list[int]:
@@ -175,6 +183,14 @@ def _reduced(sums: Sums, accelerator: Accelerator | None) -> None:
         sums.reduce(accelerator)
     if not sums.tokens:
         raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
+
+
+def _refit_writers(group: Group, read: Sums, ridge: float, dense: Group | None) -> None:
+    """Fits what reads the residual stream, and new 1x1 filters in it if the dense model's group is given."""
+    for writer in writers_of(group):
+        read.with_targets_of(writer).refit(writer, ridge)
+    if dense is not None:
+        fit_filters(group, dense, read, ridge)
 
 
 def _num_inputs(group: Group, new_rank: int) -> int:

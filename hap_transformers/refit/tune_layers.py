@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model, validate_forwards
 from ..components.groups import kinds_in_use
-from ..components.slicing import validate_sliceable
+from ..components.slicing import validate_writable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.undo import values_undone
@@ -76,7 +76,7 @@ def tune_layers(
         tuned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = sites_to_refit(tuned, original)
-        validate_sliceable(model, sites)
+        validate_writable(model, sites)
         validate_tunable(model)
         own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
         counts = _counts(keep_share(batches, kept, accelerator), accelerator)

@@ -14,4 +14,6 @@ def writers_of(group: Group) -> list[Projection]:
 
 def written_into(group: Group) -> list[Projection]:
     """All projections of a group, and of the heads that it is a view of, that a refit changes."""
-    return [group.reader, *writers_of(group), *([] if group.norm is None else [group.norm])]
+    norms = [] if group.norm is None else [group.norm]
+    # Those of an implant's components get the statistics of what its filters give.
+    return [group.reader, *writers_of(group), *norms, *(group.followers if group.implant_rank else [])]

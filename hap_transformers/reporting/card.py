@@ -158,7 +158,7 @@ def _left_in_words(groups: Sequence[Group]) -> str:
     phrases = []
     for kind, members in by_kind(groups).items():
         linear = sum(group.implant_rank for group in members)
-        note = f" ({linear} of them linear, as low-rank implants)" if linear else ""
+        note = f" ({linear} of them {kind.implant_label})" if linear else ""
         phrases.append(f"{count_left(members)} {kind.label}{note}")
     return enumerated(phrases)
 

@@ -110,7 +110,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         ranking=_ranking(cells),
         kinds=_of_layers(plan),
         layers=_layers(plan),
-        implants=any(plan.implants.values()),
+        implants=bool(plan.implants),
         curves=[(phase, _curve(log)) for phase, log in results.get("history", {}).items() if len(_losses(log)) > 1],
         version=__version__,
     )
@@ -190,7 +190,7 @@ def _layers(plan: PruningPlan) -> list[dict[str, Any]]:
         for kind, counts in ((kind, plan.original[kind]) for kind in _of_layers(plan)):
             gone = len(plan.removed.get(kind, {}).get(layer, ()))
             kinds[kind] = (counts[layer] - gone, counts[layer]) if layer < len(counts) else None
-        layers.append({"kinds": kinds, "implant": plan.implants.get(layer, 0)})
+        layers.append({"kinds": kinds, "implant": plan.ranks.get(layer, 0)})
     return layers
 
 

@@ -65,8 +65,7 @@ def no_faster(dense: float, pruned: float, batch: str, device: str) -> str | Non
     return (
         f"The pruned model is not faster on {device}: a batch of {batch} takes {pruned / dense:.0%} of the dense "
         "model's time. There, narrow blocks cost nearly as much time as whole ones. Plan with budget='latency', which "
-        "removes whole blocks, if all layers have the same sizes, else with budget='flops'. Or serve larger batches "
-        "or the compiled model."
+        "removes whole blocks. Or serve larger batches or the compiled model."
     )
 
 

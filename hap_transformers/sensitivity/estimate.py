@@ -15,7 +15,7 @@ from ..alignment.basis_name import basis_of
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
-from ..components.slicing import validate_plain_weights
+from ..components.slicing import validate_cuttable, validate_plain_weights
 from ..memory import memory_limit
 from .by_parts import reliability, score_on_batches
 from .methods import METHODS, Finished, Method, get_method
@@ -216,6 +216,7 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
         raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
     groups = find_groups(model, components)
     validate_plain_weights(model, groups)
+    validate_cuttable(model, groups)
     found = [kind.name for kind in by_kind(groups)]
     if missing := set(components or ()) - set(found):
         raise ValueError(

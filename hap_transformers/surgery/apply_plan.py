@@ -27,7 +27,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:
 
     Raises:
         ValueError: If the plan does not fit the model as it is now, or a weight cannot be sliced because it is
-            quantized, wrapped by an adapter or shared with another module; the model is then untouched.
+            quantized, wrapped by an adapter or shared with another module, or has an implant of 1x1 filters; the model
+            is then untouched.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -81,7 +82,10 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
 def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) -> None:
     """Removes components that are known to exist, and puts implants in."""
     ranks = [plan.rank_for(group) for group in groups]
-    left = [_positions_left(group, plan.of_group(group), rank) for group, rank in zip(groups, ranks, strict=True)]
+    left = [
+        _positions_left(group, plan.of_group(group), plan.implanted_in(group) or rank)
+        for group, rank in zip(groups, ranks, strict=True)
+    ]
     kept = [
         (group, positions, rank)
         for group, positions, rank in zip(groups, left, ranks, strict=True)
@@ -92,17 +96,26 @@ def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) 
     validate_sliceable(model, changed)
     validate_in_memory(changed)
     validate_implantable(model, (group for group, _, rank in kept if rank))
-    for group, positions, rank in kept:
+    for group, positions, _ in kept:
         keep_components(group, positions)
+    for group, _, rank in kept:
         if rank:
             insert_implant(group, rank)
     record_structure(model, groups, changed)
     join_whole(model)
 
 
-def _positions_left(group: Group, gone: Sequence[int], rank: int) -> list[int]:
-    """Positions of the components that stay; those in whose place an implant comes stay for now, as the last."""
+def _positions_left(group: Group, gone: Sequence[int], implant: int | Sequence[int]) -> list[int]:
+    """Positions of the components that stay; those in whose place an implant comes stay for now, as the last.
+
+    Args:
+        group (`Group`): The group.
+        gone (`Sequence[int]`): Numbers of the components that go.
+        implant (`int` or `Sequence[int]`): Rank of the implant, or numbers of the components that it replaces.
+    """
     removed = set(gone)
     left = [position for position, number in enumerate(group.kept) if number not in removed]
     replaced = [position for position, number in enumerate(group.kept) if number in removed]
-    return left + replaced[:rank]
+    if isinstance(implant, int):
+        return left + replaced[:implant]
+    return left + [position for position in replaced if group.kept[position] in implant]

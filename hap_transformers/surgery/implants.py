@@ -13,14 +13,13 @@ def validate_implantable(model: PreTrainedModel, groups: Iterable[Group]) -> Non
     """Checks that linear components can be put into some groups.
 
     Raises:
-        ValueError: If a group's activation module is not known, or an implant is there already.
+        ValueError: If a group cannot have an implant, or has one already.
     """
     for group in groups:
-        if group.core is None:
+        if group.implantable is None:
             raise ValueError(
-                f"Cannot implant into layer {group.layer} of {type(model).__name__}: the entry of "
-                f"'{model.config.model_type}' in hap_transformers.ARCHITECTURES names no activation. Nothing was "
-                "pruned."
+                f"Cannot implant into the {group.kind.name} of layer {group.layer} of {type(model).__name__}: an "
+                f"implant needs {group.kind.implant_needs}. Set implant_ratio=0. Nothing was pruned."
             )
         if group.implant_rank:
             raise ValueError(
@@ -30,21 +29,27 @@ def validate_implantable(model: PreTrainedModel, groups: Iterable[Group]) -> Non
 
 
 def insert_implant(group: Group, rank: int) -> None:
-    """Turns the last components of a group into a linear map x -> B A x of some rank.
+    """Turns the last components of a group into an implant ([HAP](https://arxiv.org/abs/2101.08940)).
 
-    An implant ([HAP](https://arxiv.org/abs/2101.08940)) is `rank` neurons whose activation is the identity. A's rows
+    Of neurons this is a linear map x -> B A x of some rank: `rank` neurons whose activation is the identity. A's rows
     are their rows of the input projection, B's columns their columns of the output projection, so the block is still
     two products with ordinary weights. A starts as the rows found there, which belonged to removed neurons; B is zero.
+
+    Of channels these are `rank` channels with a 1x1 filter, which starts as the centre of the one that was there. What
+    reads them starts as zero.
 
     Args:
         group (`Group`): The group, of a kind that takes implants; its last `rank` components are replaced.
         rank (`int`): The rank.
     """
     assert group.kind.implant is not None  # Plans with ranks for other kinds are refused.
+    run = group.reader.in_features // group.num_components
     group.kind.implant(group, rank)
-    set_input_map(group, _rows(group.writers[-1], rank).detach().clone())
-    with torch.no_grad():
-        group.reader.matrix(group.reader.module.weight)[:, -rank:] = 0
+    if group.kind.linear_implants:
+        set_input_map(group, _rows(group.writers[-1], rank).detach().clone())
+    unread = group.reader.as_matrix.detach().clone()
+    unread[:, -rank * run :] = 0
+    group.reader.write(unread, None)
 
 
 def set_input_map(group: Group, A: torch.Tensor) -> None:

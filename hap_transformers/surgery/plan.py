@@ -14,7 +14,7 @@ from ..alignment.basis_name import attributes_of, basis_of
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..efficiency import count_parameters
 from ..files import write_text
-from .shared_weights import counted_twice, shared_by_pairs
+from .shared_weights import counted_twice, shared_by_pairs, smaller_filters, spared
 
 
 Removed = dict[int, list[int]]
@@ -31,8 +31,9 @@ class PruningPlan:
         model_type (`str`): The `config.model_type` the plan was made for.
         original (`dict[str, list[int]]`): For each kind, how many components each layer's numbers count. A kind that
             the plan removes must be there.
-        implants (`dict[int, int]`, *optional*): Layer number to the rank of the linear map that takes the place of
-            removed neurons there. A rank costs what a neuron costs.
+        implants (`dict[int, int | list[int]]`, *optional*): Layer number to the rank of the linear map that takes the
+            place of removed neurons there. A rank costs what a neuron costs. Or layer number to the numbers of
+            removed channels that stay with a 1x1 filter.
         budget (`str`, *optional*): What `ratio` is a share of.
         ratio (`float`, *optional*): The share that was asked for.
         method (`str`, *optional*): The scoring method behind the plan.
@@ -48,7 +49,7 @@ class PruningPlan:
     removed: dict[str, Removed]
     model_type: str
     original: dict[str, list[int]] = field(default_factory=dict)
-    implants: dict[int, int] = field(default_factory=dict)
+    implants: dict[int, int | list[int]] = field(default_factory=dict)
     budget: str = ""
     ratio: float | None = None
     method: str = ""
@@ -58,7 +59,7 @@ class PruningPlan:
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
-        self.implants = dict(sorted((int(layer), operator.index(rank)) for layer, rank in self.implants.items()))
+        self.implants = dict(sorted((int(layer), _implant(found)) for layer, found in self.implants.items()))
 
     def __repr__(self) -> str:
         """What goes in numbers; the components themselves are thousands."""
@@ -78,7 +79,7 @@ class PruningPlan:
         cls,
         model: PreTrainedModel,
         *,
-        implants: Mapping[int, int] | None = None,
+        implants: Mapping[int, int | Sequence[int]] | None = None,
         budget: str = "",
         ratio: float | None = None,
         method: str = "",
@@ -90,7 +91,8 @@ class PruningPlan:
 
         Args:
             model (`PreTrainedModel`): The model; it is only read.
-            implants (`Mapping[int, int]`, *optional*): Layer number to the rank to put in there.
+            implants (`Mapping[int, int | Sequence[int]]`, *optional*): Layer number to the rank to put in there, or to
+                the numbers of removed channels to keep with a 1x1 filter.
             budget, ratio, method, promise: For the record.
             basis (`str`, *optional*): The basis that dimensions of heads are of; by default the model's.
             removed: For each kind of component, layer number to what to remove there.
@@ -110,7 +112,7 @@ class PruningPlan:
             removed=given,
             model_type=model.config.model_type,
             original={kind.name: [group.original for group in members] for kind, members in found.items()},
-            implants=dict(implants or {}),
+            implants=dict(implants or {}),  # type: ignore[arg-type]
             budget=budget,
             ratio=ratio,
             method=method,
@@ -144,7 +146,17 @@ class PruningPlan:
 
     def rank_for(self, group: Group) -> int:
         """Rank of the implant that the plan puts into a group, 0 for none."""
-        return self.implants.get(group.layer, 0) if group.kind.implant is not None else 0
+        return self.ranks.get(group.layer, 0) if group.kind.implant is not None else 0
+
+    def implanted_in(self, group: Group) -> list[int]:
+        """Numbers of the components of the implant that the plan puts into a group, where these keep them."""
+        found = self.implants.get(group.layer)
+        return found if isinstance(found, list) and group.kind.implant is not None else []
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Layer number to the rank of the implant that the plan puts in there."""
+        return {layer: len(found) if isinstance(found, list) else found for layer, found in self.implants.items()}
 
     def left_in(self, group: Group) -> int:
         """Number of components that a group has afterwards, an implant's rank among them."""
@@ -181,24 +193,32 @@ class PruningPlan:
         for kind, layers in ((kind, layers) for kind, layers in self.removed.items() if layers):
             for layer, numbers in layers.items():
                 if len(set(numbers)) != len(numbers):
-                    raise ValueError(
-                        f"The plan names a {KINDS[kind].singular} of layer {layer} twice: {sorted(numbers)}."
-                    )
+                    named = f"a {KINDS[kind].singular} of layer {layer}"
+                    raise ValueError(f"The plan names {named} twice: {sorted(numbers)}.")
             validate_numbers(found[kind], layers)
-        for layer, rank in self.implants.items():
-            gone = max((len(self.of_group(g)) for g in groups if g.layer == layer and g.kind.implant), default=0)
-            if not 0 < rank <= gone:
-                raise ValueError(
-                    f"The plan implants rank {rank} in layer {layer}, where it removes {gone} components that an "
-                    "implant can replace. A rank costs what such a component costs, so it must be from 1 to that "
-                    "number. Nothing was pruned."
-                )
+        for layer, found_there in self.implants.items():
+            self._validate_implant(layer, found_there, [g for g in groups if g.layer == layer and g.kind.implant])
         self._validate_needed(groups)
         parameters = count_parameters(model) - self._parameters_removed(groups)
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
                 f"The plan promises {self.promise['parameters']} parameters, but {type(model).__name__} would have "
                 f"{parameters}. If you edited the plan, delete its promise; otherwise make a plan for this model."
+            )
+
+    def _validate_implant(self, layer: int, implant: int | list[int], groups: Sequence[Group]) -> None:
+        gone = {number for group in groups for number in self.of_group(group)}
+        if any(group.kind.keeps_numbers for group in groups) or isinstance(implant, list):
+            if not isinstance(implant, list) or not implant or not gone.issuperset(implant):
+                raise ValueError(
+                    f"The plan implants {implant} in layer {layer}, where it removes {sorted(gone)}. Name some of the "
+                    "channels that it removes, which then keep a 1x1 filter. Nothing was pruned."
+                )
+        elif not 0 < implant <= len(gone):
+            raise ValueError(
+                f"The plan implants rank {implant} in layer {layer}, where it removes {len(gone)} components that an "
+                "implant can replace. A rank costs what such a component costs, so it must be from 1 to that number. "
+                "Nothing was pruned."
             )
 
     def _validate_shape(self, model: PreTrainedModel, found: Mapping[str, Sequence[Group]]) -> None:
@@ -249,18 +269,26 @@ class PruningPlan:
         return left
 
     def _parameters_removed(self, groups: Sequence[Group]) -> int:
-        gone = [group.num_components - self.left_in(group) for group in groups]
+        left = [self.left_in(group) for group in groups]
         now = sum(group.num_components * group.parameters_per_component() for group in groups)
-        left = sum(group.parameters_with(self.left_in(group)) for group in groups)
-        return now - left - round(counted_twice(shared_by_pairs(groups), gone))
+        kept = sum(group.parameters_with(count) for group, count in zip(groups, left, strict=True))
+        return now - kept + self._in_shared_weights(groups, left)
+
+    def _in_shared_weights(self, groups: Sequence[Group], left: Sequence[int]) -> int:
+        """Parameters that go with smaller filters, less those that components of two groups have in common."""
+        gone = [group.num_components - count for group, count in zip(groups, left, strict=True)]
+        ranks = {place: self.rank_for(group) for place, group in enumerate(groups)}
+        return round(spared(smaller_filters(groups), ranks, left) - counted_twice(shared_by_pairs(groups), gone))
 
     def note_saved(self, groups: Sequence[Group]) -> None:
         """Notes the parameters that each kind's removals take from a model of these groups."""
         self.saved = {}
-        for group in groups:
-            fewer = group.parameters_with(group.num_components) - group.parameters_with(self.left_in(group))
-            if fewer:
-                self.saved[group.kind.name] = self.saved.get(group.kind.name, 0) + fewer
+        for kind, members in by_kind(groups).items():
+            left = [self.left_in(group) for group in members]
+            now = sum(group.parameters_with(group.num_components) for group in members)
+            kept = sum(group.parameters_with(count) for group, count in zip(members, left, strict=True))
+            if fewer := now - kept + self._in_shared_weights(members, left):
+                self.saved[kind.name] = fewer
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, the components of a layer on one line."""
@@ -339,6 +367,13 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
                 f"{where}. Nothing was pruned."
             )
     return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
+
+
+def _implant(found: Any) -> int | list[int]:
+    """A rank, or ascending numbers of components, each once, as plain integers."""
+    if isinstance(found, Iterable):
+        return sorted({operator.index(number) for number in found})
+    return operator.index(found)
 
 
 def _basis(name: str) -> str:

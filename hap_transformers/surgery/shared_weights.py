@@ -34,3 +34,38 @@ def shared_by_pairs(groups: Sequence[Group], whole: Callable[[Projection], float
 def counted_twice(pairs: Pairs, gone: Sequence[int]) -> float:
     """What components that have gone from every group have in common, and both groups' costs count."""
     return sum(price * gone[first] * gone[second] for (first, second), price in pairs.items())
+
+
+# By the place of a group whose implants are smaller filters: what a rank costs less than a component, and the place of
+# the group that the filters read. The cost is then for each of that group's components, or else in all.
+Filters = Mapping[int, tuple[float, int | None]]
+
+
+def smaller_filters(groups: Sequence[Group], whole: Callable[[Projection], float] = weights_in) -> Filters:
+    """What implants of smaller filters cost less than the components that they replace.
+
+    Args:
+        groups (`Sequence[Group]`): The groups.
+        whole (`Callable`, *optional*): As for [`shared_by_pairs`].
+    """
+    readers = {reader.module: place for place, group in enumerate(groups) for reader in group.readers}
+    found: dict[int, tuple[float, int | None]] = {}
+    for place, group in enumerate(groups):
+        if group.implant_saves and group.num_components:
+            (writer,) = group.writers
+            cost, read = group.implant_saves * whole(writer) / group.num_components, readers.get(writer.module)
+            inputs = 1 if read is None else groups[read].num_components
+            found[place] = cost / max(inputs, 1), read
+    return found
+
+
+def spared(filters: Filters, ranks: Mapping[int, int], left: Sequence[int]) -> float:
+    """What implants cost less than components.
+
+    Args:
+        filters (`Mapping`): What [`smaller_filters`] found.
+        ranks (`Mapping[int, int]`): The rank of the implant in the group at each place.
+        left (`Sequence[int]`): Components, or ranks, that every group has left.
+    """
+    prices = {place: cost * (1 if read is None else left[read]) for place, (cost, read) in filters.items()}
+    return sum(prices.get(place, 0.0) * rank for place, rank in ranks.items())

@@ -15,7 +15,8 @@ from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
 from ..planning.budgets import dense_counts
 from ..planning.kinds import kinds_to_prune
-from ..planning.latency_table import LatencyTable, validate_measurable
+from ..planning.latency_measuring import validate_measurable
+from ..planning.latency_table import LatencyTable
 from ..refit.tune_layers import epochs_to_tune
 from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length

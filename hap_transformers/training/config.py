@@ -56,7 +56,7 @@ class HapConfig(PlanningSettings):
             same examples and without labels ([`tune_layers`]). By default 3, and 0 where there is no refit or layers
             share weights (ALBERT). 0 halves the time of pruning.
         implant_init (`str`, *optional*, defaults to `"regression"`): What implants start from: `"regression"` on what
-            the kept neurons miss, or, where `refit` is off, `"zero"` as in HAP.
+            the kept neurons miss, or on what the larger filters give, or, where `refit` is off, `"zero"` as in HAP.
 
     Parameters that control recovery, the training after pruning:
         recovery_epochs (`float`, *optional*): Epochs of `train()` after `prune()`. By default `num_train_epochs`.
@@ -188,9 +188,10 @@ class HapConfig(PlanningSettings):
     def paper(cls, **changes: Any) -> "HapConfig":
         """The recipe of [HAP](https://arxiv.org/abs/2101.08940), taken literally, for comparison.
 
-        One global one-shot ranking by the relative trace of Hutchinson's Hessian, no floors, no refit, low-rank
-        implants that start from zero for the most sensitive tenth of what goes, no distillation. On small Transformers
-        it can empty whole layers.
+        One global one-shot ranking by the relative trace of Hutchinson's Hessian, no floors but the twentieth of its
+        channels that a layer keeps, no refit, implants that start from zero for the most sensitive tenth of what goes,
+        no distillation. On small Transformers it can empty whole layers. Networks whose convolutions have no larger
+        filters take no implants: set `implant_ratio=0`.
 
         Args:
             changes: Fields to set otherwise.

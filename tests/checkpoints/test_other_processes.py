@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from convnets import CONVNETS, with_one_emptied
+from convnets import CONVNETS, REPLACED, with_implants, with_one_emptied
 from dims import CASES, without
 from safetensors.torch import load_file, save_file
 from tiny import make_model
@@ -53,6 +53,7 @@ with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
     pool.apply(with_package, sys.argv[1:2])
     pool.apply(without_package, sys.argv[2:])
 """
+IMPLANTED = [f"{name}-implants" for name in REPLACED]
 # A fused projection, grouped queries, relative positions.
 WITH_DIMENSIONS = ("bert", "gpt2", "llama", "mpnet")
 
@@ -91,6 +92,9 @@ def save_all(root):
         for name, net in CONVNETS.items():
             folder = root / f"{name} {named}"
             here[folder.name] = save(with_one_emptied(net, dtype), folder, net.batch(dtype=dtype))
+        for name, removed in REPLACED.items():
+            folder, net = root / f"{name}-implants {named}", CONVNETS[name]
+            here[folder.name] = save(with_implants(net, *removed, dtype), folder, net.batch(dtype=dtype))
     return here
 
 
@@ -114,6 +118,12 @@ def export_all(root):
     for name, net in CONVNETS.items():
         model, batch = with_one_emptied(net, torch.float32), net.batch(dtype=torch.float32)
         here[name] = export(model, root / name, batch)
+    for name, removed in REPLACED.items():
+        model, batch = (
+            with_implants(CONVNETS[name], *removed, torch.float32),
+            CONVNETS[name].batch(dtype=torch.float32),
+        )
+        here[f"{name}-implants"] = export(model, root / f"{name}-implants", batch)
     with pytest.MonkeyPatch.context() as patch:
         here["own"] = export(with_an_entry_of_ones_own(patch), root / "own", ZOO["bert"].batch())
     for name in WITH_DIMENSIONS:
@@ -147,13 +157,13 @@ def loaded(tmp_path_factory, exported):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS])
+@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS, *IMPLANTED])
 def test_bit_equal_in_a_new_process(loaded, name, dtype):
     here, elsewhere = loaded[f"{name} {dtype}"]
     assert here.dtype == getattr(torch, dtype) and torch.equal(here, elsewhere)
 
 
-@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS])
+@pytest.mark.parametrize("name", [*sorted(ZOO), *CONVNETS, *IMPLANTED])
 def test_same_logits_without_the_package(loaded, name):
     here, elsewhere = loaded[name]
     assert torch.equal(here, elsewhere)

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from convnets import CONVNETS
 from encoders import PAIRS, TEXTS, save_cross_encoder, save_encoder, save_transformer
 from script_inputs import ROWS, write_csv
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -345,6 +347,25 @@ def test_texts_for_a_model_of_images_are_refused(here):
         hap("prune", "vit", "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
     assert not (here / "small").exists()
     hap("prune", "vit", "--method", "magnitude", "--ratio", 0.5, "--output", "small")  # Without texts it is pruned.
+
+
+def test_a_convolutional_network(here):
+    """It says what it needs, and prunes by what needs no data."""
+    net = CONVNETS["resnet-basic"]
+    net.model(torch.float32).save_pretrained("cnn")
+    for named in ((), ("--texts", "texts.txt"), ("--task", "rte")):
+        with pytest.raises(ValueError, match="'cnn' reads 'pixel_values', not texts.*a --method that needs none"):
+            hap("prune", "cnn", *named, "--ratio", 0.5, "--output", "small")
+    assert not (here / "small").exists()
+    hap("prune", "cnn", "--method", "magnitude", "--ratio", 0.5, "--implant-ratio", 0.3, "--output", "small")
+    plan, printed = PruningPlan.load("small/pruning_plan.json"), hap("info", "small")
+    gone = [len(plan.removed["channels"].get(layer, ())) - plan.ranks.get(layer, 0) for layer in range(3)]
+    assert printed["channels"] == [8 - gone[0], 8 - gone[1], 12 - gone[2]] and printed["dense_channels"] == [8, 8, 12]
+    assert printed["implants"] == [plan.ranks.get(layer, 0) for layer in range(3)] and sum(printed["implants"]) > 0
+    left, linear = sum(printed["channels"]), sum(printed["implants"])
+    card = Path("small/README.md").read_text()
+    assert f"A model with {left} of 28 channels ({linear} of them with a 1x1 filter, as implants) left." in card
+    assert "implant" in Path("small/report.html").read_text()
 
 
 @pytest.mark.parametrize("kind", ["encoder", "classifier"])

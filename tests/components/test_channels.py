@@ -4,11 +4,10 @@ import copy
 import dataclasses
 import json
 import pickle
-import re
 
 import pytest
 import torch
-from convnets import CONVNETS, all_components, masked, masked_logits, masks_without
+from convnets import CONVNETS, all_components, costs_in_layers, masked, masked_logits, masks_without
 from own_convnet import of_all
 from tiny import hand_made
 from torch import nn
@@ -138,25 +137,6 @@ def test_training_what_is_left(net, dense):
     logits(smaller.train(), net).square().sum().backward()
     optimizer.step()
     assert not torch.equal(logits(smaller.eval(), net), before) and logits(smaller, net).isfinite().all()
-
-
-def costs_in_layers(model, net, budget):
-    """Parameters of all modules in layers, or FLOPs of their products by the sizes that hooks see, by path."""
-    inside = {name: module for name, module in model.named_modules() if re.match(net.layers, name)}
-    if budget == "params":
-        return {name: sum(p.numel() for p in module.parameters(recurse=False)) for name, module in inside.items()}
-    costs, handles = {}, []
-    for name, module in inside.items():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-
-            def see(module, args, output, name=name):
-                costs[name] = 2 * output.numel() * module.weight.shape[1:].numel()
-
-            handles.append(module.register_forward_hook(see))
-    model(**net.batch())
-    for handle in handles:
-        handle.remove()
-    return costs
 
 
 @of_all

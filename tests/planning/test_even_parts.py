@@ -22,7 +22,7 @@ from hap_transformers import (
 from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_encoder_parameters, count_flops
 from hap_transformers.planning.kinds import kinds_to_prune
-from hap_transformers.planning.latency_table import _of_whole_parts
+from hap_transformers.planning.latency_measuring import of_whole_parts
 
 
 SIZE = 16
@@ -212,7 +212,7 @@ def test_the_widest_head_takes_its_whole_share_whatever_the_noise():
     generator = np.random.default_rng(0)
     for _ in range(200):
         passes = generator.uniform(0.2, 1.0, 4).tolist()
-        _, shares = _of_whole_parts(["value_dims"], [4, 8, 12, 16], passes, {"heads": [0.3, 1.0]})
+        _, shares = of_whole_parts(["value_dims"], [4, 8, 12, 16], passes, {"heads": [0.3, 1.0]})
         assert shares["heads"][-1] == 1
 
 

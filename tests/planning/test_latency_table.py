@@ -11,13 +11,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from convnets import costs_in_layers
+from own_convnet import NETS, own_entry
 from tiny import hand_made, make_batch, make_model, random_scores
+from transformers import SwinConfig, SwinForImageClassification
 
 from hap_transformers import LatencyTable, apply_plan, plan_pruning, prune_heads
 from hap_transformers.components.groups import KINDS, find_groups
+from hap_transformers.planning.kinds import kinds_to_prune
+from hap_transformers.planning.settings import PlanningSettings
 
 
 module = sys.modules["hap_transformers.planning.latency_table"]
+measuring = sys.modules["hap_transformers.planning.latency_measuring"]
 
 TABLE = LatencyTable(
     "bert",
@@ -67,7 +73,7 @@ def test_measured_table(tmp_path):
         with pytest.raises(ValueError, match="is not a latency table"):
             LatencyTable.load(tmp_path / "table.json")
     prune_heads(model, {0: [1]})
-    with pytest.raises(ValueError, match="layers are alike"):
+    with pytest.raises(ValueError, match="has lost components. Measure the dense"):
         LatencyTable.measure(model, make_batch(), progress=False)
 
 
@@ -125,12 +131,12 @@ def test_a_table_has_the_fixed_costs_and_the_steps(monkeypatch):
     ],
 )
 def test_counts_to_measure_at(name, dense, counts):
-    assert module._grid(KINDS[name], dense, 9) == counts
+    assert measuring.grid(KINDS[name], dense, 9) == counts
 
 
 def test_noise_neither_falls_nor_lifts_what_follows():
-    assert module._rising(np.array([1.0, 2.0, 5.0])).tolist() == [0.0, 1.0, 4.0]
-    rising = module._rising(np.array([0.0, 1.0, 9.0, 2.0, 3.0, 10.0]))
+    assert measuring.rising(np.array([1.0, 2.0, 5.0])).tolist() == [0.0, 1.0, 4.0]
+    rising = measuring.rising(np.array([0.0, 1.0, 9.0, 2.0, 3.0, 10.0]))
     assert (np.diff(rising) >= 0).all() and rising[-1] == 10 and rising[1] == 1
 
 
@@ -202,3 +208,67 @@ def test_no_plan_of_the_same_price_does_less_harm(seed):
         assert plan.promise["latency"] == pytest.approx(table.outside + dense - saved)
         compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("name", ["resnet-basic", "resnet-bottleneck", "regnet-y", "own"])
+def test_layers_of_several_sizes(monkeypatch, tmp_path, name):
+    """The clock counts the products of each convolution and a fixed cost: the table foretells it for any plan."""
+    net = NETS[name]
+    with own_entry():
+        model, batch = net.model(), net.batch()
+
+        def forward(model):
+            costs = costs_in_layers(model, net, "flops")
+            return (
+                100.0 + sum(costs.values()) / 1000 + sum(5.0 for group in find_groups(model) if group.num_components)
+            )
+
+        def take_turns(passes, repeats):
+            return {name: [seconds] * repeats for name, seconds in passes.items()}
+
+        monkeypatch.setattr(module, "forward_pass", lambda model, *args: forward(model))
+        monkeypatch.setattr(module, "take_turns", take_turns)
+        table = LatencyTable.measure(model, batch, points=3, repeats=1, progress=False)
+        sizes = {chain.components for chain in net.chains}
+        assert len(set(table.sets["channels"])) >= len(sizes) and len(table.sets["channels"]) == len(net.chains)
+        table.save(tmp_path / "table.json")
+        assert LatencyTable.load(tmp_path / "table.json") == table
+        before, smaller = forward(model), copy.deepcopy(model)
+        fixed = table.outside
+        for ratio in (0.3, 0.7):  # The second plan is for a model that was pruned by the first.
+            scores = hand_made("kronecker", channels=random_channel_scores(smaller))
+            plan = plan_pruning(scores, smaller, budget="latency", ratio=ratio, latency_table=table)
+            apply_plan(smaller, plan)
+            assert plan.promise["latency"] == pytest.approx(forward(smaller))
+            assert plan.promise["latency"] - fixed <= (1 - ratio) * (before - fixed) + 1e-6
+        with pytest.raises(ValueError, match="has lost components. Measure the dense model"):
+            LatencyTable.measure(smaller, batch, progress=False)
+        other = net.model(hidden_sizes=[16, 32]) if name != "own" else make_model()
+        with pytest.raises(ValueError, match="Measure this model, dense"):
+            table.validate(other, find_groups(other), [group.num_components for group in find_groups(other)])
+
+
+def random_channel_scores(model):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(group.num_components, generator=generator, dtype=torch.float64) for group in find_groups(model)]
+
+
+def test_heads_go_whole_where_stages_have_several_numbers_of_them():
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2}
+    sizes |= {"image_size": 16, "patch_size": 2}
+    model = SwinForImageClassification(SwinConfig(**sizes)).double().eval()
+    batch = {"pixel_values": torch.randn(2, 3, 16, 16).double()}
+    table = LatencyTable.measure(model, batch, points=2, repeats=1, progress=False)
+    assert table.sets == {"heads": [0, 1], "neurons": [0, 1]} and not table.widths
+    assert [table.counts[name][-1] for name in ("heads/0", "heads/1", "neurons/0", "neurons/1")] == [2, 4, 32, 64]
+    kinds = kinds_to_prune(None, "kronecker", PlanningSettings(budget="latency"), model)
+    assert kinds == ("heads", "neurons")
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        kind: [torch.rand(g.num_components, generator=generator).double() for g in find_groups(model, [kind])]
+        for kind in kinds
+    }
+    plan = plan_pruning(hand_made("kronecker", **scores), model, budget="latency", ratio=0.3, latency_table=table)
+    apply_plan(model, plan)
+    left = sum(table.cost(g.kind.name, g.num_components, layer=g.layer) for g in find_groups(model))
+    assert plan.promise["latency"] == pytest.approx(table.outside + left)

@@ -1,5 +1,6 @@
 """The study on CIFAR-10, with tiny networks and generated images."""
 
+import copy
 import json
 import runpy
 import sys
@@ -18,12 +19,14 @@ from hap_transformers.components.groups import find_groups
 from hap_transformers.efficiency import count_encoder_parameters
 from vision_scripts.cifar_configs import CifarPreResNetConfig
 from vision_scripts.cifar_models import CifarPreResNetForImageClassification
-from vision_scripts.compare_cifar import low_precision, plot, tables
+from vision_scripts.compare_cifar import low_precision, plot, recovery, tables
 from vision_scripts.compare_cifar import run as study
 from vision_scripts.compare_cifar.cells import ORDER, RATIOS, Key, keys_of
 from vision_scripts.compare_cifar.data import Cifar
 from vision_scripts.compare_cifar.methods import DEFAULT, HAP, METHODS, NOTHING, TAYLOR, TAYLOR_REFIT
 from vision_scripts.compare_cifar.networks import NETWORKS, Network
+from vision_scripts.compare_cifar.recovery import Recovery, recover
+from vision_scripts.images import DecodedImages
 
 
 pytestmark = pytest.mark.any_release
@@ -107,7 +110,8 @@ def test_recovery_trains_and_counts_as_another_cell(command, tmp_path):
     assert nothing["recovered"]["kl"] > 0 and "pruned" not in nothing
     assert default["recovered"] != default["refitted"] == list(cells.values())[1]["refitted"]
     assert set(default["seconds"]) == {"score", "plan", "refit", "recover"}
-    assert "method and 2 epochs of recovery" in tables.phase_tables(cells)[1]
+    table, left = tables.phase_tables(cells)[1], default["flops"] / default["dense_flops"]
+    assert "method and 2 epochs of recovery" in table and f", FLOPs {left:.0%} |" in table
 
 
 def test_quality_against_a_plain_loop(command):
@@ -166,7 +170,7 @@ def test_taylor_removes_the_channels_of_the_lowest_scores():
 
 def test_the_order_of_cells():
     keys = keys_of(list(NETWORKS), list(METHODS), RATIOS, [0, 1, 2, 7], 1024)
-    assert len(set(keys)) == len(keys) == 3 * (8 * 3 * 4 + 1)
+    assert len(set(keys)) == len(keys) == 3 * (9 * 3 * 4 + 1)
     assert keys[:2] == [Key("preresnet29", NOTHING, 0.0, 0, 0), Key("preresnet29", DEFAULT, 0.7, 0, 1024)]
     assert {key.seed for key in keys[-60:]} == {7}
     assert keys_of(["resnet56"], [HAP], [0.5], [1], 1024) == [Key("resnet56", HAP, 0.5, 1, 0)]
@@ -235,3 +239,38 @@ def test_the_command_names_what_is_wrong(command, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["", *command, "--methods", "all"])
     with pytest.raises(SystemExit, match="compare_cifar: There is no method 'all'"):
         runpy.run_module("vision_scripts.compare_cifar", run_name="__main__", alter_sys=True)
+
+
+def test_a_step_of_recovery_is_that_of_adamw(command, monkeypatch):
+    """The loss is that of the labels and the distance to the dense network's logits; the dense network stays."""
+    args, *_ = study.HfArgumentParser(study.Arguments).parse_args_into_dataclasses(command)
+    data, settings = Cifar.load(args.data_dir), Recovery(learning_rate=0.1, batch_size=48, distillation=0.7)
+    monkeypatch.setattr(recovery, "augmented", lambda pixels: pixels)
+    monkeypatch.setattr(recovery, "bf16_is_fast", lambda: False)
+    dense, model = tiny_network(), tiny_network()
+    model.classifier.weight.data *= 0.5
+    kept, expected = {name: p.clone() for name, p in dense.state_dict().items()}, copy.deepcopy(model).train()
+    recover(model, dense, data, None, 1.0, 0, settings)
+    batch = data.normalize([data.train[i] for i in range(48)])
+    with torch.no_grad():
+        wanted = dense(batch["pixel_values"]).logits
+    found = expected(batch["pixel_values"]).logits
+    logs = [(logits / 4).log_softmax(1) for logits in (found, wanted)]
+    distance = 16 * (logs[1].exp() * (logs[1] - logs[0])).sum(1).mean()
+    (0.7 * distance + 0.3 * F.cross_entropy(found, batch["labels"])).backward()
+    rate = 0.1 * 0.5 / 0.85  # Of the one step, in the middle of the cycle.
+    for (name, after), before in zip(model.named_parameters(), expected.parameters(), strict=True):
+        step = before.grad / (before.grad.abs() + 1e-8)  # The first of Adam.
+        clear = before.grad.abs() > 1e-5
+        wanted = before * (1 - rate * 1e-2) - rate * step
+        torch.testing.assert_close(after[clear], wanted[clear], rtol=0, atol=1e-3 * rate, msg=name)
+    assert not model.training and not dense.training
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in dense.state_dict().items())
+
+
+def test_every_image_is_seen_once_an_epoch():
+    images = DecodedImages(torch.zeros(10, 3, 2, 2, dtype=torch.uint8), torch.arange(10))
+    batches = recovery._drawn(images, 4, 0)
+    seen = torch.cat([next(batches).labels for _ in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from .methods import DEFAULT, EHAP, GRADIENT, HAP, MAGNITUDE, METHODS, NOTHING, RANDOM, TAYLOR, TAYLOR_REFIT
+from .methods import DEFAULT, EHAP, GRADIENT, HAP, IMPLANTS, MAGNITUDE, METHODS, NOTHING, RANDOM, TAYLOR, TAYLOR_REFIT
 from .networks import NETWORKS
 
 
@@ -28,10 +28,10 @@ class Key(NamedTuple):
 # Networks, methods and seeds, what tells most first: a run that is cut short has the beginning.
 ORDER: list[tuple[Sequence[str], Sequence[str], Sequence[int]]] = [
     ([FIRST], [NOTHING, DEFAULT, TAYLOR, TAYLOR_REFIT, MAGNITUDE, GRADIENT], [0]),
-    ([FIRST], [HAP, EHAP, RANDOM], [0]),
+    ([FIRST], [HAP, EHAP, RANDOM, IMPLANTS], [0]),
     *(([network], [NOTHING, DEFAULT, TAYLOR, TAYLOR_REFIT, MAGNITUDE], [0]) for network in OTHERS),
     *(([network], [DEFAULT], [1, 2]) for network in NETWORKS),
-    *(([network], [GRADIENT, HAP, EHAP, RANDOM], [0]) for network in OTHERS),
+    *(([network], [GRADIENT, HAP, EHAP, RANDOM, IMPLANTS], [0]) for network in OTHERS),
     *(([network], [name for name in METHODS if name != DEFAULT], [1, 2]) for network in NETWORKS),
 ]
 

@@ -48,6 +48,11 @@ def by_scores(model: PreTrainedModel, sensitivity: Sensitivity, batches: Batches
     return plan_pruning(sensitivity, model, ratio=ratio)
 
 
+def with_implants(model: PreTrainedModel, sensitivity: Sensitivity, batches: Batches, ratio: float) -> PruningPlan:
+    """Plans as the library does, with 1x1 filters for the most sensitive tenth of the filters that go."""
+    return plan_pruning(sensitivity, model, ratio=ratio, implant_ratio=0.1)
+
+
 def as_in_hap(model: PreTrainedModel, sensitivity: Sensitivity, batches: Batches, ratio: float) -> PruningPlan:
     """Plans by one threshold for all layers, each of which keeps 5 % of its channels at least."""
     return plan_pruning(sensitivity, model, HapConfig.paper(ratio=ratio))
@@ -75,7 +80,7 @@ class Method:
     refit: bool = True
 
 
-DEFAULT = "kronecker + refit"
+DEFAULT, IMPLANTS = "kronecker + refit", "kronecker + refit, implants"
 HAP, EHAP = "HAP's recipe", "EHAP's recipe"
 TAYLOR, TAYLOR_REFIT = "Torch-Pruning, Taylor", "Torch-Pruning, Taylor, our refit"
 GRADIENT, MAGNITUDE, RANDOM = (f"{name}, floor and refit" for name in ("gradient", "magnitude", "random"))
@@ -83,6 +88,7 @@ NOTHING = "nothing removed"
 
 METHODS = {
     DEFAULT: Method(),
+    IMPLANTS: Method(plan=with_implants),
     TAYLOR_REFIT: Method(Score("taylor"), by_torch_pruning),
     TAYLOR: Method(Score("taylor"), by_torch_pruning, refit=False),
     MAGNITUDE: Method(Score("magnitude")),

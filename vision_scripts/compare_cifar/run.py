@@ -78,25 +78,30 @@ class Bench:
     def cell(self, key: Key) -> Cell:
         """Runs a cell, and returns it as it is written to the file."""
         method, seconds, model = METHODS[key.method], {}, copy.deepcopy(self.dense)
+        implants: tuple[int, ...] = ()
         cell: Cell = {**key._asdict(), "dense": self.quality(self.dense)}
         if method.plan is not None:
             scored, seconds["score"] = self.scores(method.score, key.seed)
             batches = self.images(self.args.score_images, key.seed)
             plan, seconds["plan"] = timed(lambda: method.plan(self.dense, scored, batches, key.ratio))
             apply_plan(model, plan)
+            implants = tuple(plan.implants)
             cell["pruned"] = self.quality(model)
         if method.refit:
             batches = self.images(key.refit_images, key.seed)
-            _, seconds["refit"] = timed(lambda: reconstruct(model, self.dense, batches, progress=False))
+            settings = {"init_implants": implants, "progress": False}
+            _, seconds["refit"] = timed(lambda: reconstruct(model, self.dense, batches, **settings))
             cell["refitted"] = self.quality(model)
         if key.recovery_epochs:
-            _, seconds["recover"] = timed(lambda: recover(model, self.data, self.size, key.recovery_epochs, key.seed))
+            given = (model, self.dense, self.data, self.size, key.recovery_epochs, key.seed)
+            _, seconds["recover"] = timed(lambda: recover(*given))
             cell["recovered"] = self.quality(model)
         return {
             **cell,
             **self.costs(model),
             "latency": self.latency(model) if method.plan is not None else {},
             "channels": [group.num_components for group in find_groups(model)],
+            "implants": [group.implant_rank for group in find_groups(model)],
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
             "images": {
                 name: vars(self.args)[f"{name}_images"] for name in ("score", "test", *["probe"] * method.score.probes)

@@ -34,7 +34,10 @@ def dense_text(cells: Cells) -> str:
 
 
 def phase_tables(cells: Cells) -> list[str]:
-    """Points over the dense network in each phase, and the divergence in the last; a table a recovery budget."""
+    """Points over the dense network in each phase, and the divergence in the last; a table a recovery budget.
+
+    With a recovery the share of the FLOPs that is left is there, too.
+    """
     tables = []
     for epochs in sorted({key.recovery_epochs for key in cells}):
         budget = f" and {epochs:g} epochs of recovery" if epochs else ""
@@ -43,7 +46,8 @@ def phase_tables(cells: Cells) -> list[str]:
         for network, method, images in _lines(cells, epochs):
             if method == NOTHING and not epochs:
                 continue
-            texts = [_points(_of_seeds(cells, network, method, r, images, epochs)) for r in sorted(RATIOS)]
+            found = [_of_seeds(cells, network, method, ratio, images, epochs) for ratio in sorted(RATIOS)]
+            texts = [_points(of_ratio) + (_flops_left(of_ratio) if epochs else "") for of_ratio in found]
             rows.append([network, _named(cells, method, images), *texts])
         tables.append(_markdown(header, rows))
     return tables
@@ -130,6 +134,11 @@ def _points(found: Sequence[Cell]) -> str:
             kl = mean(cell[phase]["kl"] for cell in found)
     spread = f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else ""
     return f"{' → '.join(texts)}{spread}, KL {kl:.2f}"
+
+
+def _flops_left(found: Sequence[Cell]) -> str:
+    """The share of the dense network's FLOPs."""
+    return f", FLOPs {mean(cell['flops'] / cell['dense_flops'] for cell in found):.0%}" if found else ""
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
