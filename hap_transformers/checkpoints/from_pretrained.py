@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
 from ..components.embedding_dims import validate_resizable
+from ..components.gguf import forget_gguf
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
 from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
@@ -160,6 +161,7 @@ _save_pretrained = PreTrainedModel.save_pretrained
 @functools.wraps(_save_pretrained)
 def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     validate_savable(self)
+    forget_gguf(self)
     return _save_pretrained(self, *args, **kwargs)
 
 

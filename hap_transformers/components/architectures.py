@@ -15,7 +15,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
+from .gguf import quantized_by
 from .names import Architecture, EmbeddingNames, HeadNames, NeuronNames
+from .record import METHOD
 from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
 from .vision import TOWERS, VISION
 
@@ -199,9 +201,8 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
         remedy = f"give {inner[0]}" if inner else "give a model of Transformers, such as BertModel"
         raise TypeError(f"{type(model).__name__} is no model of Transformers (PreTrainedModel); {remedy}.")
     model_type = model.config.model_type
-    quantized = getattr(model.config, "quantization_config", None)
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
-    if quantized is not None and method != "hap":
+    method = quantized_by(model)
+    if method not in (None, METHOD):
         raise ValueError(
             f"{type(model).__name__} is quantized (quant_method '{method}'); score and prune before quantizing."
         )
