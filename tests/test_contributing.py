@@ -16,12 +16,12 @@ from hap_transformers.checkpoints.remote_code import SHIPPED
 
 
 PACKAGE, TESTS = ROOT / "hap_transformers", ROOT / "tests"
-SCRIPTS = ROOT / "glue_scripts", ROOT / "vision_scripts"
+SCRIPTS = ROOT / "glue_scripts", ROOT / "vision_scripts", ROOT / "language_scripts"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted(file for folder in (PACKAGE, TESTS, *SCRIPTS) for file in folder.rglob("*.py"))
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 # Test folders without a counterpart in the package.
-OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "vision_scripts", "benchmarks"}
+OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "language_scripts", "vision_scripts", "benchmarks"}
 
 
 def name_of(file):
