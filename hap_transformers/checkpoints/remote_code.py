@@ -39,6 +39,7 @@ MODULES = {
     "neurons": "NEURONS",
     "channels": "CHANNELS",
     "slicing": "keep_components",
+    "plain_config": "saved_config",
     "structure": "rebuild_structure",
 }
 COMPONENTS = Path(components.__file__).parent

@@ -27,11 +27,8 @@ WORD_EMBEDDINGS = {"embedding_dims": EmbeddingNames("embeddings.word_embeddings"
 BERT = Architecture("encoder.layer", {**WORD_EMBEDDINGS, "heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
-WHISPER = Architecture(
-    "encoder.layers",
-    {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")},
-    norm_first=True,
-)
+BART_NEURONS = NeuronNames(("fc1",), "fc2", "activation_fn", config_neurons="encoder_ffn_dim")
+WHISPER = Architecture("encoder.layers", {"heads": SELF_ATTENTION, "neurons": BART_NEURONS}, norm_first=True)
 BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
 LLAMA = Architecture(
     "layers",
@@ -85,7 +82,7 @@ DISTILBERT = Architecture(
             num_heads="n_heads",
             width="dim",
         ),
-        "neurons": NeuronNames(("ffn.lin1",), "ffn.lin2", "ffn.activation"),
+        "neurons": NeuronNames(("ffn.lin1",), "ffn.lin2", "ffn.activation", config_neurons="hidden_dim"),
     },
 )
 GPT2 = Architecture(
@@ -102,7 +99,7 @@ GPT2 = Architecture(
             width="split_size",
             head_size="head_dim",
         ),
-        "neurons": NeuronNames(("mlp.c_fc",), "mlp.c_proj", "mlp.act"),
+        "neurons": NeuronNames(("mlp.c_fc",), "mlp.c_proj", "mlp.act", config_neurons="n_inner"),
     },
     norm_first=True,
     also_added=("crossattention.c_proj",),  # As a decoder, GPT-2 adds what it reads of the encoder.
@@ -154,6 +151,7 @@ T5 = Architecture(
             ("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
             "layer.1.DenseReluDense.wo",
             "layer.1.DenseReluDense.act",
+            config_neurons="d_ff",
         ),
     },
     norm_first=True,

@@ -94,6 +94,8 @@ class NeuronNames:
             need it.
         followers (`tuple[str, ...]`, *optional*): Modules between the projections that act on every neuron. Paths that
             the layer does not have are skipped.
+        config_neurons (`str`, *optional*, defaults to `"intermediate_size"`): Attribute of the config with the dense
+            model's neurons per layer.
         apart (`bool`, *optional*, defaults to `False`): Whether what `output` gives is scaled, or laid out otherwise,
             before it is added to the residual stream. A refit then follows what it gives.
         scale (`str`, *optional*): The parameter that multiplies what `output` gives, before this is added to the
@@ -111,6 +113,7 @@ class NeuronNames:
     scale: str | None = None
     norm: str | None = None
     otherwise: "NeuronNames | None" = None
+    config_neurons: str = "intermediate_size"
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) 
         keep_components(group, positions)
         if rank:
             insert_implant(group, rank)
-    record_structure(model, groups, changed)
+    record_structure(model, groups, changed, plan.uniform)
     join_whole(model)
 
 
