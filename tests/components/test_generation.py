@@ -46,10 +46,11 @@ def test_caches_and_beams(models, prompt, settings):
     assert torch.equal(found, expected.generate(prompt, **LONG, **without_cache, use_cache=False))
 
 
-@pytest.mark.parametrize("gone, left", [("heads", [2, 3]), ("attention", [0, 3])])
-def test_caches_hold_the_heads_that_are_left(gone, left, prompt):
+@pytest.mark.parametrize("gone, numbers", [("heads", [2 * 4, 3 * 4]), ("attention", [1, 3 * 4])])
+def test_caches_hold_the_heads_that_are_left(gone, numbers, prompt):
+    """Of every token they keep the dimensions of all heads, in an emptied layer one number, which counts tokens."""
     cache = model_of(gone)[2](prompt, use_cache=True).past_key_values
-    assert [layer.keys.numel() for layer in cache.layers] == [3 * 6 * 4 * heads for heads in left]
+    assert [layer.keys.numel() for layer in cache.layers] == [prompt.numel() * count for count in numbers]
     assert [layer.get_seq_length() for layer in cache.layers] == [6, 6]
 
 
