@@ -22,6 +22,7 @@ MODULES = {
     "convolutional": "CONVOLUTIONAL",
     "shared_names": "BERT_NEURONS",
     "vision": "VISION",
+    "decoders": "DECODERS",
     "gguf": "quantized_by",
     "record": "recorded_structure",
     "architectures": "ARCHITECTURES, Architecture, EmbeddingNames, HeadNames, NeuronNames",

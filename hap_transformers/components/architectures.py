@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
+from .decoders import DECODERS
 from .gguf import quantized_by
 from .names import Architecture, EmbeddingNames, HeadNames, NeuronNames
 from .record import METHOD
@@ -30,23 +31,6 @@ BERT = Architecture("encoder.layer", {**WORD_EMBEDDINGS, "heads": BERT_HEADS, "n
 BART_NEURONS = NeuronNames(("fc1",), "fc2", "activation_fn", config_neurons="encoder_ffn_dim")
 WHISPER = Architecture("encoder.layers", {"heads": SELF_ATTENTION, "neurons": BART_NEURONS}, norm_first=True)
 BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
-LLAMA = Architecture(
-    "layers",
-    {
-        "embedding_dims": EmbeddingNames("embed_tokens"),
-        "heads": replace(
-            SELF_ATTENTION,
-            output="self_attn.o_proj",
-            num_heads="num_attention_heads",
-            bilinear=False,
-            rotary=True,
-            config_heads="num_key_value_heads",
-        ),
-        "neurons": NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn"),
-    },
-    norm_first=True,
-)
-QWEN3_HEADS = replace(LLAMA.names["heads"], query_norm="self_attn.q_norm")
 ALBERT = Architecture(
     "encoder.albert_layer_groups.*.albert_layers",
     {
@@ -160,6 +144,7 @@ T5 = Architecture(
 ARCHITECTURES: dict[str, Architecture] = {
     **CONVOLUTIONAL,
     **VISION,
+    **DECODERS,
     "albert": ALBERT,
     "bart": BART,
     "bert": BERT,
@@ -168,12 +153,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": DISTILBERT,
     "electra": BERT,
     "gpt2": GPT2,
-    "llama": LLAMA,
-    "mistral": LLAMA,
     "modernbert": MODERNBERT,
     "mpnet": replace(BERT, names={**BERT.names, "heads": MPNET_HEADS}),
-    "qwen2": LLAMA,
-    "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
     "roberta": BERT,
     "t5": T5,
     "whisper": WHISPER,

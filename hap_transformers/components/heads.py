@@ -63,7 +63,7 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         of_stream = writers[2:] if names.position_inputs else None
         around = model.base_model.get_submodule(path[:-1])
         group = Group(HEADS, layer, *own, head_size=head_size, shared=queries // total, around=around)
-        group.of_stream = of_stream
+        group.of_stream, group.alone = of_stream, names.apart
         parameters = dict(around.named_parameters())
         group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
         groups.append(group)
