@@ -26,7 +26,7 @@ from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 from .language_data import LENGTH, batches_of, load, perplexity, smollm2, windows
-from .language_rivals import drop_similar_layers, taylor_plan
+from .language_rivals import drop_similar_layers
 
 
 HERE = Path(__file__).parent
@@ -137,17 +137,11 @@ def by_similarity(bench: Bench, ratio: float) -> PruningPlan:
     return drop_similar_layers(bench.model, batches_of(bench.some(bench.args.score_tokens)), ratio)
 
 
-def by_taylor(bench: Bench, ratio: float) -> PruningPlan:
-    """Plans with Torch-Pruning."""
-    return taylor_plan(bench.model, batches_of(bench.some(bench.args.score_tokens), labels=True), ratio)
-
-
 METHODS: dict[str, Callable[[Bench, float], PruningPlan]] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_similarity,
-    "gradient": by_scores("gradient"),
-    "Torch-Pruning's Taylor": by_taylor,
+    "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }
 

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from glue_scripts.compare_glue.torch_pruning_plan import loss_gradients, plan_by_gradients
 from hap_transformers import PruningPlan
 from hap_transformers.components.groups import by_kind, find_groups, layers
 
@@ -36,9 +35,3 @@ def drop_similar_layers(model: PreTrainedModel, batches: Iterable[Mapping[str, A
     found = by_kind(find_groups(model))
     removed = {kind.name: {i: range(members[i].num_components) for i in gone} for kind, members in found.items()}
     return PruningPlan.for_model(model, **removed)  # type: ignore[arg-type]
-
-
-def taylor_plan(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], ratio: float) -> PruningPlan:
-    """Plans with Torch-Pruning's Taylor importance, by gradients of the loss of the next tokens."""
-    example = {"input_ids": batches[-1]["input_ids"][:1, :16]}
-    return plan_by_gradients(model, loss_gradients(model, batches), example, ratio)
