@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from convnets import CONVNETS
+from decoders import DECODERS
 from tiny import ROOT
 from towers import TOWERS
 from zoo import ZOO
@@ -60,7 +61,7 @@ def test_exported_code_has_every_file_of_components():
 
 
 def test_every_architecture_is_in_the_zoo():
-    models = (*ZOO.values(), *TOWERS.values(), *CONVNETS.values())
+    models = (*ZOO.values(), *TOWERS.values(), *CONVNETS.values(), *DECODERS.values())
     assert {tiny.config().model_type for tiny in models} == SHIPPED.keys()
 
 

@@ -45,7 +45,7 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
         with torch.device("meta"):
             made = type(model)(config)
         found = find_groups(made)
-    except ValueError:  # Raised by configs whose numbers do not belong together.
+    except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
         made, found = None, []
     fits = [(group.kind, group.num_components, group.head_size) for group in found] == wanted
     if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):

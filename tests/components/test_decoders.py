@@ -4,47 +4,19 @@ import copy
 
 import pytest
 import torch
-import transformers
+from decoders import DECODERS
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
 from hap_transformers.components.groups import find_groups
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {"num_key_value_heads": 2}
-FAMILIES = {
-    "Gemma": {**GROUPED, "head_dim": 6},
-    "Gemma2": {**GROUPED, "head_dim": 6, "query_pre_attn_scalar": 3},
-    "Gemma3": {**GROUPED, "head_dim": 6, "query_pre_attn_scalar": 3},
-    "GPTNeoX": {},
-    "Granite": {**GROUPED, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
-    "Olmo": GROUPED,
-    "Olmo2": GROUPED,
-    "Phi": {**GROUPED, "partial_rotary_factor": 0.5},
-    "Phi3": {"partial_rotary_factor": 1.0},
-}
 IDS = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=DECODERS)
 def model(request):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{request.param}{'Text' * (request.param == 'Gemma3')}Config")
-    made = getattr(transformers, f"{request.param}ForCausalLM")(config(**SIZES, **FAMILIES[request.param]))
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return made.double().eval()
+    return DECODERS[request.param].model()
 
 
 def removed(model):

@@ -15,7 +15,8 @@ from hap_transformers.sensitivity.surgeon import removal_costs
 
 
 # Their streams have outliers, so each input's ridge is a share of its own second moment.
-NORM_FIRST = ("deit", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "t5", "t5-gated", "vit", "whisper")
+NORM_FIRST = {"beit", "clip", "deit", "dinov2", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "siglip"}
+NORM_FIRST |= {"swin", "t5", "t5-gated", "vit", "whisper"}
 
 
 def kronecker_scores(model, batches, **arguments):
