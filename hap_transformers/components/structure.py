@@ -48,7 +48,7 @@ def record_structure(
             counts[kind.name] = {**(recorded.get(kind.name) or {}), **now}
     implants = {str(group.layer): group.implant_rank for group in groups if group.implant_rank}
     if changed or recorded:
-        structure = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
+        structure: dict[str, Any] = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
         structure |= {UNIFORM: True} if uniform else {}
         model.config.quantization_config = structure
 
