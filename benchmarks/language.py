@@ -47,6 +47,7 @@ class Arguments:
     tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
     score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
     num_probes: int = 4
+    ridge: float = field(default=0.3, metadata={"help": "Strength of the refit's regularization."})
     test_windows: int = field(default=64, metadata={"help": "Windows of 256 tokens to measure perplexity on."})
     bf16: bool = field(default=False, metadata={"help": "Score in bf16."})
 
@@ -113,7 +114,9 @@ class Bench:
             apply_plan(model, plan)
             if key.tokens:
                 batches = batches_of(self.some(key.tokens))
-                _, seconds["refit"] = timed(lambda: reconstruct(model, dense, batches, progress=False))
+                _, seconds["refit"] = timed(
+                    lambda: reconstruct(model, dense, batches, ridge=self.args.ridge, progress=False)
+                )
         found, seconds["perplexity"] = timed(lambda: perplexity(model, self.test))
         return {
             **key._asdict(),
@@ -122,6 +125,7 @@ class Bench:
             "test_windows": len(self.test),
             "score_tokens": self.args.score_tokens,
             "num_probes": self.args.num_probes,
+            "ridge": self.args.ridge,
             "bf16": self.args.bf16,
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         }
@@ -163,6 +167,8 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 def table(cells: dict[Key, Cell]) -> str:
     """A row a method and number of tokens, a column a ratio: perplexity over the dense model's."""
+    if not cells:
+        return "These figures are open: `python -m benchmarks.language` makes them."
     dense = cells[Key(DENSE, 0.0, 0)]["perplexity"]
     ratios = sorted({key.ratio for key in cells if key.method != DENSE})
     lines = ["| method | tokens of the refit | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
