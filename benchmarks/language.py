@@ -47,7 +47,7 @@ class Arguments:
     tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
     score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
     num_probes: int = 4
-    ridge: float = field(default=0.3, metadata={"help": "Strength of the refit's regularization."})
+    ridge: float = field(default=1.0, metadata={"help": "Strength of the refit's regularization."})
     test_windows: int = field(default=64, metadata={"help": "Windows of 256 tokens to measure perplexity on."})
     bf16: bool = field(default=False, metadata={"help": "Score in bf16."})
 
