@@ -1,4 +1,4 @@
-"""Where further families of causal language models keep the modules that components own."""
+"""Where families of causal language models keep the modules that components own."""
 
 from dataclasses import replace
 
