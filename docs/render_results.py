@@ -15,6 +15,8 @@ from benchmarks.device_tables import section_text
 from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
 from benchmarks.embeddings_tables import summary as summary_of_embeddings
+from benchmarks.language import Key as LanguageKey
+from benchmarks.language import table as perplexity_table
 from benchmarks.markdown_table import (
     elimination_table,
     latency_table,
@@ -251,6 +253,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[README, "encoders"] = summary_of_embeddings(encoders)
     for name, text in sections_on_embeddings(encoders).items():
         found[HERE / "embeddings.md", name] = text
+    found[HERE / "language.md", "perplexity"] = perplexity_table(
+        read_cells(BENCHMARKS / "language.jsonl", LanguageKey)
+    )
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
     found[HERE / "ranks.md", "rank latency"] = rank_latency_table(read(BENCHMARKS / "rank_latency.json")["rows"])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from convnets import CONVNETS
+from decoders import DECODERS
 from tiny import ROOT
 from towers import TOWERS
 from zoo import ZOO
@@ -16,12 +17,12 @@ from hap_transformers.checkpoints.remote_code import SHIPPED
 
 
 PACKAGE, TESTS = ROOT / "hap_transformers", ROOT / "tests"
-SCRIPTS = ROOT / "glue_scripts", ROOT / "vision_scripts"
+SCRIPTS = ROOT / "glue_scripts", ROOT / "vision_scripts", ROOT / "language_scripts"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted(file for folder in (PACKAGE, TESTS, *SCRIPTS) for file in folder.rglob("*.py"))
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 # Test folders without a counterpart in the package.
-OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "vision_scripts", "benchmarks"}
+OTHER_TESTS = {"reliability", "fixtures", "glue_scripts", "language_scripts", "vision_scripts", "benchmarks"}
 
 
 def name_of(file):
@@ -60,7 +61,7 @@ def test_exported_code_has_every_file_of_components():
 
 
 def test_every_architecture_is_in_the_zoo():
-    models = (*ZOO.values(), *TOWERS.values(), *CONVNETS.values())
+    models = (*ZOO.values(), *TOWERS.values(), *CONVNETS.values(), *DECODERS.values())
     assert {tiny.config().model_type for tiny in models} == SHIPPED.keys()
 
 

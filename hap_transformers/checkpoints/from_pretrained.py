@@ -20,7 +20,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
 from ..components.embedding_dims import validate_resizable
+from ..components.gguf import forget_gguf
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
+from ..components.plain_config import saved_config
 from ..components.projections import Projection
 from ..components.releases import TRANSFORMERS_4
 from ..components.structure import (
@@ -163,7 +165,13 @@ _save_pretrained = PreTrainedModel.save_pretrained
 @functools.wraps(_save_pretrained)
 def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     validate_savable(self)
-    return _save_pretrained(self, *args, **kwargs)
+    forget_gguf(self)
+    config = self.config
+    self.config = saved_config(self)
+    try:
+        return _save_pretrained(self, *args, **kwargs)
+    finally:
+        self.config = config
 
 
 PreTrainedModel.save_pretrained = _save_pretrained_method  # type: ignore[method-assign]

@@ -15,7 +15,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
+from .decoders import DECODERS
+from .gguf import quantized_by
 from .names import Architecture, EmbeddingNames, HeadNames, NeuronNames
+from .record import METHOD
 from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
 from .vision import TOWERS, VISION
 
@@ -25,29 +28,9 @@ WORD_EMBEDDINGS = {"embedding_dims": EmbeddingNames("embeddings.word_embeddings"
 BERT = Architecture("encoder.layer", {**WORD_EMBEDDINGS, "heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
 # In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
-WHISPER = Architecture(
-    "encoder.layers",
-    {"heads": SELF_ATTENTION, "neurons": NeuronNames(("fc1",), "fc2", "activation_fn")},
-    norm_first=True,
-)
+BART_NEURONS = NeuronNames(("fc1",), "fc2", "activation_fn", config_neurons="encoder_ffn_dim")
+WHISPER = Architecture("encoder.layers", {"heads": SELF_ATTENTION, "neurons": BART_NEURONS}, norm_first=True)
 BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
-LLAMA = Architecture(
-    "layers",
-    {
-        "embedding_dims": EmbeddingNames("embed_tokens"),
-        "heads": replace(
-            SELF_ATTENTION,
-            output="self_attn.o_proj",
-            num_heads="num_attention_heads",
-            bilinear=False,
-            rotary=True,
-            config_heads="num_key_value_heads",
-        ),
-        "neurons": NeuronNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "mlp.act_fn"),
-    },
-    norm_first=True,
-)
-QWEN3_HEADS = replace(LLAMA.names["heads"], query_norm="self_attn.q_norm")
 ALBERT = Architecture(
     "encoder.albert_layer_groups.*.albert_layers",
     {
@@ -83,7 +66,7 @@ DISTILBERT = Architecture(
             num_heads="n_heads",
             width="dim",
         ),
-        "neurons": NeuronNames(("ffn.lin1",), "ffn.lin2", "ffn.activation"),
+        "neurons": NeuronNames(("ffn.lin1",), "ffn.lin2", "ffn.activation", config_neurons="hidden_dim"),
     },
 )
 GPT2 = Architecture(
@@ -100,7 +83,7 @@ GPT2 = Architecture(
             width="split_size",
             head_size="head_dim",
         ),
-        "neurons": NeuronNames(("mlp.c_fc",), "mlp.c_proj", "mlp.act"),
+        "neurons": NeuronNames(("mlp.c_fc",), "mlp.c_proj", "mlp.act", config_neurons="n_inner"),
     },
     norm_first=True,
     also_added=("crossattention.c_proj",),  # As a decoder, GPT-2 adds what it reads of the encoder.
@@ -152,6 +135,7 @@ T5 = Architecture(
             ("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
             "layer.1.DenseReluDense.wo",
             "layer.1.DenseReluDense.act",
+            config_neurons="d_ff",
         ),
     },
     norm_first=True,
@@ -160,6 +144,7 @@ T5 = Architecture(
 ARCHITECTURES: dict[str, Architecture] = {
     **CONVOLUTIONAL,
     **VISION,
+    **DECODERS,
     "albert": ALBERT,
     "bart": BART,
     "bert": BERT,
@@ -168,12 +153,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": DISTILBERT,
     "electra": BERT,
     "gpt2": GPT2,
-    "llama": LLAMA,
-    "mistral": LLAMA,
     "modernbert": MODERNBERT,
     "mpnet": replace(BERT, names={**BERT.names, "heads": MPNET_HEADS}),
-    "qwen2": LLAMA,
-    "qwen3": replace(LLAMA, names={**LLAMA.names, "heads": QWEN3_HEADS}),
     "roberta": BERT,
     "t5": T5,
     "whisper": WHISPER,
@@ -199,9 +180,8 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
         remedy = f"give {inner[0]}" if inner else "give a model of Transformers, such as BertModel"
         raise TypeError(f"{type(model).__name__} is no model of Transformers (PreTrainedModel); {remedy}.")
     model_type = model.config.model_type
-    quantized = getattr(model.config, "quantization_config", None)
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
-    if quantized is not None and method != "hap":
+    method = quantized_by(model)
+    if method not in (None, METHOD):
         raise ValueError(
             f"{type(model).__name__} is quantized (quant_method '{method}'); score and prune before quantizing."
         )

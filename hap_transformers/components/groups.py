@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import Architecture, get_architecture, tower_path
 from .architectures import layer_paths as layer_paths
@@ -239,6 +239,8 @@ class Kind:
             until it has lost components of a finer view or is asked for them. It uses that kind's names.
         needs (`str`, *optional*): For components that are parts of others: the kind without which those of the same
             part are of no use, as query/key dimensions are without value dimensions of their head.
+        write_plain (`Callable`, *optional*): Takes a config, a group and a number, and writes that number into the
+            config as a dense model's, of all layers. `None` where no number of a config says it.
         idle (`Callable`, *optional*): Takes a group without components, returns the parameters that its layer no
             longer uses. By default these are the parameters without elements.
         basis (`str`, *optional*): Attribute of the config that names the basis which components are of, for those that
@@ -266,6 +268,7 @@ class Kind:
     implant_needs: str = "an activation that the model's entry in hap_transformers.ARCHITECTURES names"
     instead_of: str | None = None
     needs: str | None = None
+    write_plain: Callable[[PretrainedConfig, Group, int], None] | None = None
     idle: Callable[[Group], set[torch.Tensor]] = empty_parameters
     basis: str | None = None
     outside: bool = False

@@ -115,6 +115,7 @@ def _group(
     count, heads = sum(runs.left), runs.whole
     group = Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
     group.around, group.scale, group.windowed = heads.around, heads.scale, heads.windowed
+    group.alone = heads.alone
     return group
 
 

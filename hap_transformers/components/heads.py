@@ -63,7 +63,7 @@ def find_whole(model: PreTrainedModel, architecture: Architecture) -> list[Group
         of_stream = writers[2:] if names.position_inputs else None
         around = model.base_model.get_submodule(path[:-1])
         group = Group(HEADS, layer, *own, head_size=head_size, shared=queries // total, around=around)
-        group.of_stream = of_stream
+        group.of_stream, group.alone = of_stream, names.apart
         parameters = dict(around.named_parameters())
         group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
         groups.append(group)
@@ -265,6 +265,14 @@ def _position_bias(attention: Any, arguments: dict[str, Any]) -> torch.Tensor:
     return bias + mask[..., :length] if TRANSFORMERS_4 and mask is not None else bias
 
 
+def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
+    """Writes the heads of all layers into a config, and their size, which is no longer hidden size / heads."""
+    config.num_attention_heads = count * group.shared
+    setattr(config, group.names.config_heads, count)
+    setattr(config, group.names.config_head_size, group.head_size)
+    config.pruned_heads = {}
+
+
 HEADS = Kind(
     name=NAME,
     singular="head",
@@ -274,6 +282,7 @@ HEADS = Kind(
     floor=1,
     floor_is_share=False,
     keeps_numbers=True,
+    write_plain=write_plain,
     idle=idle,
 )
 register_kind(HEADS)

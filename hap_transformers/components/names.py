@@ -55,6 +55,7 @@ class HeadNames:
             key/value head are one removable head.
         config_head_size (`str`, *optional*, defaults to `"head_dim"`): Attribute of the config with the head size.
             Without it, the head size is the width of the residual stream / attention heads.
+        apart (`bool`, *optional*, defaults to `False`): As for [`NeuronNames`].
     """
 
     attention: str
@@ -79,6 +80,7 @@ class HeadNames:
     scaled: bool = True
     config_heads: str = "num_attention_heads"
     config_head_size: str = "head_dim"
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class NeuronNames:
             need it.
         followers (`tuple[str, ...]`, *optional*): Modules between the projections that act on every neuron. Paths that
             the layer does not have are skipped.
-        apart (`bool`, *optional*, defaults to `False`): Whether what `output` gives is scaled, or laid out otherwise,
-            before it is added to the residual stream. A refit then follows what it gives.
+        config_neurons (`str`, *optional*, defaults to `"intermediate_size"`): Attribute of the config with the dense
+            model's neurons per layer.
+        apart (`bool`, *optional*, defaults to `False`): Whether what `output` gives is scaled, normalized or laid out
+            otherwise, before it is added to the residual stream. A refit then follows what it gives.
         scale (`str`, *optional*): The parameter that multiplies what `output` gives, before this is added to the
             residual stream. Layers that do not have it add what `output` gives.
         norm (`str`, *optional*): The norm that reads the residual stream before this block, for layers whose attention
@@ -111,6 +115,7 @@ class NeuronNames:
     scale: str | None = None
     norm: str | None = None
     otherwise: "NeuronNames | None" = None
+    config_neurons: str = "intermediate_size"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import Architecture
 from .groups import Group, Kind, layer_paths, register_kind
@@ -55,6 +55,11 @@ def fit(group: Group) -> None:
         group.reader.empty(outputs=False)
 
 
+def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
+    """Writes the neurons of all layers into a config."""
+    setattr(config, group.names.config_neurons, count)
+
+
 def set_implant_rank(group: Group, rank: int) -> None:
     """Makes the last `rank` neurons of a group linear: their activations are what they read.
 
@@ -91,5 +96,6 @@ NEURONS = Kind(
     floor_is_share=True,
     step=8,  # Matrix products are fastest when widths are multiples of this.
     implant=set_implant_rank,
+    write_plain=write_plain,
 )
 register_kind(NEURONS)

@@ -7,6 +7,8 @@ from transformers import PretrainedConfig
 
 
 METHOD = "hap"
+# The entry that says that all layers have one size.
+UNIFORM = "uniform"
 
 
 def recorded_structure(config: PretrainedConfig) -> dict[str, Any] | None:

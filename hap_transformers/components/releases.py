@@ -25,3 +25,6 @@ DINOV2_RENAMED = _TRANSFORMERS >= version.parse("5.18.0")
 
 # The attention of CLIP and SigLIP took the width of its heads for that of its input.
 TOWERS_OF_INPUT_WIDTH = _TRANSFORMERS < version.parse("5.5.0")
+
+# The language models of Gemma 3 did not say where their base model is.
+GEMMA3_LAYERS = "model.layers" if TRANSFORMERS_4 else "layers"

@@ -9,11 +9,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
 from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use, marks_of
-from .record import METHOD, recorded_structure
+from .record import METHOD, UNIFORM, recorded_structure
 from .slicing import keep_components, validate_sliceable, was_cut
 
 
-def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: Sequence[Group]) -> None:
+def record_structure(
+    model: PreTrainedModel, groups: Sequence[Group], changed: Sequence[Group], uniform: bool = False
+) -> None:
     """Writes what is left into the config.
 
     `config.quantization_config` records how many components of each kind pruned layers have, by the layer's number,
@@ -25,6 +27,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
         model (`PreTrainedModel`): The model.
         groups (`Sequence[Group]`): All its groups.
         changed (`Sequence[Group]`): Those that have just lost components.
+        uniform (`bool`, *optional*, defaults to `False`): Whether all layers have one size, which a checkpoint says by
+            plain numbers ([`saved_config`][hap_transformers.checkpoints.plain_config.saved_config]).
     """
     recorded = recorded_structure(model.config) or {}
     counts: dict[str, dict[str, Any]] = {}
@@ -45,7 +49,8 @@ def record_structure(model: PreTrainedModel, groups: Sequence[Group], changed: S
             counts[kind.name] = {**(recorded.get(kind.name) or {}), **now}
     implants = {str(group.layer): _implant_of(group) for group in groups if group.implant_rank}
     if changed or recorded:
-        structure = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
+        structure: dict[str, Any] = {"quant_method": METHOD, **counts, **({"implants": implants} if implants else {})}
+        structure |= {UNIFORM: True} if uniform else {}
         model.config.quantization_config = structure
 
 
@@ -180,7 +185,7 @@ def recorded_counts(model: PreTrainedModel, structure: Mapping[str, Any]) -> lis
             not a whole number between zero and the dense model's, marks others than the dense model's, or contradicts
             `config.pruned_NAME`.
     """
-    unknown = structure.keys() - {"quant_method", "implants", *KINDS}
+    unknown = structure.keys() - {"quant_method", "implants", UNIFORM, *KINDS}
     if unknown:
         raise ValueError(
             f"The structure in the checkpoint's config has {sorted(unknown)}, which this release of hap_transformers "

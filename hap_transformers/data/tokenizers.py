@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..tokens import positions
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, **file: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model.
 
     For a folder without a tokenizer, Transformers 4.57 fails. Transformers 5 makes an empty tokenizer, which knows no
@@ -17,6 +17,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Args:
         name (`str`): Hub name or folder of the model.
+        file (`str`): `gguf_file`, where it is to be read from such a file.
 
     Raises:
         ValueError: If the model has no tokenizer.
@@ -26,7 +27,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         "tokenizer.save_pretrained(...). A trainer does that itself if it was made with processing_class=tokenizer."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **file)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{remedy} ({error})") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):

@@ -31,9 +31,9 @@ def kinds_to_prune(
     A kind may be a finer view of another one: dimensions of heads in place of whole heads. By default these are the
     kinds of a model where the method scores them and foresees a refit (`"kronecker"`), attention can work with
     narrower heads (without rotary embeddings), the budget is no number of components, and nothing is set about whole
-    heads (`min_heads`). Otherwise heads go whole, unless the model has lost dimensions of heads before. What lies
-    outside the layers (dimensions of word embeddings) may go where the budget is all of the model. A budget that is
-    named after a kind is for that kind alone.
+    heads (`min_heads`, `uniform`). Otherwise heads go whole, unless the model has lost dimensions of heads before.
+    What lies outside the layers (dimensions of word embeddings) may go where the budget is all of the model. A budget
+    that is named after a kind is for that kind alone.
 
     Args:
         components (`Sequence[str]`, *optional*): The kinds that are asked for.
@@ -58,7 +58,8 @@ def kinds_to_prune(
             )
         components = [settings.budget]
     if components is None:
-        finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not _floors_of_replaced(settings)
+        finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not settings.uniform
+        finer = finer and not _floors_of_replaced(settings)
         if settings.budget == "latency" and model is not None and _of_several_sizes(model):
             finer = False  # Latency tables know narrower heads of layers that are alike.
         names = _default(method, finer and _foresees_finer(method), settings.budget == WHOLE_MODEL, model)

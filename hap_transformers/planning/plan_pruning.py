@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .gone_parts import Part, Scored, parts_without, positions_of, scored_withou
 from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
+from .uniform_layers import uniform_units
 
 
 def plan_pruning(
@@ -75,12 +77,17 @@ def plan_pruning(
     given.joint = evened
     budget = make_budget(settings.budget, given)
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
+    if settings.uniform:
+        floors = [max(floor, 1) for floor in floors]
     gone: set[Part] = set()
     while True:
         left = scored_without(scored, groups, gone)
         units = [unit for places in evened for unit in _even_units(places, groups, left, floors, budget)]
-        for place in left.keys() - {place for places in evened for place in places}:
-            units += _units(place, groups[place], left[place], floors[place], budget, settings)
+        alone = {
+            place: _units(place, groups[place], left[place], floors[place], budget, settings)
+            for place in left.keys() - {place for places in evened for place in places}
+        }
+        units += uniform_units(alone, groups, settings) if settings.uniform else chain(*alone.values())
         able = [floors[place] if place in scored else None for place in range(len(groups))]
         removed, implants = _chosen(units, groups, able, budget, settings, sensitivity.comparable, gone)
         if not (found := parts_without(groups, removed) - gone):
@@ -92,6 +99,7 @@ def plan_pruning(
         budget=settings.budget,
         ratio=settings.ratio,
         method=sensitivity.method,
+        uniform=settings.uniform,
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)

@@ -46,6 +46,9 @@ class PlanningSettings:
         even_heads (`bool`, *optional*, defaults to `True`): Whether the heads of a layer that lose dimensions keep
             equally many, a multiple of 8. Attention works with heads as wide as the widest, so even heads are faster.
             Uneven ones keep somewhat more of what matters.
+        uniform (`bool`, *optional*, defaults to `False`): Whether all layers keep as many heads, and as many neurons.
+            The pruned model is saved with these numbers in its config, as any dense model, and loads without this
+            package, also in engines that know one size of layers alone. Kinds are whole heads and neurons.
         weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
             Dimensions that heads lose evenly are always ranked by score over cost.
         implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons or channels chosen for removal, this most
@@ -74,6 +77,9 @@ class PlanningSettings:
     even_heads: bool = field(
         default=True, metadata={"help": "Keep equally many dimensions of all heads of a layer, which is faster."}
     )
+    uniform: bool = field(
+        default=False, metadata={"help": "Keep as many components in every layer, so that any engine loads the model."}
+    )
     weigh_costs: bool = field(default=True, metadata={"help": "Rank by score over cost instead of score alone."})
     implant_ratio: float = field(
         default=0.0,
@@ -99,6 +105,8 @@ class PlanningSettings:
                 raise ValueError(f"`{kind.singular}_multiple` must be at least 1, got {self.step_of(kind)}.")
         if not 0 <= self.implant_ratio < 1:
             raise ValueError(f"`implant_ratio` is a share and must be in [0, 1), got {self.implant_ratio}.")
+        if self.uniform and self.implant_ratio:
+            raise ValueError("`uniform` makes layers of a dense model, which has no implants; set implant_ratio=0.")
 
     def floor_of(self, kind: Kind) -> float | None:
         """What every layer keeps of a kind at least, or `None` for what the method needs."""

@@ -113,4 +113,4 @@ def _short(key: str, value: float) -> str:
         return f"{value / 1e6:.1f} MB"
     if key == "flops":
         return f"{value / 1e9:.2f} G"
-    return f"{value:,.1f}" if key == "latency_ms" else f"{value:,}"
+    return f"{value:,.1f}" if key in ("latency_ms", "tokens_per_second") else f"{value:,}"

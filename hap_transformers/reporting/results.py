@@ -164,6 +164,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Of the encoder's parameters {config['ratio']:.0%} were to go; embeddings and classifier stay.")
     if any(results.get("intervals", {}).values()):
         notes.append("Brackets are 95 % bootstrap intervals over the validation examples.")
+    if (rates := results.get("tokens_per_second")) is not None:
+        notes.append(f"Generated tokens a second: {rates['dense']:.1f} dense, {rates['pruned']:.1f} pruned.")
     if warning := slowness(results):
         notes.append(warning)
     reliability = results["reliability"]

@@ -14,6 +14,7 @@ COSTS = {
     "flops": "FLOPs, one batch",
     "latency_ms": "latency, one batch, ms",
     "bytes": "size on disk, bytes",
+    "tokens_per_second": "generated tokens a second",
 }
 # Any other budget counts the components of one kind.
 MEASURES = {

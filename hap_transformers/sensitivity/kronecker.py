@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..components.architectures import get_architecture
 from ..components.convolutions import ChannelNorms, Convolution
 from ..components.groups import Group
 from ..components.projections import Projection
@@ -172,10 +173,12 @@ def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = Fa
             running maximum in that order, so no component has a lower cost than the ones removed before it.
     """
     sums = moments.sums.split([sum(_lengths(group)) for group in task.groups])
+    by_input = get_architecture(task.model).norm_first  # Their streams have outliers.
     costs, places = ([torch.empty(0)] * len(task.groups) for _ in range(2))
     with tqdm(total=len(task.groups), desc="Costs of removal", disable=None if progress else True, leave=False) as bar:
         for alike in _alike(task):
-            order, steps = _costs_of([task.groups[i] for i in alike], [sums[i] for i in alike], moments.num_examples)
+            found = [task.groups[i] for i in alike], [sums[i] for i in alike]
+            order, steps = _costs_of(*found, moments.num_examples, by_input)
             place = order.argsort(1)
             running = steps.cummax(1).values.gather(1, place)
             for i, cost, position in zip(alike, running.cpu(), place.cpu(), strict=True):
@@ -185,7 +188,7 @@ def surgeon_costs(task: ScoringTask, moments: SampleMoments, progress: bool = Fa
 
 
 def _costs_of(
-    groups: Sequence[Group], sums: Sequence[torch.Tensor], examples: int
+    groups: Sequence[Group], sums: Sequence[torch.Tensor], examples: int, by_input: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Order and costs of removal, shape `(groups, num_components)`, of groups of one shape."""
     if not groups[0].readers:
@@ -194,7 +197,8 @@ def _costs_of(
     factors = [moment_and_curvature(group, part, examples) for group, part in zip(groups, sums, strict=True)]
     moment, curvature = (torch.stack(matrices) for matrices in zip(*factors, strict=True))
     del factors
-    return removal_costs(moment, curvature, groups[0].reader.in_features // groups[0].num_components)
+    size = groups[0].reader.in_features // groups[0].num_components
+    return removal_costs(moment, curvature, size, by_input=by_input)
 
 
 def _alike(task: ScoringTask) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ ONE_IN = 128
 
 
 def removal_costs(
-    moment: torch.Tensor, curvature: torch.Tensor, size: int = 1, ridge: float = 0.01
+    moment: torch.Tensor, curvature: torch.Tensor, size: int = 1, ridge: float = 0.01, by_input: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Removes groups of inputs of a linear map, the cheapest groups first.
 
@@ -40,6 +40,9 @@ def removal_costs(
         curvature (`torch.Tensor`): M, float64, of the same shape.
         size (`int`, *optional*, defaults to 1): Inputs per group. The inputs of a group are consecutive.
         ridge (`float`, *optional*, defaults to 0.01): Number added to A's diagonal, in units of the diagonal's mean.
+        by_input (`bool`, *optional*, defaults to `False`): Whether the unit is each input's own entry of the diagonal.
+            Where a few inputs are a thousand times larger than others, as those that make the attention sinks of
+            language models, the mean says nothing of the others.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The groups in the order of removal, int64, and the additional cost of each
@@ -52,13 +55,13 @@ def removal_costs(
         ([1, 2, 0], [0.5, 2.0, 4.5])
     """
     if moment.ndim == 2:
-        order, costs = removal_costs(moment[None], curvature[None], size, ridge)
+        order, costs = removal_costs(moment[None], curvature[None], size, ridge, by_input)
         return order[0], costs[0]
-    scale = moment.diagonal(dim1=1, dim2=2).mean(1)
+    own = moment.diagonal(dim1=1, dim2=2)
+    scale = own if by_input else own.mean(1, keepdim=True).expand_as(own)
     # If all inputs are constant, the scale is zero and removal is free. The small number keeps the matrix invertible.
     added = ridge * scale + torch.finfo(moment.dtype).tiny ** 0.5
-    identity = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
-    inverse = _inverse(moment + added[:, None, None] * identity)
+    inverse = _inverse(moment + torch.diag_embed(added))
     return _eliminate(inverse, curvature.clone(), size)
 
 

@@ -101,7 +101,7 @@ def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) 
     for group, _, rank in kept:
         if rank:
             insert_implant(group, rank)
-    record_structure(model, groups, changed)
+    record_structure(model, groups, changed, plan.uniform)
     join_whole(model)
 
 

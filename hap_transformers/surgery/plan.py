@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..alignment.basis_name import attributes_of, basis_of
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
+from ..components.plain_config import validate_plain
 from ..efficiency import count_parameters
 from ..files import write_text
 from .shared_weights import counted_twice, shared_by_pairs, smaller_filters, spared
@@ -44,6 +45,8 @@ class PruningPlan:
             (`config.aligned_heads`, `config.aligned_embeddings`), `""` for what was not aligned.
         saved (`dict[str, int]`, *optional*): For each kind, the parameters that its removals take from the model, less
             those of implants. Weights that belong to two components count for both.
+        uniform (`bool`, *optional*, defaults to `False`): Whether all layers keep as many components of a kind, and
+            the pruned model is saved with plain numbers in its config, as a dense model of that size is.
     """
 
     removed: dict[str, Removed]
@@ -56,6 +59,7 @@ class PruningPlan:
     promise: dict[str, float] = field(default_factory=dict)
     basis: str = ""
     saved: dict[str, int] = field(default_factory=dict, compare=False)  # What is removed says it.
+    uniform: bool = False
 
     def __post_init__(self):
         self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
@@ -85,6 +89,7 @@ class PruningPlan:
         method: str = "",
         promise: Mapping[str, float] | None = None,
         basis: str | None = None,
+        uniform: bool = False,
         **removed: Mapping[int, Sequence[int]] | None,
     ) -> "PruningPlan":
         """A plan for a model as it is now, such as `PruningPlan.for_model(model, heads={0: [1]}, neurons={3: [7]})`.
@@ -95,6 +100,7 @@ class PruningPlan:
                 the numbers of removed channels to keep with a 1x1 filter.
             budget, ratio, method, promise: For the record.
             basis (`str`, *optional*): The basis that dimensions of heads are of; by default the model's.
+            uniform (`bool`, *optional*): Whether all layers keep as many.
             removed: For each kind of component, layer number to what to remove there.
 
         Raises:
@@ -118,6 +124,7 @@ class PruningPlan:
             method=method,
             promise=dict(promise or {}),
             basis=basis_of(model.config, _named(given)) if basis is None else basis,
+            uniform=uniform,
         )
         plan.validate(model, groups)
         return plan
@@ -183,8 +190,8 @@ class PruningPlan:
 
         Raises:
             ValueError: If the plan was made for another model type or shape, names a layer or component that does not
-                exist, or one twice, removes dimensions of another basis, implants more than it removes, or promises
-                another number of parameters.
+                exist, or one twice, removes dimensions of another basis, implants more than it removes, promises
+                another number of parameters, or is uniform but leaves layers of different sizes.
         """
         groups = self.groups_of(model) if groups is None else groups
         found = {kind.name: members for kind, members in by_kind(groups).items()}
@@ -199,6 +206,8 @@ class PruningPlan:
         for layer, found_there in self.implants.items():
             self._validate_implant(layer, found_there, [g for g in groups if g.layer == layer and g.kind.implant])
         self._validate_needed(groups)
+        if self.uniform:
+            validate_plain(model, groups, [self.left_in(group) for group in groups])
         parameters = count_parameters(model) - self._parameters_removed(groups)
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
@@ -313,6 +322,8 @@ class PruningPlan:
             for name in ("model_type", "budget", "method", "basis"):
                 if not isinstance(getattr(plan, name), str):
                     raise TypeError(f"{name} must be a str")
+            if not isinstance(plan.uniform, bool):
+                raise TypeError("uniform must be a bool")
             for name, counts in plan.original.items():
                 if not isinstance(counts, list) or any(type(count) is not int for count in counts):
                     raise TypeError(f"original {name} must be a list of whole numbers")

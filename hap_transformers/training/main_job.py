@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import yaml
@@ -158,15 +158,23 @@ def load_classifier(
         raise ValueError(f"'{folder}' cannot be loaded: {error}{hint}") from error
 
 
-def first_inputs(trainer: HapTrainer) -> dict[str, torch.Tensor]:
+def first_inputs(trainer: HapTrainer, count: int = COST_EXAMPLES) -> dict[str, torch.Tensor]:
     """Makes a batch of the first validation examples, on the model's device, without labels."""
     examples: Any = trainer.eval_dataset
-    batch = trainer.data_collator([examples[i] for i in range(min(COST_EXAMPLES, len(examples)))])
+    batch = trainer.data_collator([examples[i] for i in range(min(count, len(examples)))])
     return {name: tensor.to(trainer.model.device) for name, tensor in batch.items() if name != "labels"}  # type: ignore[union-attr]
 
 
 def finish_job(
-    trainer: HapTrainer, stages: Stages, *, task: str, model: str, loader: str, **about: Any
+    trainer: HapTrainer,
+    stages: Stages,
+    *,
+    task: str,
+    model: str,
+    loader: str,
+    cost_examples: int = COST_EXAMPLES,
+    more_costs: Callable[[dict[str, PreTrainedModel]], dict[str, Any]] | None = None,
+    **about: Any,
 ) -> dict[str, Any]:
     """Runs all stages, writes the model, its card and the results, and uploads them if the flags ask for it.
 
@@ -176,13 +184,19 @@ def finish_job(
         task (`str`): Name of the task.
         model (`str`): Public name of the model to begin with.
         loader (`str`): The class that loads the model, with its package.
+        cost_examples (`int`, *optional*, defaults to 32): FLOPs and latency are those of so many validation examples.
+        more_costs (`Callable`, *optional*): Takes the dense and the pruned model by name, returns further costs of
+            both, by names in [`COSTS`][hap_transformers.reporting.wording.COSTS].
         about: Arguments of `HapTrainer.create_model_card`.
 
     Returns:
         `dict[str, Any]`: The fields of `results.json`.
     """
     run = run_stages(trainer, stages)
-    results = collect_results(trainer, run, first_inputs(trainer), task=task, model=model, loader=loader)
+    inputs = first_inputs(trainer, cost_examples)
+    results = collect_results(trainer, run, inputs, task=task, model=model, loader=loader)
+    if more_costs is not None:
+        results.update(more_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}))
     trainer.save_model()
     trainer.results.update({name: results[name] for name in (*COSTS, "parts") if name in results})
     folder = Path(str(trainer.args.output_dir))

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..alignment.basis_name import take_bases
 from ..components.groups import KINDS
+from ..components.plain_config import saved_config
 from ..components.structure import recorded_numbers, recorded_structure
 
 
@@ -88,7 +89,7 @@ def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> N
     file = Path(checkpoint) / "config.json"
     if not file.is_file():
         return
-    structures = [_structure(config) for config in (PretrainedConfig.from_json_file(file), model.config)]
+    structures = [_structure(config) for config in (PretrainedConfig.from_json_file(file), saved_config(model))]
     if structures[0] != structures[1]:
         saved, current = ("pruned" if any(structure.values()) else "dense" for structure in structures)
         raise ValueError(

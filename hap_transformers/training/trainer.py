@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.remote_code import export_remote_code
+from ..components.gguf import forget_gguf
 from ..data.metrics import metrics_of_best, quality_metrics
 from ..files import whole_files
 from ..planning.latency_table import LatencyTable
@@ -74,6 +75,9 @@ class HapTrainerMixin(PruningMixin):
     ):
         self._structure_in_training: dict[str, Any] | None = None
         self.hooks = hooks_of(self)
+        given = kwargs.get("model", args[0] if args else None)
+        if isinstance(given, PreTrainedModel):
+            forget_gguf(given)  # Trainer refuses models that call themselves quantized.
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             self.hooks.validate(hap_config)

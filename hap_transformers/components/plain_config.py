@@ -1,0 +1,72 @@
+"""Configs of models whose layers all have one size: plain numbers, as a dense model of that size has."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .groups import Group, by_kind, find_groups
+from .record import UNIFORM, recorded_structure
+
+
+def saved_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The config that a checkpoint of a model gets: its own, or plain numbers where a uniform plan was applied."""
+    if not (recorded_structure(model.config) or {}).get(UNIFORM):
+        return model.config
+    groups = find_groups(model)
+    return _plain_config(model.config, groups, [group.num_components for group in groups])
+
+
+def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequence[int]) -> None:
+    """Checks that a config of a model's type can say by plain numbers what all layers shall have.
+
+    Args:
+        model (`PreTrainedModel`): The model; it is only read.
+        groups (`Sequence[Group]`): All its groups.
+        left (`Sequence[int]`): How many components each of them shall have.
+
+    Raises:
+        ValueError: If layers differ, a kind has no such number, or a model that is made of the config has other sizes.
+    """
+    for kind, members in by_kind(groups).items():
+        counts = [count for group, count in zip(groups, left, strict=True) if group.kind is kind]
+        if kind.write_plain is None and counts == [group.original for group in members]:
+            continue
+        implanted = any(group.implant_rank for group in members)
+        if kind.write_plain is None or implanted or len(set(counts)) > 1 or not counts[0]:
+            raise ValueError(
+                f"A uniform plan leaves every layer as many whole components, at least one, and no implants. This one "
+                f"leaves {counts} {kind.name}. Plan again with uniform=True, or set uniform to False."
+            )
+    config = _plain_config(model.config, groups, left)
+    wanted = [(group.kind, count, group.head_size) for group, count in zip(groups, left, strict=True)]
+    try:
+        with torch.device("meta"):
+            made = type(model)(config)
+        found = find_groups(made)
+    except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
+        made, found = None, []
+    fits = [(group.kind, group.num_components, group.head_size) for group in found] == wanted
+    if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):
+        raise ValueError(
+            f"The config of a '{model.config.model_type}' has no numbers for such layers alone: the size of heads "
+            "follows from their number, or a decoder's layers have the same numbers. Set uniform=False, or prune "
+            "another kind (components=['neurons'])."
+        )
+
+
+def _shapes_around(model: PreTrainedModel, groups: Sequence[Group]) -> dict[str, torch.Size]:
+    """Shapes of the parameters that no component owns."""
+    owned = {id(parameter) for group in groups for view in group.projections for parameter in view.parameters}
+    return {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in owned}
+
+
+def _plain_config(config: PretrainedConfig, groups: Sequence[Group], left: Sequence[int]) -> PretrainedConfig:
+    plain = copy.deepcopy(config)
+    if recorded_structure(plain) is not None:
+        del plain.quantization_config
+    for group, count in zip(groups, left, strict=True):
+        if group.kind.write_plain is not None:
+            group.kind.write_plain(plain, group, count)
+    return plain

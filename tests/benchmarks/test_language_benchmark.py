@@ -1,0 +1,67 @@
+"""The benchmark of language models, on a tiny one."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import language
+from benchmarks.language import DENSE, Key, table
+from benchmarks.language_data import perplexity
+from benchmarks.language_rivals import block_influence, drop_similar_layers
+from glue_scripts.compare_glue.cells import read_cells
+from language_scripts.demo_model import demo_tokenizer
+
+
+pytestmark = pytest.mark.any_release
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=300)).eval()
+    for parameter in model.model.layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_cells_are_computed_once(tmp_path, model, monkeypatch):
+    text = " ".join(f"the river {i % 7} runs {i % 11} slower" for i in range(400))
+    for split in ("test", "validation"):
+        (tmp_path / f"{split}.txt").write_text(text)
+    model.save_pretrained(tmp_path / "model")
+    demo_tokenizer(text).save_pretrained(tmp_path / "model")
+    output = tmp_path / "cells.jsonl"
+    command = ["language", "--model", str(tmp_path / "model"), "--text_dir", str(tmp_path), "--output", str(output)]
+    command += ["--cache", str(tmp_path / "cache"), "--ratios", "0.4", "--tokens", "1024", "--score_tokens", "512"]
+    monkeypatch.setattr(sys, "argv", [*command, "--test_windows", "2", "--num_probes", "1"])
+    language.main()
+    cells = read_cells(output, Key)
+    assert set(cells) == {Key(DENSE, 0.0, 0), Key("kronecker", 0.4, 0)} | {
+        Key(method, 0.4, 1024) for method in language.METHODS
+    }
+    assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
+    monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
+    language.main()
+    assert table(cells).count("\n") == 2 + 1 + len(language.METHODS)
+
+
+def test_perplexity(model):
+    ids = torch.arange(60).view(3, 20)
+    loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert perplexity(model, ids) == pytest.approx(math.exp(loss.item()), rel=1e-4)
+
+
+def test_the_layer_that_changes_least_is_dropped(model):
+    batches = [{"input_ids": torch.arange(60).view(3, 20)}]
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
+    influence = block_influence(model, batches)
+    assert min(influence) == influence[1] < 1e-3
+    plan = drop_similar_layers(model, batches, 1 / 3)
+    assert plan.heads == {1: [0, 1]} and plan.neurons == {1: list(range(32))}

@@ -1,0 +1,116 @@
+"""Uniform plans: every layer keeps as many components, and a checkpoint is that of an ordinary model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from zoo import ZOO
+
+from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning
+from hap_transformers.components.groups import find_groups
+from hap_transformers.sensitivity.self_loss import SelfLoss
+
+
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
+assert not any(name.startswith("hap_transformers") for name in sys.modules)
+torch.save(model(torch.arange(3, 12)[None]).logits, sys.argv[1] + "/logits.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """A Llama of three layers with four key/value heads, and its scores by the default method."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=40)).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = {"input_ids": torch.arange(40).view(4, 10)}
+    return model, estimate_sensitivity(model, [batch], loss_fn=SelfLoss(), progress=False)
+
+
+def fresh(model):
+    copied = LlamaForCausalLM(model.config.__class__(**model.config.to_dict())).double().eval()
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+def test_layers_lose_their_own_cheapest(llama):
+    model, sensitivity = llama
+    plan = plan_pruning(sensitivity, model, ratio=0.5, uniform=True, neuron_multiple=4)
+    for kind in ("heads", "neurons"):
+        (count,) = {len(numbers) for numbers in plan.removed[kind].values()}
+        assert 0 < count < plan.original[kind][0] and len(plan.removed[kind]) == 3
+        for layer, numbers in plan.removed[kind].items():
+            order = sensitivity.order[kind][layer].argsort()
+            assert numbers == sorted(order[:count].tolist())
+    assert 24 % 4 == 0 and all(len(n) % 4 == 0 for n in plan.neurons.values())
+    removed = plan.count_parameters(model)
+    dense = sum(p.numel() for layer in model.model.layers for p in layer.parameters())
+    free = plan_pruning(sensitivity, model, ratio=0.5, neuron_multiple=4)
+    assert removed >= 0.5 * dense and len({len(n) for n in free.neurons.values()}) > 1
+
+
+def test_every_layer_keeps_something(llama):
+    model, sensitivity = llama
+    plan = plan_pruning(sensitivity, model, ratio=0.8, uniform=True, neuron_multiple=1)
+    assert len(plan.heads[0]) <= 3 and len(plan.neurons[0]) <= 23
+    with pytest.raises(ValueError, match="cannot be met: every layer keeps at least 1 heads and at least 1 neurons"):
+        plan_pruning(sensitivity, model, ratio=0.99, uniform=True)
+
+
+def test_plain_transformers_loads_the_checkpoint(llama, tmp_path):
+    model, ids = fresh(llama[0]), torch.arange(3, 12)[None]
+    plan = plan_pruning(llama[1], model, ratio=0.5, uniform=True)
+    plan.save(tmp_path / "plan.json")
+    apply_plan(model, PruningPlan.load(tmp_path / "plan.json"))
+    recorded = dict(model.config.quantization_config)
+    model.save_pretrained(tmp_path)
+    assert model.config.quantization_config == recorded and recorded["uniform"]  # In memory it knows what is gone.
+    config = json.loads((tmp_path / "config.json").read_text())
+    heads, neurons = (len(plan.removed[kind][0]) for kind in ("heads", "neurons"))
+    assert config["num_key_value_heads"] == 4 - heads and config["num_attention_heads"] == 2 * (4 - heads)
+    assert config["head_dim"] == 2 and config["intermediate_size"] == 24 - neurons
+    assert "quantization_config" not in config and not config.get("pruned_heads")
+    assert AutoConfig.from_pretrained(tmp_path).hidden_size == 16
+    subprocess.run([sys.executable, "-c", PLAIN, str(tmp_path)], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(ids).logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "gpt2", "modernbert", "bert", "bart"])
+def test_other_architectures(name, tmp_path):
+    model, batch = ZOO[name].model(), ZOO[name].batch()
+    groups = find_groups(model)
+    own_size = name in ("mistral", "qwen2", "qwen3")  # Others derive the size of heads from their number.
+    heads = {group.layer: [0] for group in groups if group.kind.name == "heads"} if own_size else {}
+    neurons = {group.layer: range(8) for group in groups if group.kind.name == "neurons"}
+    apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons, uniform=True))
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    loaded = type(model).from_pretrained(tmp_path).double()
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_what_no_plain_config_says(llama):
+    model, sensitivity = llama
+    with pytest.raises(ValueError, match=r"leaves \[3, 4, 4\] heads"):
+        PruningPlan.for_model(model, heads={0: [1]}, uniform=True)
+    bert = ZOO["bert"].model()
+    with pytest.raises(ValueError, match="the size of heads follows from their number"):
+        PruningPlan.for_model(bert, heads={0: [1], 1: [2]}, uniform=True)
+    t5 = ZOO["t5"].model()
+    with pytest.raises(ValueError, match="or a decoder's layers have the same numbers"):
+        PruningPlan.for_model(t5, neurons={0: [1], 1: [2]}, uniform=True)
+    with pytest.raises(ValueError, match="set implant_ratio=0"):
+        plan_pruning(sensitivity, model, uniform=True, implant_ratio=0.1)
+    dims = [torch.rand(4) for _ in range(3)], [torch.rand(8) for _ in range(3)]
+    scores = dict(zip(("query_key_dims", "value_dims"), dims, strict=True))
+    neurons = {"neurons": [torch.rand(24) for _ in range(3)]}
+    with pytest.raises(ValueError, match="uniform=True needs layers of one size"):
+        plan_pruning(Sensitivity("random", {**scores, **neurons}), model, uniform=True, ratio=0.2)
