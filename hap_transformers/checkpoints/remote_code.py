@@ -33,6 +33,7 @@ MODULES = {
     "response_norm": "ResponseNorm",
     "forwards": "eager_model",
     "groups": "find_groups, freeze_idle_parameters",
+    "runs": "Runs",
     "embedding_dims": "EMBEDDING_DIMS, validate_resizable",
     "pointwise": "ImplantedConvolution",
     "sharded": "is_sharded",

@@ -20,11 +20,12 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import Architecture
-from .groups import Group, Kind, Runs, marks_of, register_kind
+from .groups import Group, Kind, register_kind
 from .heads import HEADS, dims_left, find_whole, fit_to_heads, heads_gone
 from .heads import idle as idle_heads
 from .projections import GroupedReader, GroupedWriter, NormedHeads, Projection
 from .record import recorded_structure
+from .runs import Runs, marks_of
 from .spreading import Left, gather_inputs, hands_on, spread_outputs
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
-from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use, marks_of
+from .groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use
 from .record import METHOD, UNIFORM, recorded_structure
+from .runs import marks_of
 from .slicing import keep_components, validate_sliceable, was_cut
 
 

@@ -11,8 +11,9 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from ..components.groups import KINDS, Group, Runs, find_groups, layers, of_kind
+from ..components.groups import KINDS, Group, find_groups, layers, of_kind
 from ..components.projections import Projection
+from ..components.runs import Runs
 from ..components.structure import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 from ..surgery.shared_weights import Filters, Pairs, counted_twice, shared_by_pairs, smaller_filters

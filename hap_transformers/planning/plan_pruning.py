@@ -13,6 +13,7 @@ from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan, validate_basis
+from ..surgery.plan_costs import parameters_saved
 from ..surgery.shared_weights import counted_twice, spared
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
@@ -103,7 +104,7 @@ def plan_pruning(
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)
-    plan.note_saved(groups)
+    plan.saved = parameters_saved(plan, groups)
     return plan
 
 

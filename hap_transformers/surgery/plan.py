@@ -15,7 +15,7 @@ from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..components.plain_config import validate_plain
 from ..efficiency import count_parameters
 from ..files import write_text
-from .shared_weights import counted_twice, shared_by_pairs, smaller_filters, spared
+from .plan_costs import parameters_removed
 
 
 Removed = dict[int, list[int]]
@@ -179,7 +179,7 @@ class PruningPlan:
         """
         groups = self.groups_of(model)
         self.validate(model, groups)
-        return self._parameters_removed(groups)
+        return parameters_removed(self, groups)
 
     def validate(self, model: PreTrainedModel, groups: Sequence[Group] | None = None) -> None:
         """Checks that the plan fits a model as it is now.
@@ -208,7 +208,7 @@ class PruningPlan:
         self._validate_needed(groups)
         if self.uniform:
             validate_plain(model, groups, [self.left_in(group) for group in groups])
-        parameters = count_parameters(model) - self._parameters_removed(groups)
+        parameters = count_parameters(model) - parameters_removed(self, groups)
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
                 f"The plan promises {self.promise['parameters']} parameters, but {type(model).__name__} would have "
@@ -276,28 +276,6 @@ class PruningPlan:
         for number, part in enumerate(group.runs.of_each()):
             left[part] += number not in gone
         return left
-
-    def _parameters_removed(self, groups: Sequence[Group]) -> int:
-        left = [self.left_in(group) for group in groups]
-        now = sum(group.num_components * group.parameters_per_component() for group in groups)
-        kept = sum(group.parameters_with(count) for group, count in zip(groups, left, strict=True))
-        return now - kept + self._in_shared_weights(groups, left)
-
-    def _in_shared_weights(self, groups: Sequence[Group], left: Sequence[int]) -> int:
-        """Parameters that go with smaller filters, less those that components of two groups have in common."""
-        gone = [group.num_components - count for group, count in zip(groups, left, strict=True)]
-        ranks = {place: self.rank_for(group) for place, group in enumerate(groups)}
-        return round(spared(smaller_filters(groups), ranks, left) - counted_twice(shared_by_pairs(groups), gone))
-
-    def note_saved(self, groups: Sequence[Group]) -> None:
-        """Notes the parameters that each kind's removals take from a model of these groups."""
-        self.saved = {}
-        for kind, members in by_kind(groups).items():
-            left = [self.left_in(group) for group in members]
-            now = sum(group.parameters_with(group.num_components) for group in members)
-            kept = sum(group.parameters_with(count) for group, count in zip(members, left, strict=True))
-            if fewer := now - kept + self._in_shared_weights(members, left):
-                self.saved[kind.name] = fewer
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, the components of a layer on one line."""
