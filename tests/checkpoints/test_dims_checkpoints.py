@@ -38,7 +38,8 @@ RECORDS = [
 @pytest.mark.parametrize("model_type, case", RECORDS)
 def test_reloaded_models_are_equal(tmp_path, model_type, case):
     model, tiny = saved(tmp_path, model_type, case)
-    again = type(model).from_pretrained(tmp_path).eval()
+    # Some kernels sum otherwise where a file is mapped to unaligned memory.
+    again = copy.deepcopy(type(model).from_pretrained(tmp_path).eval())
     assert torch.equal(logits(again, tiny), logits(model, tiny))
     assert again.config.quantization_config == model.config.quantization_config
     assert idle(again) == idle(model)
