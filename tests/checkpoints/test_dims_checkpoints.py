@@ -1,5 +1,6 @@
 """Checkpoints of models whose heads have lost dimensions: reloading, wrong records, pruning again."""
 
+import copy
 import json
 
 import pytest
