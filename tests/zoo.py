@@ -14,6 +14,9 @@ from hap_transformers.components.releases import DINOV2_RENAMED, VIT_RENAMED
 
 LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40
 ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
+# Their streams have outliers, so each input's ridge is a share of its own second moment.
+NORM_FIRST = {"beit", "clip", "deit", "dinov2", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "siglip"}
+NORM_FIRST |= {"swin", "t5", "t5-gated", "vit", "whisper"}
 
 
 @dataclass

@@ -162,7 +162,7 @@ def export_remote_code(folder: str | Path) -> None:
     write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
     for module in MODULES:
         text = (COMPONENTS / f"{module}.py").read_text(encoding="utf-8")
-        renamed = re.sub(r"^( *)from \.(\w+) import", r"\1from .hap_\2 import", text, flags=re.MULTILINE)
+        renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
         write_text(folder / f"hap_{module}.py", renamed)
     auto_map = {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
     values = json.loads(path.read_text(encoding="utf-8"))

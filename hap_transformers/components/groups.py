@@ -7,7 +7,7 @@ give its names to the entries of `ARCHITECTURES`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +18,6 @@ from .architectures import layer_paths as layer_paths
 from .forwards import eager_model
 from .projections import Projection
 from .record import recorded_structure
-
-
-if TYPE_CHECKING:
-    from .runs import Runs
 
 
 @dataclass
@@ -73,7 +69,7 @@ class Group:
     original: int
     core: nn.Module | None = None
     names: Any = None
-    runs: "Runs | None" = None
+    runs: Any = None
     head_size: int = 0
     shared: int = 1
     around: nn.Module | None = None

@@ -98,7 +98,7 @@ class _Layer:
             scores[place] = values.tolist()
         needs = {KINDS[groups[place].kind.name].needs for place in places}
         (needed,) = (place for place in places if groups[place].kind.name in needs)
-        whole = groups[needed].runs.whole  # type: ignore[union-attr]
+        whole = groups[needed].runs.whole
         kinds = {place: groups[place].kind.name for place in places}
         return cls(left, scores, kinds, cost, needed, [0.0] * len(left[needed]), whole.head_size)
 

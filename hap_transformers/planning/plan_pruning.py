@@ -104,7 +104,7 @@ def plan_pruning(
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
     plan.promise = _promise(plan, given)
-    plan.saved = parameters_saved(plan, groups)
+    plan.saved = parameters_saved(groups, *plan.sizes_of(groups))
     return plan
 
 

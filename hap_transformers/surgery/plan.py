@@ -179,7 +179,7 @@ class PruningPlan:
         """
         groups = self.groups_of(model)
         self.validate(model, groups)
-        return parameters_removed(self, groups)
+        return parameters_removed(groups, *self.sizes_of(groups))
 
     def validate(self, model: PreTrainedModel, groups: Sequence[Group] | None = None) -> None:
         """Checks that the plan fits a model as it is now.
@@ -208,7 +208,7 @@ class PruningPlan:
         self._validate_needed(groups)
         if self.uniform:
             validate_plain(model, groups, [self.left_in(group) for group in groups])
-        parameters = count_parameters(model) - parameters_removed(self, groups)
+        parameters = count_parameters(model) - parameters_removed(groups, *self.sizes_of(groups))
         if parameters != self.promise.get("parameters", parameters):
             raise ValueError(
                 f"The plan promises {self.promise['parameters']} parameters, but {type(model).__name__} would have "
@@ -268,6 +268,10 @@ class PruningPlan:
                     f"The plan leaves {group.kind.instead_of} {useless} of layer {group.layer} {group.kind.name}, but "
                     f"no {group.kind.needs}, without which they are of no use. Remove them, too. Nothing was pruned."
                 )
+
+    def sizes_of(self, groups: Sequence[Group]) -> tuple[list[int], list[int]]:
+        """What every group keeps afterwards, and how much of it is an implant."""
+        return [self.left_in(group) for group in groups], [self.rank_for(group) for group in groups]
 
     def left_of_parts(self, group: Group) -> list[int]:
         """Components that every part of a group has afterwards."""

@@ -31,7 +31,6 @@ from .hooks import hooks_of
 from .pruning import PruningMixin
 from .recovery import GRADUALLY, NO_TEACHER, NOT_DISTILLED, recovery_arguments, warn_of_dora
 from .resuming import last_whole_checkpoint, seeded_by_epoch, take_basis, validate_same_structure
-from .trimming import trim_to_data_sets
 from .watching import watched
 
 
@@ -91,6 +90,8 @@ class HapTrainerMixin(PruningMixin):
             self.hooks.validate_teacher(teacher, hap_config)
         self.vocabulary_plan: VocabularyPlan | None = None
         if hap_config is not None and hap_config.trim_vocabulary:
+            from .trimming import trim_to_data_sets  # The package loads without datasets.
+
             self.vocabulary_plan = trim_to_data_sets(self, self._unwrapped_model(), teacher)
         self.hap_config, self.teacher, self.latency_table = hap_config, teacher, latency_table
         self._has_own_optimizer = self.optimizer is not None

@@ -98,9 +98,10 @@ def plan_vocabulary(
     """
     if min_count < 1:
         raise ValueError(f"min_count must be at least 1, not {min_count}.")
+    content = read_json(tokenizer)
     _validated_size(eager_model(model), tokenizer)
     kept = _ids_to_keep(keep, tokenizer)
-    counts, number = _count_tokens(whole_texts_backend(tokenizer, read_json(tokenizer)), texts)
+    counts, number = _count_tokens(whole_texts_backend(tokenizer, content), texts)
     return plan_for_ids(model, tokenizer, counts, number, kept, min_count)
 
 

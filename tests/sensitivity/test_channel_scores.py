@@ -127,7 +127,8 @@ def test_kronecker_costs(net, model, monkeypatch):
         curvature = sum(torch.einsum("nto,ntp->op", g, g) for g in cotangents) / len(logits)
         weight = reader.weight.detach().flatten(1)
         size = weight.shape[1] // chain.components
-        order, costs = removal_costs(rows.T @ rows / len(rows), weight.T @ curvature @ weight, size)
+        factors = rows.T @ rows / len(rows), weight.T @ curvature @ weight
+        order, costs = removal_costs(*factors, size, by_input=net.kind == "neurons")  # ConvNeXt normalizes first.
         assert result.order[net.kind][layer].argsort().tolist() == order.tolist()
         torch.testing.assert_close(result.scores[net.kind][layer][order], costs.cummax(0).values, **EXACT)
         norms = patches.square().unflatten(2, (chain.components, -1)).sum(3)

@@ -7,7 +7,7 @@ import torch
 from dims import ALL, head_size, without
 from explicit import explicit_factors
 from tiny import make_batch, make_batches, make_model
-from zoo import HEADS, LAYERS, ZOO
+from zoo import HEADS, LAYERS, NORM_FIRST, ZOO
 
 from hap_transformers import estimate_sensitivity, reconstruct
 from hap_transformers.alignment.align_heads import align_heads
@@ -28,9 +28,10 @@ def columns_of(module, tiny, left=None):
     return found
 
 
-def surgeon(A, M, owned):
+def surgeon(A, M, owned, by_input=False):
     """Order and costs of removal, by 1/2 tr(M_SS (A^-1)_SS^-1) of all that is gone, with explicit inverses."""
-    A = A + 0.01 * A.diagonal().mean() * torch.eye(len(A), dtype=A.dtype)
+    scale = A.diagonal() if by_input else A.diagonal().mean().expand(len(A))
+    A = A + 0.01 * scale.diag()
     P = torch.linalg.inv(A)
 
     def total(gone):
@@ -70,7 +71,7 @@ def test_costs_are_the_exact_surgeons(model_type, aligned):
         align_heads(model, [batch], progress=False)
     found = estimate_sensitivity(model, [batch], components=["value_dims"], progress=False)
     for layer in range(LAYERS):
-        order, costs = surgeon(*factors(model, batch, tiny, layer))
+        order, costs = surgeon(*factors(model, batch, tiny, layer), by_input=model_type in NORM_FIRST)
         scores, places = found.scores["value_dims"][layer], found.order["value_dims"][layer]
         assert places.argsort().tolist()[:8] == order.tolist()[:8]  # The last ones may tie to rounding.
         expected = costs.cummax(0).values

@@ -7,16 +7,11 @@ import torch
 from explicit import explicit_factors
 from scipy.stats import spearmanr
 from tiny import make_batch, make_model
-from zoo import HEADS, LAYERS, ZOO
+from zoo import HEADS, LAYERS, NORM_FIRST, ZOO
 
 from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity
 from hap_transformers.components.groups import find_groups
 from hap_transformers.sensitivity.surgeon import removal_costs
-
-
-# Their streams have outliers, so each input's ridge is a share of its own second moment.
-NORM_FIRST = {"beit", "clip", "deit", "dinov2", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "siglip"}
-NORM_FIRST |= {"swin", "t5", "t5-gated", "vit", "whisper"}
 
 
 def kronecker_scores(model, batches, **arguments):
