@@ -87,8 +87,7 @@ def reconstruct(
     ridge = ridge_of(model) if ridge is None else ridge
     validate_forwards(model)
     validate_forwards(dense)
-    limit = memory_limit(max_memory) or default_limit(model.device)
-    with KeptValues(limit) as kept:
+    with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = sites_to_refit(pruned, original)
