@@ -58,7 +58,6 @@ DEFAULTS = {
     "per_device_eval_batch_size": 4,
     "max_examples": 128,
     "refit_examples": 512,
-    "ridge": 1.0,  # Tokens of a text are alike, so that a weaker ridge fits their noise.
     "distillation": 1.0,
     "ratio": 0.2,
 }

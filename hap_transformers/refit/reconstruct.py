@@ -22,6 +22,7 @@ from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
+from .ridge import ridge_of
 from .written import writers_of, written_into
 
 
@@ -30,7 +31,7 @@ def reconstruct(
     dense: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     *,
-    ridge: float = 0.01,
+    ridge: float | None = None,
     init_implants: Collection[int] = (),
     forward: ForwardFunction | None = None,
     progress: bool = True,
@@ -61,7 +62,8 @@ def reconstruct(
             parameters with the pruned one ([`sharing_copy`]): it gets its own of those that the refit writes into.
         batches (`Iterable[Mapping[str, Any]]`): Inputs; labels are not needed. Tokens that `attention_mask` excludes
             do not count.
-        ridge (`float`, *optional*, defaults to 0.01): Strength of the regularization towards the present weights.
+        ridge (`float`, *optional*): Strength of the regularization towards the present weights. By default 0.01, and 1
+            for causal language models.
         init_implants (`Collection[int]`, *optional*): Layers whose implants are made anew, whatever they were before:
             of neurons the low-rank maps of their block's input that explain most of what its kept neurons miss, of
             channels the 1x1 filters that come nearest to what the dense filters give.
@@ -79,13 +81,13 @@ def reconstruct(
         ValueError: If the models are of different architectures or depths, a forward was replaced, `ridge` is
             negative, there is nothing to fit on, or a sum is not finite; the model is then as it was.
     """
-    if ridge < 0:
+    if ridge is not None and ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
     model, dense = eager_model(model), eager_model(dense)
+    ridge = ridge_of(model) if ridge is None else ridge
     validate_forwards(model)
     validate_forwards(dense)
-    limit = memory_limit(max_memory) or default_limit(model.device)
-    with KeptValues(limit) as kept:
+    with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
         sites = sites_to_refit(pruned, original)

@@ -51,7 +51,8 @@ class HapConfig(PlanningSettings):
         refit (`bool`, *optional*, defaults to `True`): Whether to refit what is left ([`reconstruct`]).
         refit_examples (`int`, *optional*, defaults to 4096): Training examples to refit on. More than
             `max_examples` are read only up to 131,072 tokens in all.
-        ridge (`float`, *optional*, defaults to 0.01): Strength of the refit's regularization.
+        ridge (`float`, *optional*): Strength of the refit's regularization. By default 0.01, and 1 for causal language
+            models.
         tuning_epochs (`int`, *optional*): Epochs for which every layer is trained for itself after the refit, on the
             same examples and without labels ([`tune_layers`]). By default 3, and 0 where there is no refit or layers
             share weights (ALBERT). 0 halves the time of pruning.
@@ -114,7 +115,12 @@ class HapConfig(PlanningSettings):
             "where layers share weights. 0 halves the time of pruning."
         },
     )
-    ridge: float = field(default=0.01, metadata={"help": "Strength of the refit's regularization."})
+    ridge: float | None = field(
+        default=None,
+        metadata={
+            "help": "Strength of the refit's regularization; by default 0.01, and 1 for causal language models."
+        },
+    )
     implant_init: str = field(default="regression", metadata={"help": "What implants start from: regression or zero."})
     recovery_epochs: float | None = field(
         default=None, metadata={"help": "Epochs of training after pruning; by default num_train_epochs."}
@@ -147,7 +153,7 @@ class HapConfig(PlanningSettings):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         for name in ("ridge", "distillation_hidden"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"`distillation` is a weight and must be in [0, 1], got {self.distillation}.")

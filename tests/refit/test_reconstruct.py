@@ -70,6 +70,24 @@ def test_equals_least_squares(ridge):
     np.testing.assert_allclose(module.bias.detach().numpy(), y.mean(0) - weight @ x.mean(0), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "expected"), [("bert", 0.01), ("t5-gated", 0.01), ("gpt2", 0.01), ("llama", 1.0)]
+)
+def test_the_ridge_suits_the_model(model_type, expected):
+    """Without one, that of classifiers and encoders, or of causal language models."""
+    tiny = ZOO[model_type]
+    if expected == 1.0:
+        tiny = dataclasses.replace(tiny, task="ForCausalLM")
+    dense = tiny.model()
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in make_batches(tiny, 2)]
+    one, two = (pruned(dense, heads={0: [1]}) for _ in range(2))
+    reconstruct(one, dense, batches, progress=False)
+    reconstruct(two, dense, batches, ridge=expected, progress=False)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+    reconstruct(two, dense, batches, ridge=3 * expected, progress=False)
+    assert not all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
 def inputs_of(model, path, batches):
     """What a module reads of all tokens that count, in NumPy."""
     read = []
