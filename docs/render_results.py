@@ -2,7 +2,7 @@
 
     python -m docs.render_results
 
-Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/{cells,longer_recovery}.jsonl`.
+Run this command in the checkout's root. `glue_scripts.compare_glue` made `docs/results/*.jsonl`.
 The modules of `benchmarks` made `benchmarks/*.json` and `benchmarks/*.jsonl`, `device.json` on a machine with a GPU.
 `vision_scripts.compare_cifar` made `benchmarks/cifar.jsonl` and `benchmarks/cifar_precision.json`.
 """
@@ -45,6 +45,8 @@ from vision_scripts.compare_cifar.plot import plot_accuracy
 from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
 
 
+# Tables of a grid; by default all: points over dense, leads, and seconds.
+SHOWN = {"longer": 2, "compression": 1}
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
@@ -220,7 +222,9 @@ def grids() -> dict[str, list[dict]]:
     """Reads the study's cells, by grid."""
     full, results = PRESETS["full"], HERE / "results"
     found = {name: grid.cells_in(results / "cells.jsonl") for name, grid in full.items()}
-    return found | {"longer": full["main"].cells_in(results / "longer_recovery.jsonl")}
+    high = (grid.cells_in(results / "compression.jsonl") for grid in PRESETS["compression"].values())
+    longer = full["main"].cells_in(results / "longer_recovery.jsonl")
+    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells]}
 
 
 def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
@@ -229,7 +233,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found = {}
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
-        found[study, name] = "\n\n".join(tables[:2] if name == "longer" else tables)
+        found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .base_models import BASE_MODELS, MINILM
 from .cells import Cell, Key, read_cells
-from .methods import CONTROL, DEFAULT, METHODS, PAPER
+from .methods import CONTROL, DEFAULT, METHODS, PAPER, TUNED
 from .settings import SETTINGS
 
 
@@ -76,5 +76,10 @@ PRESETS = {
         "main": Grid(ALL_TASKS, [*RIVALS, "random", CONTROL], ALL_RATIOS, ALL_SEEDS),
         "heads": Grid(ALL_TASKS, [DEFAULT, "gradient", "random"], ALL_RATIOS, ALL_SEEDS, "heads"),
         "parts": Grid(["mrpc", "sst2"], PARTS, [0.6, 0.8], [0, 1]),
+    },
+    # The rival's floors of a head and a twentieth of the neurons a layer leave more than 5 %.
+    "compression": {
+        "compression": Grid(ALL_TASKS, [TUNED, DEFAULT], [0.6, 0.8, 0.9, 0.95], ALL_SEEDS),
+        "rivals": Grid(ALL_TASKS, ["gradient, floor and refit"], [0.9], ALL_SEEDS),
     },
 }
