@@ -123,7 +123,7 @@ def test_the_table_for_people(here):
         "aligning query/key dimensions and value dimensions",
         "scoring query/key dimensions, value dimensions and FFN neurons by kronecker on 36 examples",
     ]
-    steps += ["planning to remove 50% of params", "pruning and refitting"]
+    steps += ["planning to remove 50% of params", "pruning and refitting, then tuning layers"]
     steps.append("comparing with the dense model on 4 held-out examples")
     assert [f"hap: {step}" for step in steps] == result.stderr.splitlines()[:5]
     lines = [line.split() for line in result.stdout.splitlines()]
