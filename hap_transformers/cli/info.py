@@ -34,5 +34,7 @@ def info(model: Model, batch: Batch = 1, length: Length = None, json_: Json = Fa
     columns["implant"] = {layer: str(rank) for layer, rank in ranks.items() if rank}
     parameters, flops = count_parameters(loaded), count_flops(loaded, example_inputs(loaded, batch, length))
     figures |= {"implants": list(ranks.values()), "parameters": parameters, "flops": flops}
-    title = f"{figures['class']}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs for {batch} x {length} tokens"
+    texts = loaded.main_input_name == "input_ids"
+    what = f"{batch} x {length} tokens" if texts else f"a batch of {batch}"
+    title = f"{figures['class']}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs for {what}"
     print_result(figures, table_by_layer(columns), title, json_)

@@ -85,7 +85,9 @@ def prune(
         _copy_unchanged(loaded, chosen, output, why, json_)
         return
     refitted = None if _is_empty(chosen) else examples
-    with steps.step("prune", "pruning" if refitted is None else "pruning and refitting"):
+    epochs = epochs if refitted is not None else 0
+    doing = "pruning" + " and refitting" * (refitted is not None) + ", then tuning layers" * bool(epochs)
+    with steps.step("prune", doing):
         least, memory = source.max_examples, scoring.max_memory
         dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
@@ -99,7 +101,7 @@ def prune(
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
-    _print(results, chosen, refitted is not None, output, json_)
+    _print(results, chosen, _how(chosen, refitted is not None, epochs), output, json_)
 
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
@@ -174,7 +176,16 @@ def _compared(
         return compare(loaded, dense, examples, batch, length)
 
 
-def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: Path, as_json: bool) -> None:
+def _how(plan: PruningPlan, refitted: bool, epochs: int) -> str:
+    """Says what was done to what is left."""
+    if _is_empty(plan):
+        return "nothing to refit"
+    if not refitted:
+        return "not refitted (no --task, --train-file or --texts)"
+    return "refitted, layers tuned" if epochs else "refitted"
+
+
+def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, as_json: bool) -> None:
     """Prints the pruned model beside the dense one."""
     rows = [["", "dense", "pruned", "left"]]
     rows += [[label, dense, pruned, f"{share:.1%}"] for label, dense, pruned, share in cost_rows(results)]
@@ -182,7 +193,6 @@ def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: P
     for name in results["metrics"].get("pruned", {}):
         rows.append([name, *(f"{results['metrics'][phase][name]:.4f}" for phase in ("dense", "pruned")), ""])
     parameters = results["parameters"]
-    how = "refitted" if refitted else "not refitted (no --task, --train-file or --texts)"
     title = f"{parameters['pruned']:,} of {parameters['dense']:,} parameters left, {how}: {output}"
     if held_out := results["num_examples"].get("validation"):
         title += f"\noutputs were compared on {held_out:,} held-out examples"
@@ -191,11 +201,11 @@ def _print(results: dict[str, Any], plan: PruningPlan, refitted: bool, output: P
         title += f"{vocabulary['used']:,}"
     for kind, saved in plan.saved.items() if plan.budget == WHOLE_MODEL else ():
         title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
-    if warning := slowness(results):
+    if (warning := slowness(results)) and not _is_empty(plan):
         typer.echo(f"hap: {warning}", err=True)
     costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
     names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}
     figures["saved"] = plan.saved
     figures["removed"] = {kind: plan.count(kind) for kind in plan.removed}
-    print_result({**figures, "refitted": refitted, "folder": str(output)}, rows, title, as_json)
+    print_result({**figures, "refitted": how.startswith("refitted"), "folder": str(output)}, rows, title, as_json)

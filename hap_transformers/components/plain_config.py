@@ -39,21 +39,35 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
                 f"A uniform plan leaves every layer as many whole components, at least one, and no implants. This one "
                 f"leaves {counts} {kind.name}. Plan again with uniform=True, or set uniform to False."
             )
-    config = _plain_config(model.config, groups, left)
     wanted = [(group.kind, count, group.head_size) for group, count in zip(groups, left, strict=True)]
-    try:
-        with torch.device("meta"):
-            made = type(model)(config)
-        found = find_groups(made)
-    except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
-        made, found = None, []
+    made, found = None, []
+    if config_can_say(model.config, groups, left):
+        try:
+            with torch.device("meta"):
+                made = type(model)(_plain_config(model.config, groups, left))
+            found = find_groups(made)
+        except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
+            made = None
     fits = [(group.kind, group.num_components, group.head_size) for group in found] == wanted
     if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):
         raise ValueError(
             f"The config of a '{model.config.model_type}' has no numbers for such layers alone: the size of heads "
-            "follows from their number, or a decoder's layers have the same numbers. Set uniform=False, or prune "
-            "another kind (components=['neurons'])."
+            "follows from their number, their number must divide the hidden size, or a decoder's layers have the same "
+            "numbers. Set uniform=False, or prune another kind (components=['neurons'])."
         )
+
+
+def config_can_say(config: PretrainedConfig, groups: Sequence[Group], left: Sequence[int]) -> bool:
+    """Whether a config takes the numbers of so many components of some groups, with which it is saved and loaded.
+
+    Transformers 5 checks the configs of some types, in which the number of heads must divide the hidden size.
+    """
+    try:
+        plain = _plain_config(config, groups, left)
+        type(config).from_dict(plain.to_dict())
+    except Exception:  # Each check has an error of its own.
+        return False
+    return True
 
 
 def _shapes_around(model: PreTrainedModel, groups: Sequence[Group]) -> dict[str, torch.Size]:

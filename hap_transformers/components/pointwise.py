@@ -104,6 +104,8 @@ def _implanted(convolution_class: type[nn.Module]) -> type[nn.Module]:
     """Subclasses a convolution so that its last `implant_rank` filters read a single pixel."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if "implant" not in self._parameters:  # Adapters make layers of their own of the class.
+            return convolution_class.forward(self, hidden_states)
         if not self.in_channels:
             nothing = nothing_of(self, hidden_states).expand(-1, self.out_channels, -1, -1)
             return nothing if self.bias is None else nothing + self.bias[:, None, None]

@@ -88,7 +88,7 @@ def plan_pruning(
             place: _units(place, groups[place], left[place], floors[place], budget, settings)
             for place in left.keys() - {place for places in evened for place in places}
         }
-        units += uniform_units(alone, groups, settings) if settings.uniform else chain(*alone.values())
+        units += uniform_units(alone, groups, settings, model.config) if settings.uniform else chain(*alone.values())
         able = [floors[place] if place in scored else None for place in range(len(groups))]
         removed, implants = _chosen(units, groups, able, budget, settings, sensitivity.comparable, gone)
         if not (found := parts_without(groups, removed) - gone):

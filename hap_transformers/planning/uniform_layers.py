@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
+from transformers import PretrainedConfig
+
 from ..components.groups import Group, by_kind
+from ..components.plain_config import config_can_say
 from .choosing import Unit, ranked_in_runs
 from .settings import PlanningSettings
 
 
 def uniform_units(
-    alone: Mapping[int, Sequence[Unit]], groups: Sequence[Group], settings: PlanningSettings
+    alone: Mapping[int, Sequence[Unit]], groups: Sequence[Group], settings: PlanningSettings, config: PretrainedConfig
 ) -> list[Unit]:
     """Joins what goes first from every layer, what goes second, and so on; each layer chooses its own components.
 
@@ -16,6 +19,7 @@ def uniform_units(
         alone (`Mapping[int, Sequence[Unit]]`): By place of a group, what can go from it, first unit first.
         groups (`Sequence[Group]`): All groups.
         settings (`PlanningSettings`): How units are ranked.
+        config (`PretrainedConfig`): The model's config. What it cannot say a number of, goes with what goes next.
 
     Raises:
         ValueError: If components of a kind are parts of others, or layers have different numbers of them.
@@ -25,18 +29,25 @@ def uniform_units(
         places = [place for place in sorted(alone) if groups[place].kind is kind]
         if kind.write_plain is None or len({group.num_components for group in members}) > 1:
             raise ValueError(
-                f"uniform=True needs layers of one size, and no number of a config says how many {kind.name} each of "
-                "them has. Prune heads and neurons of a dense model (components=['heads', 'neurons'])."
+                f"uniform=True needs layers that have equally many {kind.name}, and a number in the config that says "
+                "how many. Prune heads and neurons of a dense model (components=['heads', 'neurons'])."
             )
-        units = [
-            Unit(
-                {place: positions for unit in together for place, positions in unit.components.items()},
-                number,
-                sum(unit.score for unit in together) / len(together),
-                sum(unit.harm for unit in together),
-                sum(unit.saves for unit in together),
-            )
-            for number, together in enumerate(zip(*(alone[place] for place in places), strict=True))
-        ]
+        units, waiting, left = list[Unit](), list[Unit](), members[0].num_components
+        for together in zip(*(alone[place] for place in places), strict=True):
+            waiting += together
+            left -= len(together[0].components[places[0]])
+            if config_can_say(config, members, [left] * len(members)):
+                units.append(_joined(waiting, len(units)))
+                waiting = []
         joined += ranked_in_runs(units) if settings.weigh_costs else units
     return joined
+
+
+def _joined(units: Sequence[Unit], number: int) -> Unit:
+    """Units that go together."""
+    components: dict[int, list[int]] = {}
+    for unit in units:
+        for place, positions in unit.components.items():
+            components.setdefault(place, []).extend(positions)
+    score = sum(unit.score for unit in units) / len(units)
+    return Unit(components, number, score, sum(unit.harm for unit in units), sum(unit.saves for unit in units))

@@ -1,5 +1,6 @@
 """Trains the weights of one layer, on the batches of all processes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,9 @@ def train_layer(
         epochs (`int`): How often the layer sees each batch.
         learning_rate (`float`): The highest one.
         accelerator (`Accelerator`, *optional*): The processes. A step takes a batch of each, if all have one left.
+
+    Raises:
+        ValueError: If the loss is not finite before the layer is trained.
     """
     if not parameters:
         return
@@ -50,6 +54,11 @@ def train_layer(
     weights = [parameter.detach().clone() for parameter in parameters]
     with _in_float32(layer):
         before = _mean(loss, held_out or trained, accelerator, parameters[0].device)
+        if not math.isfinite(before):
+            raise ValueError(
+                f"A layer's output is {before} away from the dense model's, and cannot be tuned. Check the dense "
+                "model's weights and the batches."
+            )
         _adam(parameters, loss, _order(trained, longest, epochs), epochs * longest, learning_rate, accelerator)
         with torch.no_grad():
             for parameter, values in zip(parameters, weights, strict=True):
@@ -85,7 +94,8 @@ def _adam(
             group["lr"] = learning_rate * min((step + 1) / WARMUP, 1.0) * (1 - step / total)
         optimizer.zero_grad()
         if place is not None:
-            loss(place, True).backward()
+            with torch.enable_grad():
+                loss(place, True).backward()
         if accelerator is not None and accelerator.num_processes > 1:
             _average_gradients(parameters, place is not None, accelerator)
         optimizer.step()
@@ -106,9 +116,10 @@ def _average_gradients(parameters: Sequence[nn.Parameter], has_batch: bool, acce
 
 def _mean(loss: Loss, places: Sequence[int], accelerator: Accelerator | None, device: torch.device) -> float:
     """The mean loss over some batches of all processes."""
-    sums = torch.tensor([sum(loss(place, False).item() for place in places), len(places)], device=device)
-    total, count = (sums if accelerator is None else accelerator.reduce(sums, "sum")).tolist()
-    return total / count
+    sums = [sum((loss(place, False).item() for place in places), 0.0), float(len(places))]
+    if accelerator is not None:
+        sums = accelerator.reduce(torch.tensor(sums, device=device), "sum").tolist()
+    return sums[0] / sums[1]
 
 
 @contextmanager

@@ -64,8 +64,8 @@ def tune_layers(
         max_memory (`int` or `str`, *optional*): As for [`reconstruct`].
 
     Raises:
-        ValueError: If `epochs` or the learning rate is not positive, there are no batches, layers share weights, or
-            the models do not fit each other; the model is then as it was.
+        ValueError: If `epochs` or the learning rate is not positive, there are no batches, layers share weights,
+            outputs are not finite, or the models do not fit each other; the model is then as it was.
     """
     if epochs < 1 or not learning_rate > 0:
         raise ValueError(f"`epochs` and `learning_rate` must be positive, got {epochs} and {learning_rate}.")
@@ -150,4 +150,3 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter, value in required.items():
             parameter.requires_grad_(value)
-            parameter.grad = None

@@ -144,6 +144,8 @@ class HapConfig(PlanningSettings):
         kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
+        if type(self.tuning_epochs) not in (int, type(None)):
+            raise ValueError(f"`tuning_epochs` must be a whole number, got {self.tuning_epochs!r}.")
         if self.tuning_epochs is not None and (self.tuning_epochs < 0 or (self.tuning_epochs and not self.refit)):
             raise ValueError(
                 f"`tuning_epochs` must not be negative and needs refit=True, got {self.tuning_epochs} with "

@@ -1,5 +1,6 @@
 """Resumes training: finds a complete checkpoint of the same structure, and repeats the order of batches."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,23 @@ def validate_same_structure(checkpoint: str | Path, model: PreTrainedModel) -> N
             f"folder, those of its recovery in the folder '{RECOVERY}' inside it. Resume from a checkpoint that fits "
             "the model, or first prune the model by the checkpoint's plan."
         )
+    _validate_same_sizes(checkpoint, json.loads(file.read_text(encoding="utf-8")), saved_config(model).to_dict())
+
+
+def _validate_same_sizes(checkpoint: str | Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Checks that plain numbers of layers are those of a checkpoint, which uniform plans change.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    for name in names:
+        if name in saved and saved[name] != current.get(name, saved[name]):
+            raise ValueError(
+                f"The checkpoint '{checkpoint}' has {name}={saved[name]}, and the model in training has "
+                f"{current[name]}: it was pruned by a uniform plan, or is another one. Resume from a checkpoint that "
+                "fits the model, or load the model from this checkpoint."
+            )
 
 
 def take_basis(checkpoint: str | Path, model: PreTrainedModel) -> None:

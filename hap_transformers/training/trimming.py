@@ -1,7 +1,7 @@
 """Trims the vocabulary of a trainer's model and tokenizer to its data sets, and renumbers these."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -38,15 +38,15 @@ def trim_to_data_sets(trainer: Any, model: PreTrainedModel, teacher: Any) -> Voc
     """
     tokenizer = _tokenizer(trainer)
     _validate_model(trainer, model, teacher)
-    data_sets = {name: _validated(name, rows) for name, rows in _data_sets(trainer)}
-    plan = plan_for_ids(model, tokenizer, *_counts(data_sets))
+    train, given = trainer.train_dataset, trainer.eval_dataset
+    named = given if isinstance(given, dict) else {} if given is None else {"eval_dataset": given}
+    for name, rows in (("train_dataset", train), *named.items()):
+        _validate_rows(name, rows)
+    plan = plan_for_ids(model, tokenizer, *_counts([train, *named.values()]))
     apply_vocabulary(model, tokenizer, plan)
-    renumbered = {name: _renumbered(rows, plan) for name, rows in data_sets.items()}
-    trainer.train_dataset = renumbered.pop("train_dataset")
-    if isinstance(trainer.eval_dataset, dict):
-        trainer.eval_dataset = renumbered
-    elif renumbered:
-        (trainer.eval_dataset,) = renumbered.values()
+    trainer.train_dataset = _renumbered(train, plan)
+    renumbered = {name: _renumbered(rows, plan) for name, rows in named.items()}
+    trainer.eval_dataset = renumbered if isinstance(given, dict) else renumbered.get("eval_dataset")
     logger.warning(
         f"The vocabulary was trimmed to {len(plan.kept):,} of {plan.size:,} tokens, and the trainer's data sets were "
         "renumbered. Other data that was tokenized before has old ids: tokenize it anew, or renumber it by "
@@ -83,15 +83,7 @@ def _validate_model(trainer: Any, model: PreTrainedModel, teacher: Any) -> None:
         )
 
 
-def _data_sets(trainer: Any) -> Iterator[tuple[str, Any]]:
-    yield "train_dataset", trainer.train_dataset
-    if isinstance(trainer.eval_dataset, dict):
-        yield from trainer.eval_dataset.items()
-    elif trainer.eval_dataset is not None:
-        yield "eval_dataset", trainer.eval_dataset
-
-
-def _validated(name: str, rows: Any) -> Dataset:
+def _validate_rows(name: str, rows: Any) -> None:
     columns = rows.column_names if isinstance(rows, Dataset) else []
     if IDS not in columns:
         found = f"a Dataset of {', '.join(columns)}" if columns else f"a {type(rows).__name__}"
@@ -99,17 +91,24 @@ def _validated(name: str, rows: Any) -> Dataset:
             f"trim_vocabulary=True renumbers the {IDS} of data sets of the datasets library, but {name} is {found}. "
             f"{REMEDY}"
         )
-    return rows
+    if not len(rows):
+        raise ValueError(f"trim_vocabulary=True keeps the tokens of data sets, and {name} has no rows. {REMEDY}")
+    ids = rows.with_format(None)[0][IDS]
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        raise ValueError(
+            f"trim_vocabulary=True renumbers {IDS} that are a list of whole numbers a row, and the first of {name} is "
+            f"{str(ids)[:60]}. {REMEDY}"
+        )
 
 
-def _counts(data_sets: dict[str, Dataset]) -> tuple[Counter[int], int]:
+def _counts(data_sets: Sequence[Dataset]) -> tuple[Counter[int], int]:
     """How often tokens are in data sets, and the number of their texts."""
     counts: Counter[int] = Counter()
-    for rows in data_sets.values():
+    for rows in data_sets:
         for part in rows.with_format(None).select_columns(IDS).iter(1000):
             for ids in part[IDS]:
                 counts.update(ids)
-    return counts, sum(map(len, data_sets.values()))
+    return counts, sum(map(len, data_sets))
 
 
 def _renumbered(rows: Dataset, plan: VocabularyPlan) -> Dataset:

@@ -123,11 +123,11 @@ def test_the_table_for_people(here):
         "aligning query/key dimensions and value dimensions",
         "scoring query/key dimensions, value dimensions and FFN neurons by kronecker on 36 examples",
     ]
-    steps += ["planning to remove 50% of params", "pruning and refitting"]
+    steps += ["planning to remove 50% of params", "pruning and refitting, then tuning layers"]
     steps.append("comparing with the dense model on 4 held-out examples")
     assert [f"hap: {step}" for step in steps] == result.stderr.splitlines()[:5]
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0][1] == "of" and lines[0][-2:] == ["refitted:", "small"]
+    assert lines[0][1] == "of" and lines[0][-4:] == ["refitted,", "layers", "tuned:", "small"]
     assert lines[2] == ["dense", "pruned", "left"]
     rows = {" ".join(line[:-3]) for line in lines[3:-1]}
     assert {"parameters", "of these in the encoder", "latency, one batch, ms"} <= rows

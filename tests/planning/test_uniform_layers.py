@@ -11,6 +11,7 @@ from zoo import ZOO
 
 from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning
 from hap_transformers.components.groups import find_groups
+from hap_transformers.components.releases import TRANSFORMERS_4
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 
@@ -97,6 +98,27 @@ def test_other_architectures(name, tmp_path):
     torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
 
 
+def test_numbers_that_a_config_does_not_take_are_passed_over(tmp_path):
+    """Transformers 5 refuses a Llama whose heads do not divide the hidden size."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=40)).double().eval()
+    scores = Sensitivity("random", {"heads": [torch.rand(8) for _ in range(2)]})
+    plan = plan_pruning(scores, model, budget="heads", ratio=0.25, uniform=True, min_heads=1)
+    left = 6 if TRANSFORMERS_4 else 4
+    assert [len(numbers) for numbers in plan.removed["heads"].values()] == 2 * [8 - left]
+    apply_plan(model, plan)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(3, 12)[None]
+    again = LlamaForCausalLM.from_pretrained(tmp_path).double()
+    assert again.config.num_attention_heads == left
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+    if not TRANSFORMERS_4:
+        whole = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=40))
+        with pytest.raises(ValueError, match="their number must divide the hidden size"):
+            PruningPlan.for_model(whole, heads={0: [0, 1], 1: [2, 3]}, uniform=True)
+
+
 def test_what_no_plain_config_says(llama):
     model, sensitivity = llama
     with pytest.raises(ValueError, match=r"leaves \[3, 4, 4\] heads"):
@@ -112,5 +134,5 @@ def test_what_no_plain_config_says(llama):
     dims = [torch.rand(4) for _ in range(3)], [torch.rand(8) for _ in range(3)]
     scores = dict(zip(("query_key_dims", "value_dims"), dims, strict=True))
     neurons = {"neurons": [torch.rand(24) for _ in range(3)]}
-    with pytest.raises(ValueError, match="uniform=True needs layers of one size"):
+    with pytest.raises(ValueError, match="uniform=True needs layers that have equally many"):
         plan_pruning(Sensitivity("random", {**scores, **neurons}), model, uniform=True, ratio=0.2)

@@ -156,6 +156,24 @@ def test_layers_in_half_precision_are_trained_in_float32():
     assert distance(model, dense, batches) < distance(before_tuning(exact, before), exact_dense, batches)
 
 
+def test_gradients_that_are_switched_off_are_switched_on():
+    model, dense, batches = pruned_pair("bert", count=3)
+    start = distance(model, dense, batches)
+    with torch.no_grad():
+        tune_layers(model, dense, batches, epochs=6, learning_rate=1e-2, progress=False)
+    assert distance(model, dense, batches) < start
+
+
+def test_outputs_that_are_not_finite_are_named():
+    model, dense, batches = pruned_pair("bert", count=3)
+    with torch.no_grad():
+        dense.get_submodule("bert.encoder.layer.1.output.dense").bias[0] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="output is nan away from the dense model's"):
+        tune_layers(model, dense, batches, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def before_tuning(model, state):
     model = copy.deepcopy(model)
     model.load_state_dict(state)
@@ -197,6 +215,9 @@ def test_the_trainer_names_what_cannot_be_tuned_when_it_is_made(tmp_path):
     config = HapConfig(tuning_epochs=2)
     with pytest.raises(ValueError, match="Layers of AlbertForSequenceClassification share their weights"):
         make_trainer(tmp_path, model=ZOO["albert"].model(torch.float32), hap_config=config)
+    for wrong in (1.5, True, "3"):
+        with pytest.raises(ValueError, match="`tuning_epochs` must be a whole number"):
+            HapConfig(tuning_epochs=wrong)
     for wrong in ({"tuning_epochs": -1}, {"tuning_epochs": 1, "refit": False}):
         with pytest.raises(ValueError, match="`tuning_epochs` must not be negative and needs refit=True"):
             HapConfig(**wrong)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from script_inputs import flags, own_files
 from tiny import ROOT
 from transformers import AutoModelForSequenceClassification
-from two_processes import tuning_problem
+from two_processes import tuned, tuning_problem
 
 from hap_transformers import METHODS, PruningPlan
 
@@ -76,7 +76,9 @@ def test_processes_prune_alike_and_one_writes(tmp_path):
 def test_processes_train_a_layer_by_their_mean_gradient(tmp_path):
     done = launch("tune", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    first, second = (result["weights"] for result in results(tmp_path / "run"))
+    found = results(tmp_path / "run")
+    assert found[0]["alone"] == found[1]["alone"] == tuned(slice(0, 2), [2])
+    first, second = (result["weights"] for result in found)
     layer, data = tuning_problem()
     optimizer, step = torch.optim.Adam(layer.parameters()), 0
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]

@@ -131,18 +131,24 @@ def others(folder: Path) -> dict:
 
 
 def tune(folder: Path) -> dict:
-    """Trains one layer; the first process has three batches, the second two."""
+    """Trains one layer; the first process has three batches, the second two, and then the second none."""
     accelerator = Accelerator(cpu=True)
-    rank = accelerator.process_index
+    shared = tuned(slice(accelerator.process_index, None, 2), [3, 2], accelerator)
+    alone = tuned(slice(0, 2 if accelerator.is_main_process else 0), [2, 0], accelerator)
+    return {"weights": shared, "alone": alone}
+
+
+def tuned(places: slice, counts: list[int], accelerator: Accelerator | None = None) -> list[list[float]]:
+    """The weights of a layer that is trained on some batches of this process."""
     layer, data = tuning_problem()
-    own = data[rank::2]
+    own = data[places]
 
     def loss(place: int, graph: bool) -> torch.Tensor:
         with torch.set_grad_enabled(graph):
             return (layer(own[place][0]) - own[place][1]).square().mean()
 
-    train_layer(layer, list(layer.parameters()), loss, [3, 2], 2, 1e-2, accelerator)
-    return {"weights": [parameter.flatten().tolist() for parameter in layer.parameters()]}
+    train_layer(layer, list(layer.parameters()), loss, counts, 2, 1e-2, accelerator)
+    return [parameter.flatten().tolist() for parameter in layer.parameters()]
 
 
 def tuning_problem():

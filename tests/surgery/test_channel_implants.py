@@ -7,6 +7,7 @@ import pytest
 import torch
 from convnets import CONVNETS, REPLACED, all_components, costs_in_layers, masked, masks_without, with_implants
 from own_convnet import OWN, own_entry
+from peft import LoraConfig, get_peft_model
 from tiny import hand_made
 
 from hap_transformers import (
@@ -327,3 +328,13 @@ def test_plans_are_saved(tmp_path):
     plan.save(tmp_path / "plan.json")
     again = PruningPlan.load(tmp_path / "plan.json")
     assert again == plan and again.implants == {0: [1, 5]} and again.ranks == {0: 2}
+
+
+def test_adapters_are_added_to_convolutions_with_implants():
+    net, (removed, implants) = BASIC, REPLACED["resnet-basic"]
+    smaller, batch = with_implants(net, removed, implants, torch.float64), net.batch(4)
+    expected = smaller(**batch).logits
+    adapted = get_peft_model(smaller, LoraConfig(target_modules=["convolution"], r=2))
+    torch.testing.assert_close(adapted(**batch).logits, expected)  # Adapters start from zero.
+    adapted(**batch).logits.sum().backward()
+    assert any("lora_B" in name and p.grad.any() for name, p in adapted.named_parameters() if p.grad is not None)

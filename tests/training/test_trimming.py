@@ -112,6 +112,24 @@ def test_what_cannot_work_is_refused_before_anything_changes(tmp_path, case):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_an_evaluation_set_may_have_any_name(tmp_path):
+    model, tokenizer, rows = parts()
+    held_out = {"train_dataset": tokenized(tokenizer, UNSEEN[:1])}
+    trainer = make(tmp_path, model, tokenizer, rows, eval_dataset=held_out)
+    assert len(trainer.train_dataset) == len(rows)
+    expected = tokenized(tokenizer, UNSEEN[:1])["input_ids"]
+    assert trainer.eval_dataset["train_dataset"]["input_ids"] == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [([], "train_dataset has no rows"), ([[[1, 2], [3]]], "a list of whole numbers a row")]
+)
+def test_rows_without_a_list_of_ids_are_named(tmp_path, ids, message):
+    model, tokenizer, _ = parts()
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, model, tokenizer, Dataset.from_dict({"input_ids": ids, "label": [0] * len(ids)}))
+
+
 def test_a_configuration_that_does_not_ask_for_it_changes_nothing(tmp_path):
     model, tokenizer, rows = parts()
     size = len(tokenizer)
