@@ -81,13 +81,13 @@ def prune(
     if _is_empty(chosen) and loaded.vocabulary is None:
         if scores is not None:  # Its heads may have been aligned.
             loaded = load(model, device, scoring.embedding)
-        why = "The plan removes nothing" if given else nothing_to_remove(settings)
-        _copy_unchanged(loaded, chosen, output, why, json_)
+        _copy_unchanged(
+            loaded, chosen, output, "The plan removes nothing" if given else nothing_to_remove(settings), json_
+        )
         return
     refitted = None if _is_empty(chosen) else examples
-    epochs = epochs if refitted is not None else 0
-    doing = "pruning" + " and refitting" * (refitted is not None) + ", then tuning layers" * bool(epochs)
-    with steps.step("prune", doing):
+    epochs = 0 if refitted is None else epochs
+    with steps.step("prune", _doing(refitted is not None, epochs)):
         least, memory = source.max_examples, scoring.max_memory
         dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
@@ -174,6 +174,11 @@ def _compared(
     what = f"comparing with the dense model{f' on {held_out:,} held-out examples' if held_out else ''}"
     with steps.step("compare", what):
         return compare(loaded, dense, examples, batch, length)
+
+
+def _doing(refitted: bool, epochs: int) -> str:
+    """Says what is done to the model."""
+    return "pruning" + " and refitting" * refitted + ", then tuning layers" * bool(epochs)
 
 
 def _how(plan: PruningPlan, refitted: bool, epochs: int) -> str:
