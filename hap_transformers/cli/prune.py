@@ -81,9 +81,8 @@ def prune(
     if _is_empty(chosen) and loaded.vocabulary is None:
         if scores is not None:  # Its heads may have been aligned.
             loaded = load(model, device, scoring.embedding)
-        _copy_unchanged(
-            loaded, chosen, output, "The plan removes nothing" if given else nothing_to_remove(settings), json_
-        )
+        why = "The plan removes nothing" if given else nothing_to_remove(settings)
+        _copy_unchanged(loaded, chosen, output, why, json_)
         return
     refitted = None if _is_empty(chosen) else examples
     epochs = 0 if refitted is None else epochs
@@ -91,11 +90,10 @@ def prune(
         least, memory = source.max_examples, scoring.max_memory
         dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
-    done["trim_vocabulary"] = trim_vocabulary
     planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
     results = {
         **_compared(loaded, dense, examples, cost_batch, source.length, steps),
-        "hap_config": {**asdict(settings), **asdict(scoring), **done, **planned},
+        "hap_config": {**asdict(settings), **asdict(scoring), **done, **planned, "trim_vocabulary": trim_vocabulary},
         "reliability": scores.reliability if scores is not None else None,
         "seed": source.seed,
         "seconds": steps.seconds,
