@@ -2,12 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..components.groups import Group, by_kind
-from ..components.plain_config import config_can_say
+from ..components.groups import Group, by_kind, find_groups
+from ..components.plain_config import config_can_say, validate_plain
 from .choosing import Unit, ranked_in_runs
 from .settings import PlanningSettings
+
+
+def validate_uniform(model: PreTrainedModel, kinds: Sequence[str]) -> None:
+    """Checks that plain numbers of a model's config can say that all layers have fewer components of some kinds.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    groups = find_groups(model, kinds)
+    for kind, members in by_kind(groups).items():
+        dense = members[0].num_components
+        for count in (dense // 2, dense // 4, dense - 1):  # Some numbers do not fit others in the config.
+            left = [count if group.kind is kind else group.num_components for group in groups]
+            try:
+                validate_plain(model, groups, left)
+                break
+            except ValueError as error:
+                refused = error
+        else:
+            raise refused
 
 
 def uniform_units(

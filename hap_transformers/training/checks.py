@@ -17,6 +17,7 @@ from ..planning.budgets import dense_counts
 from ..planning.kinds import kinds_to_prune
 from ..planning.latency_measuring import validate_measurable
 from ..planning.latency_table import LatencyTable
+from ..planning.uniform_layers import validate_uniform
 from ..refit.tune_layers import epochs_to_tune
 from ..sensitivity.self_loss import head_of
 from ..tokens import positions, validate_length
@@ -30,13 +31,16 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         TypeError: If it is no model of Transformers.
         ValueError: If its architecture is unknown, its weights cannot be sliced, its checkpoints could not be loaded,
             a forward was replaced, it lacks the components that shall go, it takes shorter texts or returns no hidden
-            states where the configuration needs them, or its layers cannot be tuned.
+            states where the configuration needs them, its layers cannot be tuned, or its config has no numbers for what a
+            uniform plan leaves.
     """
     get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
     validate_savable(model)
     validate_forwards(model)
     validate_sliceable(model, find_groups(model))
-    kinds_to_prune(config.components, config.method, config, model)
+    kinds = kinds_to_prune(config.components, config.method, config, model)
+    if config.uniform:
+        validate_uniform(model, kinds)
     if config.sequence_length is not None:
         validate_length(model, config.sequence_length)
     if config.distillation_hidden:

@@ -6,10 +6,18 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from zoo import ZOO
 
-from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning
+from hap_transformers import (
+    HapConfig,
+    HapTrainer,
+    PruningPlan,
+    Sensitivity,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+)
 from hap_transformers.components.groups import find_groups
 from hap_transformers.components.releases import TRANSFORMERS_4
 from hap_transformers.sensitivity.self_loss import SelfLoss
@@ -117,6 +125,16 @@ def test_numbers_that_a_config_does_not_take_are_passed_over(tmp_path):
         whole = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=40))
         with pytest.raises(ValueError, match="their number must divide the hidden size"):
             PruningPlan.for_model(whole, heads={0: [0, 1], 1: [2, 3]}, uniform=True)
+
+
+def test_the_trainer_says_so_when_it_is_made(llama, tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}]
+    for name, components in (("bert", None), ("t5", ["neurons"])):
+        with pytest.raises(ValueError, match="has no numbers for such layers alone"):
+            config = HapConfig(uniform=True, components=components)
+            HapTrainer(ZOO[name].model(torch.float32), args, train_dataset=rows, hap_config=config)
+    HapTrainer(fresh(llama[0]).float(), args, train_dataset=rows, hap_config=HapConfig(uniform=True))
 
 
 def test_what_no_plain_config_says(llama):
