@@ -31,8 +31,8 @@ def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
         TypeError: If it is no model of Transformers.
         ValueError: If its architecture is unknown, its weights cannot be sliced, its checkpoints could not be loaded,
             a forward was replaced, it lacks the components that shall go, it takes shorter texts or returns no hidden
-            states where the configuration needs them, its layers cannot be tuned, or its config has no numbers for what a
-            uniform plan leaves.
+            states where the configuration needs them, its layers cannot be tuned, or its config has no numbers for
+            what a uniform plan leaves.
     """
     get_architecture(model)  # `Trainer` takes wrappers, such as compiled models, which cannot be saved as they are.
     validate_savable(model)
