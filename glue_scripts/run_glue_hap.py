@@ -53,8 +53,8 @@ DEFAULTS = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
 }
-# The demo shows the same with less training.
-DEMO_DEFAULTS = {"num_train_epochs": 1.0, "recovery_epochs": 0.5}
+# The demo shows the same with less training, and fewer examples to refit and tune layers on.
+DEMO_DEFAULTS = {"num_train_epochs": 1.0, "recovery_epochs": 0.5, "refit_examples": 1024}
 
 
 @dataclass
