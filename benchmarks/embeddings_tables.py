@@ -162,7 +162,7 @@ def summary(cells: Cells, ratios: Sequence[float] = (0.6, 0.8, 0.9)) -> str:
         lines.append(
             f"With {removed} % of its encoder removed, without labels and without training, {model} keeps a rank "
             f"correlation of {kept[0]} on STS-B, of {100 * dense:.1f}; with whole heads in place of dimensions, "
-            f"{kept[1]}{f'; with layers tuned one by one, {kept[2]}' if kept[2:] else ''}."
+            f"{kept[1]}{f'; with layers tuned one by one, as by default, {kept[2]}' if kept[2:] else ''}."
         )
     return textwrap.fill(" ".join(lines), 119)
 

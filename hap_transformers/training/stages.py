@@ -17,6 +17,7 @@ from ..alignment.basis_name import take_bases
 from ..components.structure import rebuild_structure, recorded_structure
 from ..files import write_text
 from ..planning.kinds import kinds_to_prune
+from ..refit.tune_layers import epochs_to_tune
 from ..reporting.wording import words_for
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
@@ -234,7 +235,10 @@ class Outlook(TrainerCallback):
             assert config is not None  # A trainer without one cannot prune.
             epochs = args.num_train_epochs or state.num_train_epochs  # The former is not used beside max_steps.
             recovery = TEACHER_STEPS * state.max_steps * _recovery_epochs(self.trainer) / epochs
-            refit = REFIT_STEPS * min(config.refit_examples, len(cast(Sized, self.trainer.train_dataset)))
+            model = self.trainer._unwrapped_model()
+            # An epoch of tuning is one of training, layer by layer.
+            each = REFIT_STEPS + epochs_to_tune(config.tuning_epochs, config.refit, model)
+            refit = each * min(config.refit_examples, len(cast(Sized, self.trainer.train_dataset)))
             pruning = (SCORING_STEPS * config.max_examples + refit) / self.trainer._train_batch_size
             minutes = step * (state.max_steps + recovery + pruning) / 60
             print(f"All stages take about {max(minutes, 0.5):.1f} minutes on this machine.", flush=True)
@@ -253,12 +257,15 @@ def _outlook(trainer: HapTrainer, stages: Stages) -> str:
         epochs = f"(epochs: {trainer.args.num_train_epochs:g})"
         first = f"1. fine-tune on {len(cast(Sized, data)):,} examples {epochs}, in {precision}"
     recovery = f"recover by training (epochs: {_recovery_epochs(trainer):g})"
-    kinds = kinds_to_prune(config.components, config.method, config, cast(PreTrainedModel, trainer.model))
+    model = cast(PreTrainedModel, trainer.model)
+    kinds = kinds_to_prune(config.components, config.method, config, model)
+    refit = ", refit the rest" if config.refit else ""
+    refit += ", tune layers" if epochs_to_tune(config.tuning_epochs, config.refit, model) else ""
     return "\n".join(
         [
             first,
             f"2. score {words_for(kinds)} by {config.method} on {config.max_examples:,} examples",
-            f"3. remove {config.ratio:.0%} of {config.budget}{', refit the rest' if config.refit else ''}",
+            f"3. remove {config.ratio:.0%} of {config.budget}{refit}",
             f"4. {recovery}, evaluate, write the model, its card and report.html",
         ]
     )
