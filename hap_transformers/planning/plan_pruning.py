@@ -296,10 +296,9 @@ def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
         for group, cost in zip(given.groups, budget.costs, strict=True):
             if group.runs is None:
                 total += cost(plan.left_in(group)) - cost(group.num_components)
-        left_in = [plan.left_in(group) for group in given.groups]
+        left_in, ranks = plan.sizes_of(given.groups)
         lost = [group.num_components - count for group, count in zip(given.groups, left_in, strict=True)]
-        ranks = {place: plan.rank_for(group) for place, group in enumerate(given.groups)}
-        total += counted_twice(budget.pairs, lost) - spared(budget.filters, ranks, left_in)
+        total += counted_twice(budget.pairs, lost) - spared(budget.filters, dict(enumerate(ranks)), left_in)
         for places, joint in budget.joint.items():
             members = [given.groups[place] for place in places]
             runs = members[0].runs
