@@ -240,10 +240,11 @@ def _validate_reachable(
     for group, floor in zip(groups, floors, strict=True):
         if floor is not None:
             kept.setdefault(group.kind.name, []).append(floor)
-    words = " and ".join(f"at least {max(least)} {kind}" for kind, least in kept.items())
-    words += "".join(f" and all {kind.name}" for kind in by_kind(groups) if kind.name not in kept)
+    words = [f"at least {max(least)} {kind}" for kind, least in kept.items() if max(least)]
+    words += [f"all {kind.name}" for kind in by_kind(groups) if kind.name not in kept]
+    because = f"every layer keeps {' and '.join(words)}, so " if words else ""
     raise ValueError(
-        f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: every layer keeps {words}, so at most "
+        f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: {because}at most "
         f"{math.floor(1000 * reachable) / 1000} can go. The rest are floors and weights that belong to no component. "
         "Lower the ratio or the floors."
     )
