@@ -20,7 +20,16 @@ import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
 from glue_scripts.compare_glue.cells import Cell, read_cells
-from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning, reconstruct
+from hap_transformers import (
+    PruningPlan,
+    Sensitivity,
+    align_heads,
+    apply_plan,
+    estimate_sensitivity,
+    plan_pruning,
+    reconstruct,
+    tune_layers,
+)
 from hap_transformers.efficiency import count_encoder_parameters
 from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
@@ -31,7 +40,7 @@ from .language_rivals import drop_similar_layers
 
 HERE = Path(__file__).parent
 DENSE = "dense"
-KINDS = ["heads", "neurons"]
+WHOLE, FINER = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Arguments:
     model: str | None = field(default=None, metadata={"help": "Folder or .gguf file; by default SmolLM2-135M."})
     output: str = str(HERE / "language.jsonl")
     cache: str = field(default="build/language", metadata={"help": "Where scores are kept."})
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    methods: list[str] = field(default_factory=lambda: list(WAYS))
     ratios: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
     tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
     score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
@@ -89,9 +98,16 @@ class Bench:
         count = max(tokens // LENGTH, 1)
         return self.calibration[[i * len(self.calibration) // count for i in range(count)]]
 
-    def scores(self, method: str) -> Sensitivity:
-        """The dense model's scores by a method of the package."""
-        file = Path(self.args.cache) / f"{method}.safetensors"
+    def copied(self, kinds: Sequence[str]) -> PreTrainedModel:
+        """A copy of the dense model, with heads that are aligned if their dimensions may go."""
+        model = copy.deepcopy(self.model)
+        if "value_dims" in kinds:
+            align_heads(model, batches_of(self.some(self.args.score_tokens)), progress=False)
+        return model
+
+    def scores(self, model: PreTrainedModel, method: str, kinds: Sequence[str]) -> Sensitivity:
+        """A copy's scores by a method of the package."""
+        file = Path(self.args.cache) / f"{'-'.join([method, *kinds])}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             batches = batches_of(self.some(self.args.score_tokens), labels=method == "gradient")
@@ -99,7 +115,7 @@ class Bench:
             loss = {} if method == "gradient" else {"loss_fn": SelfLoss()}
             probes = {"num_probes": self.args.num_probes}
             found = estimate_sensitivity(
-                self.model, batches, method, components=KINDS, precision=precision, progress=False, **probes, **loss
+                model, batches, method, components=kinds, precision=precision, progress=False, **probes, **loss
             )
             found.save(file)
         return Sensitivity.load(file)
@@ -108,15 +124,17 @@ class Bench:
         """Computes a cell, as it is written to the file."""
         model, seconds = self.model, {}
         if key.method != DENSE:
-            model = copy.deepcopy(self.model)
-            plan, seconds["score and plan"] = timed(lambda: METHODS[key.method](self, key.ratio))
-            dense = sharing_copy(model)
+            way = WAYS[key.method]
+            model = self.copied(way.kinds)
+            plan, seconds["score and plan"] = timed(lambda: way.plan(self, model, key.ratio))
             apply_plan(model, plan)
+            dense, batches = sharing_copy(self.model), batches_of(self.some(key.tokens))
             if key.tokens:
-                batches = batches_of(self.some(key.tokens))
                 _, seconds["refit"] = timed(
                     lambda: reconstruct(model, dense, batches, ridge=self.args.ridge, progress=False)
                 )
+            if way.tuned:
+                _, seconds["tuning"] = timed(lambda: tune_layers(model, dense, batches, progress=False))
         found, seconds["perplexity"] = timed(lambda: perplexity(model, self.test))
         return {
             **key._asdict(),
@@ -131,20 +149,41 @@ class Bench:
         }
 
 
-def by_scores(method: str, **settings: Any) -> Callable[[Bench, float], PruningPlan]:
+@dataclass
+class Way:
+    """A way to prune.
+
+    Args:
+        plan (`Callable`): Plans from the bench, a copy of the dense model and a ratio.
+        kinds (`Sequence[str]`): Kinds that may go.
+        tuned (`bool`): Whether layers are tuned after the refit.
+    """
+
+    plan: Callable[[Bench, PreTrainedModel, float], PruningPlan]
+    kinds: Sequence[str] = WHOLE
+    tuned: bool = False
+
+
+def by_scores(method: str, kinds: Sequence[str] = WHOLE, tuned: bool = False, **settings: Any) -> Way:
     """Plans by the scores of a method of the package."""
-    return lambda bench, ratio: plan_pruning(bench.scores(method), bench.model, ratio=ratio, **settings)
+
+    def plan(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
+        return plan_pruning(bench.scores(model, method, kinds), model, ratio=ratio, **settings)
+
+    return Way(plan, kinds, tuned)
 
 
-def by_similarity(bench: Bench, ratio: float) -> PruningPlan:
+def by_similarity(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
     """Plans to drop whole layers."""
-    return drop_similar_layers(bench.model, batches_of(bench.some(bench.args.score_tokens)), ratio)
+    return drop_similar_layers(model, batches_of(bench.some(bench.args.score_tokens)), ratio)
 
 
-METHODS: dict[str, Callable[[Bench, float], PruningPlan]] = {
+WAYS: dict[str, Way] = {
     "kronecker": by_scores("kronecker"),
+    "kronecker, layers tuned": by_scores("kronecker", tuned=True),
+    "kronecker, dimensions, layers tuned": by_scores("kronecker", FINER, tuned=True),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
-    "layers dropped by similarity": by_similarity,
+    "layers dropped by similarity": Way(by_similarity),
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }

@@ -42,12 +42,12 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     language.main()
     cells = read_cells(output, Key)
     assert set(cells) == {Key(DENSE, 0.0, 0), Key("kronecker", 0.4, 0)} | {
-        Key(method, 0.4, 1024) for method in language.METHODS
+        Key(method, 0.4, 1024) for method in language.WAYS
     }
     assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
     monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
     language.main()
-    assert table(cells).count("\n") == 2 + 1 + len(language.METHODS)
+    assert table(cells).count("\n") == 2 + 1 + len(language.WAYS)
 
 
 def test_perplexity(model):
