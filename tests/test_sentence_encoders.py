@@ -71,9 +71,8 @@ def test_a_given_prompt_takes_the_place_of_the_default(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["two poolings, dense", "dense, normalized"])
-def test_traces_are_those_of_the_embeddings_jacobian(tmp_path, form, monkeypatch):
+def test_traces_are_those_of_the_embeddings_jacobian(tmp_path, form):
     """As for `SelfLoss`: twice the squared norms of the Jacobian, here of what the library's own forward gives."""
-    monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXACT_DIRECTIONS", 100)
     encoder = load_sentence_encoder(str(save_encoder(tmp_path, **FORMS[form])), "cpu").double()
     model, count = transformer_of(encoder), 3
     (batch,) = encoder_batches(encoder, TEXTS[:count])
@@ -88,7 +87,7 @@ def test_traces_are_those_of_the_embeddings_jacobian(tmp_path, form, monkeypatch
             squares[name] += 2 * gradient**2 / count
     heads, neurons = sum_by_component(classifier, squares)
     found = estimate_sensitivity(
-        model, [batch], "gauss_newton_trace", loss_fn=EmbeddingLoss(encoder), progress=False
+        model, [batch], "gauss_newton_trace", exact_directions=100, loss_fn=EmbeddingLoss(encoder), progress=False
     ).traces
     torch.testing.assert_close(torch.stack(found["heads"]), heads, rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(torch.stack(found["neurons"]), neurons, rtol=1e-6, atol=1e-12)

@@ -16,6 +16,7 @@ from ..components.structure import record_structure
 from ..sensitivity.by_parts import accumulated
 from ..sensitivity.kronecker import moment_and_curvature
 from ..sensitivity.methods import get_method
+from ..sensitivity.output_curvature import EXACT_DIRECTIONS
 from ..sensitivity.precision import Precision
 from ..sensitivity.task import LossFunction, ScoringTask, model_loss
 from ..surgery.undo import undone_on_error, values_undone
@@ -33,6 +34,7 @@ def align_embeddings(
     *,
     max_examples: int | None = ALIGNED_ON,
     num_probes: int = 4,
+    exact_directions: int = EXACT_DIRECTIONS,
     precision: str | None = None,
     seed: int = 0,
     loss_fn: LossFunction | None = None,
@@ -57,7 +59,7 @@ def align_embeddings(
         model (`PreTrainedModel`): A model whose word embeddings are not tied, pruned before or not.
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs; labels are not needed.
         max_examples (`int`, *optional*, defaults to 256): Stop after this many examples.
-        num_probes, precision, seed, loss_fn, progress, accelerator: As in [`estimate_sensitivity`].
+        num_probes, exact_directions, precision, seed, loss_fn, progress, accelerator: As in [`estimate_sensitivity`].
 
     Raises:
         ValueError: If the architecture is unknown or has no word embeddings, these are tied, quantized or sharded,
@@ -82,6 +84,7 @@ def align_embeddings(
             num_probes=num_probes,
             precision=Precision(None if precision == "no" else precision, model.device.type),
             seed=seed,
+            exact_directions=exact_directions,
         )
         name = "basis of embeddings"
         method = get_method("kronecker")

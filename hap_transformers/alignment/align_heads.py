@@ -17,6 +17,7 @@ from ..components.slicing import validate_in_memory, validate_sliceable
 from ..efficiency import evaluating
 from ..sensitivity.by_parts import accumulated
 from ..sensitivity.methods import Method
+from ..sensitivity.output_curvature import EXACT_DIRECTIONS
 from ..sensitivity.precision import Precision, plain_forward
 from ..sensitivity.task import LossFunction, ScoringTask, model_loss
 from ..surgery.undo import values_undone
@@ -35,6 +36,7 @@ def align_heads(
     *,
     max_examples: int | None = ALIGNED_ON,
     num_probes: int = 4,
+    exact_directions: int = EXACT_DIRECTIONS,
     precision: str | None = None,
     seed: int = 0,
     loss_fn: LossFunction | None = None,
@@ -56,7 +58,7 @@ def align_heads(
         model (`PreTrainedModel`): A model of a supported architecture, pruned before or not.
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs; labels are not needed.
         max_examples (`int`, *optional*, defaults to 256): Stop after this many examples.
-        num_probes, precision, seed, loss_fn, progress, accelerator: As in [`estimate_sensitivity`].
+        num_probes, exact_directions, precision, seed, loss_fn, progress, accelerator: As in [`estimate_sensitivity`].
 
     Raises:
         ValueError: If the architecture is unknown, weights cannot be changed because they are quantized, sharded or
@@ -89,6 +91,7 @@ def align_heads(
         num_probes=num_probes,
         precision=Precision(None if precision == "no" else precision, model.device.type),
         seed=seed,
+        exact_directions=exact_directions,
     )
     method = Method(
         functools.partial(attention_moments, layers),

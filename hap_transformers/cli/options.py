@@ -93,6 +93,7 @@ class Passes:
     """Options that say how a model runs forward and backward on examples."""
 
     num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes
+    exact_directions: Annotated[int, typer.Option(help=HELP["exact_directions"], min=0)] = HapConfig.exact_directions
     precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None
     pooling: Annotated[
         str | None,

@@ -147,7 +147,8 @@ def directions_of_batch(
         ValueError: If the loss has no second derivative, or its Hessian in the logits cannot be factored.
     """
     with named_second_derivatives(task, loss, "logits", outputs):
-        return output_directions(loss, outputs, batch.size, task.num_probes, task.generator(batch))
+        probes, generator = task.num_probes, task.generator(batch)
+        return output_directions(loss, outputs, batch.size, probes, generator, task.exact_directions)
 
 
 @contextmanager

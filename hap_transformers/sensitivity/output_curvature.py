@@ -8,8 +8,8 @@ import torch
 from .probes import rademacher
 
 
-# Directions per example up to which all are backpropagated; that costs one backward pass per direction. Above, random
-# mixtures cost `num_probes` backward passes (4 by default). So exact directions cost at most four times the default.
+# Directions per example up to which all are backpropagated, unless a setting says otherwise; that costs one backward
+# pass per direction. Above, random mixtures cost `num_probes` backward passes (4 by default).
 EXACT_DIRECTIONS = 16
 # Classes up to which the Hessian of each position is formed and factored; that costs one Hessian product per class and
 # classes^2 numbers per position. Above, the Hessian must be that of a softmax, which is factored without forming it.
@@ -40,7 +40,12 @@ class OutputDirections:
 
 
 def output_directions(
-    loss: torch.Tensor, outputs: list[torch.Tensor], examples: int, num_probes: int, generator: torch.Generator
+    loss: torch.Tensor,
+    outputs: list[torch.Tensor],
+    examples: int,
+    num_probes: int,
+    generator: torch.Generator,
+    exact_directions: int = EXACT_DIRECTIONS,
 ) -> OutputDirections:
     r"""Factors the Hessian of a batch's mean loss in the model's outputs.
 
@@ -54,7 +59,7 @@ def output_directions(
     with many outputs), or that of a softmax cross-entropy, w (diag p - p p^T) with the square root
     w^1/2 (diag p^1/2 - p (p^1/2)^T).
 
-    If an example has more than `EXACT_DIRECTIONS` directions (many positions or many classes), `num_probes` mixtures
+    If an example has more than `exact_directions` directions (many positions or many classes), `num_probes` mixtures
     of the directions with random signs replace them. Then E[s s^T] = H.
 
     Args:
@@ -63,6 +68,8 @@ def output_directions(
         examples (`int`): Number of examples.
         num_probes (`int`): Number of random mixtures, if there are too many directions.
         generator (`torch.Generator`): Source of the random signs.
+        exact_directions (`int`, *optional*, defaults to 16): Directions per example up to which all are
+            backpropagated.
 
     Returns:
         `OutputDirections`: The directions.
@@ -104,11 +111,10 @@ def output_directions(
             cotangents[i] = part.reshape(outputs[i].shape).to(outputs[i].dtype)
         return cotangents
 
-    if count > EXACT_DIRECTIONS:
+    explicit = [factor for factor in factors if isinstance(factor, _ExplicitFactor)]
+    if count > exact_directions or len(explicit) < len(factors):
         mixtures = (shaped([factor.mixture(generator) for factor in factors]) for _ in range(num_probes))
         return OutputDirections(mixtures, num_probes, num_probes)
-    # Any other factor alone exceeds EXACT_DIRECTIONS, so all factors are explicit here.
-    explicit = [factor for factor in factors if isinstance(factor, _ExplicitFactor)]
     exact = (
         shaped([f.direction(position, k) if f is factor else f.nothing() for f in explicit])
         for factor in explicit

@@ -13,6 +13,7 @@ from ..components.sharded import whole_values
 from ..memory import is_out_of_memory
 from ..tokens import device_of_sums
 from .batches import ScoredBatch
+from .output_curvature import EXACT_DIRECTIONS
 from .outputs import loss_of
 from .precision import Precision
 from .self_loss import SelfLoss
@@ -77,6 +78,8 @@ class ScoringTask:
         num_probes (`int`): Random probes per batch, for methods that use probes.
         precision (`Precision`): The precision of forward passes, and the loss scale.
         seed (`int`): Seed of the probes. Methods call `generator` instead.
+        exact_directions (`int`, *optional*, defaults to 16): Directions of an example's outputs up to which all are
+            backpropagated, in place of random mixtures.
     """
 
     model: PreTrainedModel
@@ -85,6 +88,7 @@ class ScoringTask:
     num_probes: int
     precision: Precision
     seed: int
+    exact_directions: int = EXACT_DIRECTIONS
 
     @property
     def loss_name(self) -> str:

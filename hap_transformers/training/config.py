@@ -9,6 +9,7 @@ from ..files import write_text
 from ..planning.kinds import kinds_to_prune
 from ..planning.settings import PlanningSettings
 from ..sensitivity import METHODS, validate_scoring
+from ..sensitivity.output_curvature import EXACT_DIRECTIONS
 
 
 RECOVERY_CHECKS = ("held_out", "eval", "none")
@@ -42,6 +43,8 @@ class HapConfig(PlanningSettings):
     Parameters that control scoring ([`estimate_sensitivity`]):
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`.
         num_probes (`int`, *optional*, defaults to 4): Random probes per batch, for methods that draw any.
+        exact_directions (`int`, *optional*, defaults to 16): Directions of an example's outputs, C - 1 of C classes,
+            up to which scoring backpropagates all of them in place of random mixtures.
         max_examples (`int`, *optional*, defaults to 1024): Training examples to score on.
         tolerance (`float`, *optional*): Stop scoring as soon as the ranking's split-half reliability reaches this.
         max_memory (`str`, *optional*): Bytes, such as `"4GB"`, that scoring's sums and the refit's hidden states may
@@ -97,6 +100,10 @@ class HapConfig(PlanningSettings):
     )
     method: str = field(default="kronecker", metadata={"help": f"How to score: {', '.join(METHODS)}."})
     num_probes: int = field(default=4, metadata={"help": "Random probes per batch, for methods that draw any."})
+    exact_directions: int = field(
+        default=EXACT_DIRECTIONS,
+        metadata={"help": "Directions of outputs, C - 1 of C classes, up to which all are used in place of probes."},
+    )
     max_examples: int = field(default=1024, metadata={"help": "Training examples to score on."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Stop scoring as soon as the ranking's reliability reaches this."}
@@ -140,7 +147,9 @@ class HapConfig(PlanningSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        validate_scoring(self.method, self.num_probes, self.tolerance, self.max_examples, self.max_memory)
+        validate_scoring(
+            *(self.method, self.num_probes, self.tolerance, self.max_examples, self.max_memory, self.exact_directions)
+        )
         kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")

@@ -103,6 +103,7 @@ class PruningMixin(_Trainer):
         kinds = kinds_to_prune(config.components, config.method, config, model)
         passes = {
             "num_probes": config.num_probes,
+            "exact_directions": config.exact_directions,
             "seed": self.args.seed,
             "loss_fn": self._named_loss(),
             "progress": not self.args.disable_tqdm,

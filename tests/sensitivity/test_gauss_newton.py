@@ -14,7 +14,7 @@ from transformers import (
 )
 from zoo import HEADS, LAYERS
 
-from hap_transformers import estimate_sensitivity
+from hap_transformers import HapConfig, estimate_sensitivity
 from hap_transformers.sensitivity import ghost_norms, output_curvature
 
 
@@ -72,6 +72,20 @@ def test_equals_the_explicit_matrix(scored_model_type, num_labels, form):
         strict=True,
     ):
         torch.testing.assert_close(torch.stack(scores), traces / (2 * counts) * norms)
+
+
+def test_few_classes_can_be_sampled():
+    """Signs are random: the mean of many mixtures is near the explicit matrix, and two single ones differ."""
+    model, batch = make_model(num_labels=5), scored_batch(5)
+    heads, neurons = explicit_gauss_newton(model, batch, lambda logits: F.cross_entropy(logits, batch["labels"]))
+    settings = {"method": "gauss_newton_trace", "exact_directions": 3, "progress": False}
+    result = estimate_sensitivity(model, [batch], num_probes=1000, **settings)
+    assert result.num_probes == 1000
+    assert_traces(result, heads, neurons, rtol=0.25, atol=0)
+    few = [estimate_sensitivity(model, [batch], num_probes=1, seed=seed, **settings).heads[0] for seed in (0, 1)]
+    assert not torch.allclose(*few, rtol=1e-3)
+    with pytest.raises(ValueError, match="`exact_directions` must not be negative, got -1"):
+        HapConfig(exact_directions=-1)
 
 
 def test_custom_loss():

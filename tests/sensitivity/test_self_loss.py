@@ -59,13 +59,13 @@ def assert_same(found, expected):
         ("ForCausalLM", "llama"),
     ],
 )
-def test_scores_are_those_with_labels(task, name, method, monkeypatch):
-    monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXACT_DIRECTIONS", 1000)
+def test_scores_are_those_with_labels(task, name, method):
     model, batch = of_task(task, name)
     batch = {key: value[:, 2:6] for key, value in batch.items()}  # Each token of a vocabulary has a pass of its own.
     labelled = with_labels(task, model, batch)
-    expected = estimate_sensitivity(model, [labelled], method, progress=False)
-    assert_same(estimate_sensitivity(model, [batch], method, progress=False), expected)
+    settings = {"exact_directions": 1000, "progress": False}
+    expected = estimate_sensitivity(model, [labelled], method, **settings)
+    assert_same(estimate_sensitivity(model, [batch], method, **settings), expected)
 
 
 @pytest.mark.parametrize("method", CURVED)
@@ -117,7 +117,7 @@ def pooled_by_hand(states, mask, pooling):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last_token", "token"])
-def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize, monkeypatch):
+def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize):
     """The squared distance has twice the identity for its Hessian: traces are twice the Jacobian's squared norms."""
     tiny = ZOO["bert"]
     model = tiny.model()
@@ -136,9 +136,8 @@ def test_embeddings_have_the_traces_of_their_jacobians(pooling, normalize, monke
                 if gradient is not None:
                     squares[names[short]] += 2 * gradient**2 / count
     heads, neurons = sum_by_component(model, squares)
-    monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXACT_DIRECTIONS", 7 * 16)
-    loss = SelfLoss(pooling, normalize)
-    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", loss_fn=loss, progress=False)
+    settings = {"loss_fn": SelfLoss(pooling, normalize), "exact_directions": 7 * 16, "progress": False}
+    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", **settings)
     torch.testing.assert_close(torch.stack(found.traces["heads"]), heads, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(torch.stack(found.traces["neurons"]), neurons, rtol=1e-8, atol=1e-12)
 
@@ -165,14 +164,14 @@ def test_other_encoders(name):
 def test_many_dimensions_are_sampled_without_bias(monkeypatch):
     """Nothing of the width of the embedding squared is formed."""
     monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXPLICIT_CLASSES", 8)
-    monkeypatch.setattr("hap_transformers.sensitivity.output_curvature.EXACT_DIRECTIONS", 8)
     monkeypatch.setattr(
         "hap_transformers.sensitivity.output_curvature._explicit_factor", lambda *_: pytest.fail("formed")
     )
     encoder, batch = make_model().bert, {name: value for name, value in make_batch().items() if name != "labels"}
-    found = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", num_probes=500, progress=False)
+    settings = {"method": "gauss_newton_trace", "progress": False}
+    found = estimate_sensitivity(encoder, [batch], num_probes=500, exact_directions=8, **settings)
     monkeypatch.undo()
-    exact = estimate_sensitivity(encoder, [batch], "gauss_newton_trace", progress=False)
+    exact = estimate_sensitivity(encoder, [batch], exact_directions=1000, **settings)
     torch.testing.assert_close(found.heads, exact.heads, rtol=0.25, atol=0)
 
 
