@@ -126,15 +126,9 @@ def estimate_sensitivity(
     _validate_call(model, batches, method, accelerator, state_file)
     precision = None if precision == "no" else precision
     groups = _groups_to_score(model, method, components)
-    task = ScoringTask(
-        model=model,
-        groups=[group for group in groups if group.num_components],
-        loss_fn=loss_fn or model_loss,
-        num_probes=num_probes,
-        precision=Precision(precision, model.device.type),
-        seed=seed,
-        exact_directions=exact_directions,
-    )
+    scored = [group for group in groups if group.num_components]
+    precise = Precision(precision, model.device.type)
+    task = ScoringTask(model, scored, loss_fn or model_loss, num_probes, precise, seed, exact_directions)
     if scoring.sample is None:
         result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
