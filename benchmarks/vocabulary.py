@@ -1,22 +1,24 @@
-"""Trims MiniLM's vocabulary to a task's training split, and counts the validation texts that are split otherwise then.
+"""Trims MiniLM's vocabulary to a task's training split, and measures what that costs on the validation split.
 
     python -m benchmarks.vocabulary --data_dir ../shared/glue
 
-A model's outputs for all other texts are the same. So its accuracy can change by no more than this share. A minute on
-one core. `docs.render_results` makes the table.
+MiniLM is fine-tuned on each task, as in `glue_scripts.compare_glue`, whose dense models are used if they are in
+`--dense_dir`. Outputs change only for texts that are split otherwise; these are counted, too. Fine-tuning takes some
+minutes a task, the rest half a minute. `docs.render_results` makes the table.
 """
 
 import json
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
-from transformers import AutoModel, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
-from glue_scripts.compare_glue.base_models import BASE_MODELS
+from glue_scripts.compare_glue.job import Job
+from glue_scripts.compare_glue.settings import MAX_LENGTH
 from hap_transformers import trim_vocabulary
 
 from .embeddings_data import sentences_of
-from .whole_model import MODEL
 
 
 HERE = Path(__file__).parent
@@ -28,37 +30,40 @@ class Arguments:
 
     data_dir: str = "../shared/glue"
     output: str = str(HERE / "vocabulary.json")
-    cache: str = field(default="build/embeddings", metadata={"help": "Where downloaded models are unpacked."})
-    model: str = MODEL
+    dense_dir: str = field(default="outputs/compare", metadata={"help": "Output folder of compare_glue."})
     tasks: list[str] = field(default_factory=lambda: ["cola", "mrpc", "sst2", "stsb"])
+    seeds: list[int] = field(default_factory=lambda: [0])
 
 
-def row(task: str, data_dir: str, folder: Path) -> dict:
-    """The figures of one task."""
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    texts = {split: sentences_of(data_dir, task, split) for split in ("train", "validation")}
-    before = [tokenizer.tokenize(text) for text in texts["validation"]]
+def row(job: Job, data_dir: str) -> dict:
+    """The figures of one task and seed."""
+    model, tokenizer = job.dense(), job.tokenizer
+    texts = {split: sentences_of(data_dir, job.name, split) for split in ("train", "validation")}
+    before, dense = [tokenizer.tokenize(text) for text in texts["validation"]], job.measure(model)
     plan = trim_vocabulary(model, tokenizer, texts["train"])
     after = [tokenizer.tokenize(text) for text in texts["validation"]]
-    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    job.evaluated = job.task.tokenize(tokenizer, MAX_LENGTH)["validation"]
     return {
-        "task": task,
+        "task": job.name,
+        "seed": job.seed,
         "texts": len(texts["train"]),
         "tokens": plan.size,
         "kept": len(plan.kept),
         "parameters": plan.parameters,
         "validation_texts": len(before),
-        "split_otherwise": len(changed),
+        "split_otherwise": sum(old != new for old, new in zip(before, after, strict=True)),
         "unknown_tokens": sum(tokens.count(tokenizer.unk_token) for tokens in after)
         - sum(tokens.count(tokenizer.unk_token) for tokens in before),
+        "dense": dense,
+        "trimmed": job.measure(model),
     }
 
 
 def main() -> None:
     """Measures all tasks."""
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    folder = BASE_MODELS[args.model].folder(Path(args.cache))
-    rows = [row(task, args.data_dir, folder) for task in args.tasks]
+    jobs = (Job(task, seed, args.data_dir, args.dense_dir) for task, seed in product(args.tasks, args.seeds))
+    rows = [row(job, args.data_dir) for job in jobs]
     Path(args.output).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from glue_scripts.compare_glue.cells import Cell
+from glue_scripts.compare_glue.cells import Cell, gain, main_metric
 
 from .whole_model import DENSE, TRIMMED, WAYS
 
@@ -33,11 +33,19 @@ def whole_model_table(cells: Sequence[Cell]) -> str:
 
 
 def vocabulary_table(rows: Sequence[dict]) -> str:
-    """Formats what trimming leaves of the vocabulary and the model, and the texts that are split otherwise."""
+    """Formats what trimming leaves of the vocabulary and the model, and what it costs, a line a task.
+
+    Args:
+        rows (`Sequence[dict]`): A row a task and seed. Counts are the same for all seeds.
+    """
     names = ("task", "training texts", "tokens left", "parameters gone", "validation texts split otherwise")
-    lines = [f"| {' | '.join(names)} | unknown words more |", "| --- |" + " --- |" * 5]
-    for row in rows:
+    lines = [f"| {' | '.join(names)} | unknown words more | dense | points after trimming |", "| --- |" + " --- |" * 7]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        seeds = [row for row in rows if row["task"] == task]
+        row, metric = seeds[0], main_metric(seeds[0])
         gone = 1 - row["parameters"]["after"] / row["parameters"]["before"]
+        changes = [gain(seed, "trimmed") for seed in seeds]
+        spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
         cells = [
             row["task"],
             f"{row['texts']:,}",
@@ -45,6 +53,8 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
             f"{gone:.0%}",
             f"{row['split_otherwise'] / row['validation_texts']:.0%}",
             str(row["unknown_tokens"]),
+            f"{100 * statistics.mean(seed['dense'][metric] for seed in seeds):.1f}",
+            f"{statistics.mean(changes):+.1f}{spread}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

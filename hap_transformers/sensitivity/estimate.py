@@ -132,8 +132,8 @@ def estimate_sensitivity(
     if scoring.sample is None:
         result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
-        run = {"num_probes": num_probes, "exact_directions": exact_directions, "seed": seed, "precision": precision}
-        run |= {"method": method, "components": sorted({group.kind.name for group in groups})}
+        run = {"method": method, "components": sorted({group.kind.name for group in groups}), "num_probes": num_probes}
+        run |= {"exact_directions": exact_directions, "seed": seed, "precision": precision}
         found, done = score_on_batches(
             task,
             scoring,

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import whole_model
 from benchmarks.embeddings_data import Encoder, HeldOut
-from benchmarks.whole_model_table import whole_model_table
+from benchmarks.whole_model_table import vocabulary_table, whole_model_table
 
 
 pytestmark = pytest.mark.any_release
@@ -67,4 +67,16 @@ def test_the_table():
         "| nothing | dense | 20.00, 10.00 | 80.0 | 0.900, 0.700 |",
         "| 25% | vocabulary | 15.00, 10.00 | 80.0 | 0.900, 0.700 |",
         "| 50% | model | 10.00, 10.00 | 75.0 (70.0 to 80.0) | 0.900, 0.700 |",
+    ]
+
+
+def test_the_table_of_vocabularies():
+    row = {"task": "cola", "texts": 1000, "tokens": 300, "kept": 100, "parameters": {"before": 200, "after": 150}}
+    row |= {"validation_texts": 50, "split_otherwise": 10, "unknown_tokens": 0}
+    seeds = [
+        {**row, "dense": {"loss": 1.0, "accuracy": dense}, "trimmed": {"loss": 1.0, "accuracy": trimmed}}
+        for dense, trimmed in ((0.9, 0.88), (0.8, 0.81))
+    ]
+    assert vocabulary_table(seeds).splitlines()[2:] == [
+        "| cola | 1,000 | 100 of 300 | 25% | 20% | 0 | 85.0 | -0.5 (-2.0 to +1.0) |"
     ]
