@@ -60,6 +60,15 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def width_table(rows: Sequence[dict]) -> str:
+    """Formats what a narrower residual stream would cost, beside the default with as many parameters."""
+    lines = ["| way | width | million parameters | Spearman | cosine |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        figures = f"{row['parameters'] / 1e6:.2f} | {100 * row['spearman']:.1f} | {row['cosine']:.3f}"
+        lines.append(f"| {row['way']} | {row['width']} | {figures} |")
+    return "\n".join(lines)
+
+
 def _line(share: str, cells: Sequence[Cell]) -> str:
     """One way at one share: means, and the range of the correlation where there are several seeds."""
 

@@ -33,7 +33,7 @@ from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
 from benchmarks.whole_model import Key as WholeModelKey
-from benchmarks.whole_model_table import vocabulary_table, whole_model_table
+from benchmarks.whole_model_table import vocabulary_table, whole_model_table, width_table
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -266,6 +266,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     of_whole_model = read_cells(BENCHMARKS / "whole_model.jsonl", WholeModelKey)
     found[HERE / "whole_model.md", "whole model"] = whole_model_table(list(of_whole_model.values()))
     found[HERE / "whole_model.md", "vocabulary"] = vocabulary_table(read(BENCHMARKS / "vocabulary.json"))
+    found[HERE / "whole_model.md", "width"] = width_table(read(BENCHMARKS / "residual_width.json"))
     cifar, precision = read_cells(BENCHMARKS / "cifar.jsonl", CifarKey), read(BENCHMARKS / "cifar_precision.json")
     for name, text in sections_on_cifar(cifar, precision).items():
         found[HERE / "cifar.md", name] = text
