@@ -63,9 +63,7 @@ def test_a_small_run(encoder, tmp_path, monkeypatch):
     residual_width.main()
     dense, *rows = json.loads(output.read_text())
     assert dense["cosine"] == pytest.approx(1) and len(rows) == 6
-    assert (
-        rows[-1]["parameters"] == rows[-2]["parameters"] <= rows[0]["parameters"]
-    )  # The default's, before and after.
+    assert rows[-1]["parameters"] == rows[-2]["parameters"] <= rows[0]["parameters"]
     assert all(row["parameters"] < dense["parameters"] for row in rows if "each" not in row["way"])
     lines = width_table([dense, *rows]).splitlines()
     assert len(lines) == 2 + 7 and lines[2].startswith("| dense |")
