@@ -27,6 +27,7 @@ from hap_transformers.files import write_text
 from hap_transformers.forward_modes import device_name
 
 from . import device_sections as sections
+from .device_decoding import decoding
 from .device_tables import section_text
 
 
@@ -64,6 +65,7 @@ SECTIONS = {
     "llama": Section(sections.llama, 120),
     "latency": Section(sections.latency, 60),
     "promises": Section(sections.promises, 60),
+    "decoding": Section(decoding, 90),
 }
 
 

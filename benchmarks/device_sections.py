@@ -58,6 +58,8 @@ class Sizes:
         latency_batches (`tuple[int, ...]`): Batch sizes that latency is measured at.
         promised (`tuple[tuple[str, str, int], ...]`): Dtypes, modes and batch sizes of plans by latency.
         promised_seconds (`float`): Of measuring each of their models.
+        generation_batches (`tuple[int, ...]`): Batch sizes that generation is measured at.
+        generated (`tuple[int, int]`): Tokens of a prompt, and tokens that are generated.
     """
 
     bert: dict
@@ -72,6 +74,8 @@ class Sizes:
     latency_batches: tuple[int, ...]
     promised: tuple[tuple[str, str, int], ...]
     promised_seconds: float
+    generation_batches: tuple[int, ...]
+    generated: tuple[int, int]
 
 
 FULL = Sizes(
@@ -94,6 +98,8 @@ FULL = Sizes(
     latency_batches=(1, 8, 32, 256),
     promised=(("float32", "eager", 32), ("bfloat16", "eager", 32), ("bfloat16", "cuda_graphs", 32)),
     promised_seconds=1.0,
+    generation_batches=(1, 8, 32),
+    generated=(512, 65),
 )
 SMALL = Sizes(
     bert={"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 1000},
@@ -115,6 +121,8 @@ SMALL = Sizes(
     latency_batches=(1, 2),
     promised=(("float32", "eager", 2),),
     promised_seconds=0.1,
+    generation_batches=(1, 2),
+    generated=(8, 4),
 )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from .device_decoding import decoding_table
 from .markdown_table import promises_table, table
 
 
@@ -50,6 +51,7 @@ TEXTS: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "llama": ("Phases of pruning a language model, layers scored in parts", phases_table),
     "latency": ("Latency, dense over pruned", faster_table),
     "promises": ("Latency over dense that plans promised, and that was measured", promises_table),
+    "decoding": ("Generation of a language model in bfloat16, 30 % of its layers removed", decoding_table),
 }
 
 
