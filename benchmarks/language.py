@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from hap_transformers.efficiency import count_encoder_parameters
 from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
-from .language_data import LENGTH, batches_of, load, perplexity, smollm2, windows
+from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
 from .language_rivals import drop_similar_layers
 
 
@@ -98,6 +99,11 @@ class Bench:
         count = max(tokens // LENGTH, 1)
         return self.calibration[[i * len(self.calibration) // count for i in range(count)]]
 
+    @cached_property
+    def dense_choices(self) -> torch.Tensor:
+        """The dense model's likeliest tokens: those that it accepts of a draft in greedy assisted generation."""
+        return predicted(self.model, self.test)[1]
+
     def copied(self, kinds: Sequence[str]) -> PreTrainedModel:
         """A copy of the dense model, with heads that are aligned if their dimensions may go."""
         model = copy.deepcopy(self.model)
@@ -135,10 +141,11 @@ class Bench:
                 )
             if way.tuned:
                 _, seconds["tuning"] = timed(lambda: tune_layers(model, dense, batches, progress=False))
-        found, seconds["perplexity"] = timed(lambda: perplexity(model, self.test))
+        (found, choices), seconds["perplexity"] = timed(lambda: predicted(model, self.test))
         return {
             **key._asdict(),
             "perplexity": round(found, 3),
+            "agreement": round((choices == self.dense_choices).double().mean().item(), 4),
             "kept": round(count_encoder_parameters(model) / count_encoder_parameters(self.model), 4),
             "test_windows": len(self.test),
             "score_tokens": self.args.score_tokens,
@@ -205,7 +212,10 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def table(cells: dict[Key, Cell]) -> str:
-    """A row a method and number of tokens, a column a ratio: perplexity over the dense model's."""
+    """A row a method and number of tokens, a column a ratio.
+
+    A cell has the perplexity, this over the dense model's, and how often both find the same token the likeliest.
+    """
     if not cells:
         return "These figures are open: `python -m benchmarks.language` makes them."
     dense = cells[Key(DENSE, 0.0, 0)]["perplexity"]
@@ -215,9 +225,14 @@ def table(cells: dict[Key, Cell]) -> str:
     lines.append(f"| the dense model | | {' | '.join(f'{dense:.1f}' for _ in ratios)} |")
     for method, tokens in dict.fromkeys((key.method, key.tokens) for key in cells if key.method != DENSE):
         found = [cells.get(Key(method, ratio, tokens)) for ratio in ratios]
-        values = ["" if c is None else f"{c['perplexity']:.1f} ({c['perplexity'] / dense:.2f}x)" for c in found]
+        values = ["" if c is None else _figures(c, dense) for c in found]
         lines.append(f"| {method} | {f'{tokens:,}' if tokens else 'no refit'} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _figures(cell: Cell, dense: float) -> str:
+    agreement = f", {cell['agreement']:.0%}" if "agreement" in cell else ""
+    return f"{cell['perplexity']:.1f} ({cell['perplexity'] / dense:.2f}x{agreement})"
 
 
 def main() -> None:

@@ -51,7 +51,14 @@ def batches_of(ids: torch.Tensor, labels: bool = False) -> list[dict[str, torch.
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, ids: torch.Tensor) -> float:
-    """Perplexity of windows; the first token of each is not predicted."""
-    losses = [F.cross_entropy(model(input_ids=row[None]).logits[0, :-1].float(), row[1:]).item() for row in ids]
-    return math.exp(sum(losses) / len(losses))
+def predicted(model: PreTrainedModel, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Perplexity of windows, and the likeliest token after each, shape `(windows, length - 1)`.
+
+    The first token of a window is not predicted.
+    """
+    losses, choices = [], []
+    for row in ids:
+        logits = model(input_ids=row[None]).logits[0, :-1].float()
+        losses.append(F.cross_entropy(logits, row[1:]).item())
+        choices.append(logits.argmax(-1))
+    return math.exp(sum(losses) / len(losses)), torch.stack(choices)

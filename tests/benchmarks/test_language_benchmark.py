@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import language
 from benchmarks.language import DENSE, Key, table
-from benchmarks.language_data import perplexity
+from benchmarks.language_data import predicted
 from benchmarks.language_rivals import block_influence, drop_similar_layers
 from glue_scripts.compare_glue.cells import read_cells
 from language_scripts.demo_model import demo_tokenizer
@@ -44,6 +44,7 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     assert set(cells) == {Key(DENSE, 0.0, 0), Key("kronecker", 0.4, 0)} | {
         Key(method, 0.4, 1024) for method in language.WAYS
     }
+    assert cells[Key(DENSE, 0.0, 0)]["agreement"] == 1 > cells[Key("magnitude", 0.4, 1024)]["agreement"]
     assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
     monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
     language.main()
@@ -53,7 +54,10 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
 def test_perplexity(model):
     ids = torch.arange(60).view(3, 20)
     loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert perplexity(model, ids) == pytest.approx(math.exp(loss.item()), rel=1e-4)
+    perplexity, choices = predicted(model, ids)
+    assert perplexity == pytest.approx(math.exp(loss.item()), rel=1e-4)
+    following = model.generate(ids[:1, :12], max_new_tokens=1, do_sample=False)[0, -1]
+    assert choices.shape == (3, 19) and choices[0, 11] == following
 
 
 def test_the_layer_that_changes_least_is_dropped(model):
