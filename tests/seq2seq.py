@@ -62,7 +62,7 @@ class Seq2Seq:
         """The model, with weights large enough that every head and neuron matters."""
         torch.manual_seed(0)
         config = getattr(transformers, self.family + "Config")(
-            vocab_size=VOCABULARY, **TOKENS, **{**self.sizes, **changes}
+            **TOKENS, **{"vocab_size": VOCABULARY, **self.sizes, **changes}
         )
         model = getattr(transformers, self.family + task)(config).to(dtype).eval()
         for parameter in model.parameters():

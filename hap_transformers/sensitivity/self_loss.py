@@ -9,6 +9,7 @@ import transformers
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..tokens import mask_of
 from .outputs import named_tensors, note_outputs
 
 
@@ -82,7 +83,7 @@ class SelfLoss:
                 f"{type(model).__name__} returned no hidden states of tokens, but a tensor of the shape "
                 f"{tuple(tokens.shape)}. It cannot be scored without labels. Give batches with labels, or a loss_fn."
             )
-        mask = inputs.get("attention_mask")
+        mask = mask_of(inputs, decoded=bool(model.config.is_encoder_decoder))
         if not isinstance(mask, torch.Tensor) or mask.shape != tokens.shape[:2]:
             mask = tokens.new_ones(tokens.shape[:2])
         texts = model.main_input_name == "input_ids"
@@ -173,15 +174,9 @@ def _next_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inp
 
 
 def _decoded_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:
-    z, mask = logits["logits"], inputs.get(name_of_decoded_mask(inputs))
+    z, mask = logits["logits"], mask_of(inputs, decoded=True)
     masked = isinstance(mask, torch.Tensor) and mask.shape == z.shape[:2]
     return _own_classes(z, mask if masked else z.new_ones(z.shape[:2])), [z]
-
-
-def name_of_decoded_mask(inputs: Mapping[str, Any]) -> str:
-    """The entry that masks the tokens that an encoder-decoder decodes: those it reads, if it gets no others."""
-    own = "decoder_input_ids" in inputs or "decoder_attention_mask" in inputs
-    return "decoder_attention_mask" if own else "attention_mask"
 
 
 def _spans(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:

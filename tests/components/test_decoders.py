@@ -96,6 +96,5 @@ def test_groups_in_forward_order(tiny):
         for kind, layer in (("heads", self_), ("heads", cross), ("neurons", self_))
     ]
     assert of_decoder == wanted
-    assert [group.layer for group in groups if not group.decoded] == [
-        layer for layer in range(ENCODER) for _ in range(2)
-    ]
+    of_encoder = [group.layer for group in groups if not group.decoded]
+    assert of_encoder == [layer for layer in range(ENCODER) for _ in range(2)]
