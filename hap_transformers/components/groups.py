@@ -46,6 +46,8 @@ class Group:
             outputs a mask multiplies: one factor of every product that the components are in.
         of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
         block (`int`, *optional*): Number of the residual block, where it is not that of the layer.
+        plain (`str`, *optional*): Attribute of the config with the number of components in the dense model, if it has
+            one for all groups with that attribute.
         decoded (`bool`, *optional*, defaults to `False`): Whether the block lies in the decoder of an encoder-decoder.
         shortcut (`nn.Module`, *optional*): What gives the residual stream that is added to, if not the block's input.
         alone (`bool`, *optional*, defaults to `False`): Whether the reader's output is added to nothing.
@@ -77,6 +79,7 @@ class Group:
     masked: list[Projection] = field(default_factory=list)
     of_stream: list[Projection] | None = None
     block: int = -1
+    plain: str = ""
     decoded: bool = False
     shortcut: nn.Module | None = None
     alone: bool = False

@@ -75,7 +75,7 @@ def _whole(
     group = Group(HEADS, layer, *own, head_size=head_size, shared=queries // total, around=around)
     # DeBERTa's queries and keys may be made of positions, too.
     group.of_stream, group.alone = writers[2:] if names.position_inputs else None, names.apart
-    parameters = dict(around.named_parameters())
+    group.plain, parameters = names.config_heads, dict(around.named_parameters())
     group.scale, group.windowed = parameters.get(names.scale or ""), names.windowed
     return group
 
@@ -166,7 +166,7 @@ def _inside(names: HeadNames, path: str | None) -> str | None:
 def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
     """Writes the heads of all layers into a config, and their size, which is no longer hidden size / heads."""
     setattr(config, group.names.config_query_heads, count * group.shared)
-    setattr(config, group.names.config_heads, count)
+    setattr(config, group.plain, count)
     setattr(config, group.names.config_head_size, group.head_size)
     config.pruned_heads = {}
 

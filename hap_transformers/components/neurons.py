@@ -42,6 +42,7 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         group.alone, group.scale = names.apart, parameters.get(names.scale or "")
         group.read_by = around.get_submodule(names.norm) if names.norm else None
         group.implantable, group.decoded = activation, path in of_decoder
+        group.plain = names.config_neurons
         groups.append(group)
     return groups
 
@@ -56,7 +57,7 @@ def fit(group: Group) -> None:
 
 def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
     """Writes the neurons of all layers into a config."""
-    setattr(config, group.names.config_neurons, count)
+    setattr(config, group.plain, count)
 
 
 def set_implant_rank(group: Group, rank: int) -> None:

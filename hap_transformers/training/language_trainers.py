@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from ..sensitivity.batches import counts, shifts_labels
+from ..tokens import IGNORED
 from .distillation import distillation_loss, hidden_distance
 from .hooks import ComputeLoss, TrainerHooks, register_hooks
 
