@@ -53,7 +53,7 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
     if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):
         raise ValueError(
             f"The config of a '{model.config.model_type}' has no numbers for such layers alone: the size of heads "
-            "follows from their number, their number must divide the hidden size, or position biases have one for each "
+            "follows from their number, their number must divide the hidden size, or position biases have one a "
             "head. Set uniform=False, or prune another kind (components=['neurons'])."
         )
 

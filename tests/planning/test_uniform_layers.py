@@ -147,7 +147,7 @@ def test_what_no_plain_config_says(llama):
     with pytest.raises(ValueError, match="the size of heads follows from their number"):
         PruningPlan.for_model(bert, heads={0: [1], 1: [2]}, uniform=True)
     t5 = ZOO["t5"].model()
-    with pytest.raises(ValueError, match="or position biases have one for each head"):
+    with pytest.raises(ValueError, match="or position biases have one a head"):
         PruningPlan.for_model(t5, heads={layer: [1] for layer in range(4)}, uniform=True)
     with pytest.raises(ValueError, match=r"leaves \[23, 23, 24\] neurons"):  # Its config has one number.
         PruningPlan.for_model(t5, neurons={0: [1], 1: [2]}, uniform=True)
