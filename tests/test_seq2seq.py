@@ -187,6 +187,19 @@ def test_plans_and_checkpoints_of_an_encoder_alone(tiny, tmp_path):
     assert torch.equal(last(**batch).logits, again(**batch).logits)
 
 
+@pytest.mark.parametrize("family", ["t5", "whisper"])
+def test_batches_with_nothing_to_decode(family):
+    """BART then decodes what its encoder reads."""
+    tiny = SEQ2SEQ[family]
+    dense, batch = tiny.model(), tiny.batch()
+    del batch["labels"]
+    pruned = without(dense, heads={SELF[0]: [0]})
+    with pytest.raises(ValueError, match="has nothing to decode. Give batches with `labels`"):
+        estimate_sensitivity(dense, [batch], progress=False)
+    with pytest.raises(ValueError, match="has nothing to decode. Give batches with `labels`"):
+        reconstruct(pruned, dense, [batch], progress=False)
+
+
 LOAD = """
 import sys; sys.modules["hap_transformers"] = None
 import copy, torch, transformers

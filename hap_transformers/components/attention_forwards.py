@@ -86,7 +86,7 @@ def _computing_bias(
     computed: list[torch.Tensor] = []
 
     def compute_bias(*args: Any, **kwargs: Any) -> torch.Tensor:
-        computed.append(attention_class.compute_bias(attention, *args, **kwargs))  # type: ignore[operator]
+        computed.append(attention_class.compute_bias(attention, *args, **kwargs))  # type: ignore[attr-defined]
         return computed[0][:, attention.kept_heads]
 
     # Another object with the same modules, so that threads do not see each other's tensors.

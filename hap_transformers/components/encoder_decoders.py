@@ -25,7 +25,12 @@ BART_DECODER = DecoderNames(
 WHISPER = Architecture(
     "encoder.layers", {"heads": SELF_ATTENTION, "neurons": BART_NEURONS}, norm_first=True, decoder=BART_DECODER
 )
-BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
+BART = replace(
+    WHISPER,
+    names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names},
+    norm_first=False,
+    decoder=replace(BART_DECODER, reads_inputs=True),
+)
 
 T5_HEADS = HeadNames(
     attention="layer.0.SelfAttention",

@@ -182,11 +182,14 @@ class DecoderNames:
             self-attention.
         cross_heads (`HeadNames`): The heads of cross-attention, whose keys and values read the encoder's output. A
             layer runs them behind those of self-attention.
+        reads_inputs (`bool`, *optional*, defaults to `False`): Whether models without other decoder inputs decode what
+            the encoder reads.
     """
 
     layers: str
     names: Mapping[str, Any]
     cross_heads: HeadNames
+    reads_inputs: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ..components.architectures import decoder_paths, get_architecture, layer_pa
 from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..components.projections import Projection
 from ..efficiency import evaluating
+from ..sensitivity.self_loss import validate_decoded
 from .kept_values import KeptValues
 from .least_squares import SMALL
 from .windows import out_of_windows
@@ -102,7 +103,7 @@ class LayerRuns:
         kinds: Sequence[str] | None = None,
     ):
         self.model, self.kept = model, kept
-        self.forward = forward or (lambda model, inputs: model(**inputs))
+        self.forward = forward or _run_model
         self.all_groups = in_forward_order(find_groups(model, kinds))
         self.groups = [group for group in self.all_groups if is_refitted(group)]
         self.layers = layers(model)
@@ -281,6 +282,11 @@ class LayerRuns:
         finally:
             for layer, forward in zip(skipped, forwards, strict=True):
                 _set_forward(layer, forward)
+
+
+def _run_model(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
+    validate_decoded(model, inputs)
+    return model(**inputs)
 
 
 def _reads_sum(group: Group) -> nn.Module:

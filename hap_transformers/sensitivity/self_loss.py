@@ -9,6 +9,7 @@ import transformers
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..components.architectures import ARCHITECTURES
 from ..tokens import mask_of
 from .outputs import named_tensors, note_outputs
 
@@ -113,6 +114,25 @@ def head_of(model: PreTrainedModel) -> str | None:
     heads += ["ForCausalLM" for name in names if name.endswith("LMHeadModel")]
     bare = ["Model" for name in names if name.endswith("Model")]
     return next(iter([*heads, *bare]), None)
+
+
+def validate_decoded(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Checks that a batch of an encoder-decoder that generates has something to decode.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    decoder = ARCHITECTURES[model.config.model_type].decoder if model.config.model_type in ARCHITECTURES else None
+    if decoder is None or decoder.reads_inputs or head_of(model) not in ("Model", "ForConditionalGeneration"):
+        return
+    if (
+        model.config.is_encoder_decoder
+        and not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    ):
+        raise ValueError(
+            f"{type(model).__name__} decodes, and a batch of {', '.join(sorted(inputs))} has nothing to decode. Give "
+            "batches with `labels`, as DataCollatorForSeq2Seq makes them, or with `decoder_input_ids`."
+        )
 
 
 def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
