@@ -33,7 +33,10 @@ from hap_transformers import (
     reconstruct,
     tune_layers,
 )
+from hap_transformers.cli.info import info
 from hap_transformers.components.groups import find_groups
+from hap_transformers.reporting.card import make_model_card
+from hap_transformers.reporting.plots import plot_head_ranks
 
 
 @pytest.fixture(params=sorted(SEQ2SEQ))
@@ -255,3 +258,14 @@ def test_a_trainer_with_a_seq2seq_collator(family, with_decoder_inputs, tmp_path
     again = copy.deepcopy(AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval())
     batch = tiny.batch(dtype=torch.float32)
     assert torch.equal(again(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
+def test_info_and_card_say_how_layers_are_numbered(tmp_path, capsys):
+    tiny = SEQ2SEQ["bart"]
+    model = without(tiny.model(torch.float32), value_dims={0: [1], CROSS[0]: [0, 3]})
+    card = make_model_card(model)
+    model.save_pretrained(tmp_path)
+    plot_head_ranks(model, tmp_path / "ranks.png")
+    info(str(tmp_path), length=8)
+    for text in (str(card), capsys.readouterr().out):
+        assert "Layers 0 to 2 are the encoder's, 3 to 4 are the decoder's, 5 to 6 are the decoder's cross-att" in text

@@ -21,6 +21,7 @@ from .wording import (
     loading_code,
     metric_cells,
     metric_names,
+    numbering_in_words,
     recovery_in_words,
     saved_in_words,
 )
@@ -109,6 +110,7 @@ def make_model_card(
         budget=budget_in_words(plan.budget) if plan else None,
         left=_left_in_words(groups),
         layers=sorted({group.layer for group in groups}),
+        numbering=numbering_in_words(groups),
         counts={
             kind.name: {group.layer: count_left([group]) for group in members}
             for kind, members in by_kind(groups).items()
