@@ -87,8 +87,7 @@ def make_model_card(
     metrics = results.get("metrics") or {}
     title = model_name or f"pruned {base_model or type(model).__name__}"
     dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
-    loader = loader or loader_of(model)
-    of_sentences = loader.startswith("sentence_transformers.")
+    of_sentences = (loader := loader or loader_of(model)).startswith("sentence_transformers.")
     data = ModelCardData(
         library_name="sentence-transformers" if of_sentences else "transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
