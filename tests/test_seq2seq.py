@@ -51,7 +51,8 @@ def sensitivity_of(model, tiny, method="kronecker", components=("heads", "neuron
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_scores_all_groups(tiny, method):
+def test_every_method_scores_all_groups(method):
+    tiny = SEQ2SEQ["whisper"]
     model = tiny.model(attn_implementation="eager")
     kinds = ("heads",) if method == "fisher" else ("heads", "neurons")
     found = sensitivity_of(model, tiny, method, kinds)
@@ -61,8 +62,8 @@ def test_every_method_scores_all_groups(tiny, method):
         assert all(scores.abs().sum() > 0 for scores in found.scores[kind])
 
 
-@pytest.mark.parametrize("kinds", [("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")], ids=len)
-def test_the_whole_road(tiny, kinds, tmp_path):
+def test_the_whole_road(tiny, tmp_path):
+    kinds = ("heads", "neurons") if tiny.audio else ("query_key_dims", "value_dims", "neurons")
     dense, dtype = tiny.model(torch.float32), torch.float32
     model = copy.deepcopy(dense)
     batches = [tiny.batch(8, dtype=dtype, seed=seed) for seed in range(3)]
@@ -162,7 +163,7 @@ def test_layers_are_tuned_and_heads_aligned(tiny):
             return sum((model(**b).logits - dense(**b).logits)[b["labels"] != -100].square().sum() for b in batches)
 
     before = error()
-    tune_layers(model, dense, batches, epochs=20, progress=False)
+    tune_layers(model, dense, batches, epochs=8, progress=False)
     assert error() < before
 
 

@@ -73,7 +73,7 @@ def test_pruned_is_masked(tiny, case, attention):
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["some", "all", "no cross-attention", "dims"])
 def test_generates_what_the_masked_model_does(tiny, case, settings):
     model, batch = tiny.model(), tiny.batch()
     del batch["labels"]
