@@ -13,7 +13,7 @@ from .alignment.align_heads import align_heads
 from .checkpoints.remote_code import export_remote_code
 from .components.architectures import ARCHITECTURES
 from .components.groups import emptied_modules
-from .components.names import Architecture, Chain, ChannelNames, EmbeddingNames, HeadNames, NeuronNames
+from .components.names import Architecture, Chain, ChannelNames, DecoderNames, EmbeddingNames, HeadNames, NeuronNames
 from .planning.latency_table import LatencyTable
 from .planning.plan_pruning import plan_pruning
 from .planning.settings import PlanningSettings
@@ -40,6 +40,7 @@ __all__ = [
     "Architecture",
     "Chain",
     "ChannelNames",
+    "DecoderNames",
     "EmbeddingNames",
     "GlueMetric",
     "HapCallback",

@@ -42,7 +42,7 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
     Args:
         model (`PreTrainedModel`): A model of texts, images or spectrograms.
         batch (`int`, *optional*, defaults to 1): Number of texts, images or spectrograms.
-        length (`int`, *optional*, defaults to 128): Tokens per text.
+        length (`int`, *optional*, defaults to 128): Tokens per text, of encoder-decoders also of what they decode.
 
     Raises:
         ValueError: If the model takes other inputs than texts, images and spectrograms, or only shorter texts.
@@ -70,8 +70,10 @@ def example_inputs(model: PreTrainedModel, batch: int = 1, length: int = 128) ->
             f"{type(model).__name__} takes '{name}'; only models of texts, images and spectrograms can be measured."
         )
     if config.is_encoder_decoder and type(model).__name__.endswith(("Model", "ForConditionalGeneration")):
-        start = torch.full((batch, 1), config.decoder_start_token_id or 0, device=model.device)
-        inputs["decoder_input_ids"] = start  # Other models derive decoder inputs from the encoder's.
+        # Other models derive decoder inputs from the encoder's.
+        decoded = min(length, getattr(config, "max_target_positions", length))
+        inputs["decoder_input_ids"] = torch.full((batch, decoded), min(5, config.vocab_size - 1), device=model.device)
+        inputs["decoder_input_ids"][:, 0] = config.decoder_start_token_id or 0
     return inputs
 
 

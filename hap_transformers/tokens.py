@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 # Features per block of a symmetric product, of which `products` computes about (1 + BLOCK / features) / 2. Small
 # blocks skip more of the part below the diagonal, large blocks keep the matrix products efficient.
 BLOCK = 192
+# The label that losses of Transformers ignore.
+IGNORED = -100
 
 
 def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -30,6 +32,25 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     if mask is not None and mask.shape == features.shape[:-1]:
         return features[mask.bool()]
     return features.flatten(0, -2)
+
+
+def mask_of(inputs: Mapping[str, Any], decoded: bool = False) -> torch.Tensor | None:
+    """The mask of a batch's tokens, for [`valid_tokens`]; `None` if all count.
+
+    Args:
+        inputs (`Mapping[str, Any]`): The batch.
+        decoded (`bool`, *optional*, defaults to `False`): Whether tokens are those that an encoder-decoder decodes.
+            Without a mask of their own, those count whose label does. Without decoder inputs and labels, the model
+            decodes what the encoder reads.
+    """
+    if not decoded:
+        return inputs.get("attention_mask")
+    own, labels = inputs.get("decoder_attention_mask"), inputs.get("labels")
+    if own is not None:
+        return own
+    if isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+        return labels != IGNORED
+    return None if "decoder_input_ids" in inputs else inputs.get("attention_mask")
 
 
 def device_of_sums(device: torch.device) -> torch.device:

@@ -4,8 +4,10 @@ import importlib
 import re
 
 import pytest
+import torch
 import typer
 from datasets import Dataset
+from seq2seq import SEQ2SEQ
 from tiny import ROOT, make_batch, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
@@ -70,12 +72,15 @@ def surroundings(tmp_path, monkeypatch, model_dir, request):
         for module in old.modules():
             vars(module).pop("was_cut", None)
     old.save_pretrained("pruned_by_transformers_4")
+    SEQ2SEQ["bart"].model(torch.float32).save_pretrained("my-bart")
+    tokenizer.save_pretrained("my-bart")
     return {
         "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
         "model": model,
         "tokenizer": tokenizer,
         "train": data,
         "validation": data,
+        "pairs": data.map(lambda row: {"labels": row["input_ids"]}, remove_columns=["label"]),
         "args": args,
         "batches": batches,
         "batch": batches[0],

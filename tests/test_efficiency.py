@@ -46,7 +46,7 @@ def test_every_architecture_takes_the_example_inputs(model_type):
 def test_example_inputs_of_a_decoder_and_of_several_ends():
     tiny = ZOO["t5"]
     model = T5ForConditionalGeneration(tiny.config())
-    assert model(**example_inputs(model, 2, 5)).logits.shape[:2] == (2, 1)
+    assert model(**example_inputs(model, 2, 5)).logits.shape[:2] == (2, 5)
     model = ZOO["llama"].model(torch.float32)
     model.config.eos_token_id = [7, 8]
     assert example_inputs(model, 1, 5)["input_ids"][0].tolist() == [5, 5, 5, 5, 7]

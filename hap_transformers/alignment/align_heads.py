@@ -143,9 +143,11 @@ def _changes(layer: Attention, sums: torch.Tensor, examples: int) -> Iterator[Ch
     if layer.query_keys is None:
         return
     queries, keys = (
-        features.moments(part, count, centred)
+        features.moments(part, tokens, centred)
         # A softmax does not see what all keys have in common.
-        for features, part, centred in zip(layer.queries_and_keys, others, (False, True), strict=True)
+        for features, tokens, part, centred in zip(
+            layer.queries_and_keys, others[::2], others[1::2], (False, True), strict=True
+        )
     )
     maps = [query_key_bases(q, k) for q, k in zip(queries, keys, strict=True)]
     of_queries, of_keys = [first for first, _ in maps], [second for _, second in maps]

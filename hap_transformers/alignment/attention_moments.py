@@ -11,7 +11,7 @@ from ..components.projections import Projection
 from ..sensitivity.backward_pass import BackwardPass
 from ..sensitivity.batches import ScoredBatch
 from ..sensitivity.task import Samples, ScoringTask
-from ..tokens import products, valid_tokens
+from ..tokens import mask_of, products, valid_tokens
 from .bases import RIDGE
 
 
@@ -23,11 +23,15 @@ class Features:
         projection (`Projection`): The projection.
         left (`tuple[int, ...]`): Dimensions of every head.
         shared (`int`): Heads that have the same basis, which are features side by side.
+        decoded (`bool`): Whether its tokens are those of a decoder.
+        of_stream (`bool`): Whether they are those of the residual stream that attention reads and writes.
     """
 
     projection: Projection
     left: tuple[int, ...]
     shared: int
+    decoded: bool
+    of_stream: bool
 
     def __len__(self) -> int:
         """Number of features."""
@@ -86,14 +90,20 @@ class Attention:
         return [] if group is None else [_features(group, writer, writer.out_features) for writer in group.writers]
 
     def lengths(self) -> list[int]:
-        """Lengths of the sums: tokens, contexts, the output projection's curvature, queries, keys."""
+        """Lengths of the sums: tokens, contexts, the output projection's curvature; tokens, queries; tokens, keys."""
         curvature = self.values.reader.out_features**2
-        return [1, self.contexts.num_sums, curvature, *(features.num_sums for features in self.queries_and_keys)]
+        others = [length for features in self.queries_and_keys for length in (1, features.num_sums)]
+        return [1, self.contexts.num_sums, curvature, *others]
 
 
 def _features(group: Group, projection: Projection, width: int) -> Features:
     assert group.runs is not None
-    return Features(projection, tuple(group.runs.left), width // group.num_components)
+    whole = group.runs.whole
+    # In cross-attention, keys are of what the encoder gives.
+    of_memory = whole.decoded and whole.of_stream is not None and projection.module is whole.writers[1].module
+    of_stream = not of_memory
+    left = tuple(group.runs.left)
+    return Features(projection, left, width // group.num_components, whole.decoded and of_stream, of_stream)
 
 
 def attention_moments(layers: Sequence[Attention], task: ScoringTask, batch: ScoredBatch) -> Samples:
@@ -127,17 +137,21 @@ class _MomentPass(BackwardPass):
         for layer in self.layers:
             reader = layer.values.reader
             calls = self.inputs.pop(reader.module)
-            contexts = self._valid([reader.read(call) for call in calls])
+            contexts = self._valid(layer.contexts, [reader.read(call) for call in calls])
             yield contexts.new_tensor(len(contexts))
             yield layer.contexts.sums(contexts)
             yield self.curvatures[reader.module] / scale
             for features in layer.queries_and_keys:
                 # DeBERTa also projects relative positions, which are no tokens.
                 given = [
-                    call for call in self.outputs[features.projection.module] if call.shape[:-1] == calls[0].shape[:-1]
+                    features.projection.given(call)
+                    for call in self.outputs[features.projection.module]
+                    if not features.of_stream or call.shape[:-1] == calls[0].shape[:-1]
                 ]
-                yield features.sums(self._valid([features.projection.given(call) for call in given]))
+                tokens = self._valid(features, given)
+                yield tokens.new_tensor(len(tokens))
+                yield features.sums(tokens)
 
-    def _valid(self, calls: Sequence[torch.Tensor]) -> torch.Tensor:
-        mask = self.batch.inputs.get("attention_mask")
+    def _valid(self, features: Features, calls: Sequence[torch.Tensor]) -> torch.Tensor:
+        mask = mask_of(self.batch.inputs, features.decoded)
         return torch.cat([valid_tokens(call, mask) for call in calls]).to(self.dtype)

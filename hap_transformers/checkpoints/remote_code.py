@@ -18,11 +18,12 @@ from ..sentence_encoders import transformer_folder
 # The copied modules of `components`, with names to import from each. They depend only on torch and transformers.
 MODULES = {
     "releases": "TRANSFORMERS_4",
-    "names": "Architecture, Chain, ChannelNames, EmbeddingNames, HeadNames, NeuronNames",
+    "names": "Architecture, Chain, ChannelNames, DecoderNames, EmbeddingNames, HeadNames, NeuronNames",
     "convolutional": "CONVOLUTIONAL",
     "shared_names": "BERT_NEURONS",
     "vision": "VISION",
     "decoders": "DECODERS",
+    "encoder_decoders": "ENCODER_DECODERS",
     "gguf": "quantized_by",
     "record": "recorded_structure",
     "architectures": "ARCHITECTURES, Architecture, EmbeddingNames, HeadNames, NeuronNames",
@@ -37,6 +38,7 @@ MODULES = {
     "embedding_dims": "EMBEDDING_DIMS, validate_resizable",
     "pointwise": "ImplantedConvolution",
     "sharded": "is_sharded",
+    "attention_forwards": "headless",
     "heads": "HEADS",
     "head_dims": "VALUE_DIMS",
     "neurons": "NEURONS",

@@ -5,7 +5,7 @@ from typing import Any
 from ..components.groups import by_kind, find_groups
 from ..efficiency import count_flops, count_parameters, example_inputs
 from ..reporting.ranks import head_ranks, ranks_of
-from ..reporting.wording import count_left
+from ..reporting.wording import count_left, numbering_in_words
 from .loading import chosen_length, load_model
 from .options import Batch, Json, Length, Model, print_result, table_by_layer
 
@@ -37,4 +37,5 @@ def info(model: Model, batch: Batch = 1, length: Length = None, json_: Json = Fa
     texts = loaded.main_input_name == "input_ids"
     what = f"{batch} x {length} tokens" if texts else f"a batch of {batch}"
     title = f"{figures['class']}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs for {what}"
+    title = " ".join(filter(None, [title, numbering_in_words(groups)]))
     print_result(figures, table_by_layer(columns), title, json_)

@@ -16,10 +16,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .convolutional import CONVOLUTIONAL
 from .decoders import DECODERS
+from .encoder_decoders import ENCODER_DECODERS
 from .gguf import quantized_by
 from .names import Architecture, EmbeddingNames, HeadNames, NeuronNames
 from .record import METHOD
-from .shared_names import BERT_NEURONS, SELF_ATTENTION, bert_heads
+from .shared_names import BERT_NEURONS, bert_heads
 from .vision import TOWERS, VISION
 
 
@@ -27,10 +28,6 @@ BERT_HEADS = bert_heads("attention.self")
 WORD_EMBEDDINGS = {"embedding_dims": EmbeddingNames("embeddings.word_embeddings")}
 BERT = Architecture("encoder.layer", {**WORD_EMBEDDINGS, "heads": BERT_HEADS, "neurons": BERT_NEURONS})
 
-# In BART's family a decoder's layers have the same names; only the encoder's layers are pruned.
-BART_NEURONS = NeuronNames(("fc1",), "fc2", "activation_fn", config_neurons="encoder_ffn_dim")
-WHISPER = Architecture("encoder.layers", {"heads": SELF_ATTENTION, "neurons": BART_NEURONS}, norm_first=True)
-BART = replace(WHISPER, names={"embedding_dims": EmbeddingNames("shared"), **WHISPER.names}, norm_first=False)
 ALBERT = Architecture(
     "encoder.albert_layer_groups.*.albert_layers",
     {
@@ -114,39 +111,13 @@ MPNET_HEADS = HeadNames(
     output="attention.attn.o",
     position_bias="given",
 )
-T5 = Architecture(
-    "encoder.block",
-    {
-        "embedding_dims": EmbeddingNames("shared"),
-        "heads": HeadNames(
-            attention="layer.0.SelfAttention",
-            query="layer.0.SelfAttention.q",
-            key="layer.0.SelfAttention.k",
-            value="layer.0.SelfAttention.v",
-            output="layer.0.SelfAttention.o",
-            position_bias="computed",
-            num_heads="n_heads",
-            width="inner_dim",
-            head_size="key_value_proj_dim",
-            scaled=False,
-            config_head_size="d_kv",
-        ),
-        "neurons": NeuronNames(
-            ("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
-            "layer.1.DenseReluDense.wo",
-            "layer.1.DenseReluDense.act",
-            config_neurons="d_ff",
-        ),
-    },
-    norm_first=True,
-)
 
 ARCHITECTURES: dict[str, Architecture] = {
     **CONVOLUTIONAL,
     **VISION,
     **DECODERS,
+    **ENCODER_DECODERS,
     "albert": ALBERT,
-    "bart": BART,
     "bert": BERT,
     "camembert": BERT,
     "deberta-v2": replace(BERT, names={**BERT.names, "heads": DEBERTA_HEADS}),
@@ -156,8 +127,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "modernbert": MODERNBERT,
     "mpnet": replace(BERT, names={**BERT.names, "heads": MPNET_HEADS}),
     "roberta": BERT,
-    "t5": T5,
-    "whisper": WHISPER,
     "xlm-roberta": BERT,
 }
 
@@ -214,13 +183,34 @@ def config_of_layers(model: PreTrainedModel, architecture: Architecture) -> Pret
 
 
 def layer_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
-    """Path of every layer from the base model, with a final dot.
+    """Path of every layer from the base model, with a final dot; a decoder's layers come after the encoder's.
 
     Raises:
         ValueError: If the model does not have the lists of layers that the architecture names.
     """
-    modules, paths = dict(model.base_model.named_modules()), [tower_path(model, architecture)]
-    for part in architecture.layers.split(".*."):
+    encoder = _paths_in(model, architecture.layers, tower_path(model, architecture))
+    return [*encoder, *decoder_paths(model, architecture)]
+
+
+def decoder_paths(model: PreTrainedModel, architecture: Architecture) -> list[str]:
+    """Path of every layer of an encoder-decoder's decoder, as [`layer_paths`] gives them; none if there is none."""
+    decoder = architecture.decoder
+    if decoder is None or decoder.layers not in dict(model.base_model.named_modules()):
+        return []
+    return _paths_in(model, decoder.layers)
+
+
+def named_layers(model: PreTrainedModel, architecture: Architecture, kind: str) -> list[tuple[str, Any]]:
+    """Every layer's path, as [`layer_paths`] gives it, with the names of a kind of component there."""
+    paths, of_decoder = layer_paths(model, architecture), decoder_paths(model, architecture)
+    names = architecture.decoder.names if architecture.decoder else {}
+    return [(path, (names if path in of_decoder else architecture.names)[kind]) for path in paths]
+
+
+def _paths_in(model: PreTrainedModel, layers: str, tower: str = "") -> list[str]:
+    """Path of every layer of lists of layers."""
+    modules, paths = dict(model.base_model.named_modules()), [tower]
+    for part in layers.split(".*."):
         lists = [path + part for path in paths]
         missing = [path for path in lists if path not in modules]
         if missing:

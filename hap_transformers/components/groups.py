@@ -46,6 +46,9 @@ class Group:
             outputs a mask multiplies: one factor of every product that the components are in.
         of_stream (`list[Projection]`, *optional*): The writers that read the residual stream alone; by default all.
         block (`int`, *optional*): Number of the residual block, where it is not that of the layer.
+        plain (`str`, *optional*): Attribute of the config with the number of components in the dense model, if it has
+            one for all groups with that attribute.
+        decoded (`bool`, *optional*, defaults to `False`): Whether the block lies in the decoder of an encoder-decoder.
         shortcut (`nn.Module`, *optional*): What gives the residual stream that is added to, if not the block's input.
         alone (`bool`, *optional*, defaults to `False`): Whether the reader's output is added to nothing.
         norm (`RunningNorm`, *optional*): The norm with running statistics of what the reader gives.
@@ -76,6 +79,8 @@ class Group:
     masked: list[Projection] = field(default_factory=list)
     of_stream: list[Projection] | None = None
     block: int = -1
+    plain: str = ""
+    decoded: bool = False
     shortcut: nn.Module | None = None
     alone: bool = False
     norm: Any = None
@@ -239,7 +244,11 @@ def register_kind(kind: Kind) -> None:
 
 
 def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> list[Group]:
-    """Lists a model's groups (of encoder-decoders: the encoder's), kind by kind, first layer first.
+    """Lists a model's groups, kind by kind, first layer first.
+
+    The layers of a decoder are numbered after the encoder's. Its cross-attention has numbers of its own behind them:
+    with E layers in the encoder and D in the decoder, heads of the encoder's self-attention are those of the layers
+    from 0, of the decoder's from E, and of cross-attention from E + D.
 
     What is left of a pruned layer is read from its weights and the config, so fresh, pruned and reloaded models are
     all seen as they are.
@@ -295,9 +304,9 @@ def of_kind(groups: Iterable[Group], name: str) -> list[Group]:
 
 
 def in_forward_order(groups: Iterable[Group]) -> list[Group]:
-    """The groups in the order in which a model runs them: layer by layer, kinds as they are registered."""
+    """The groups in the order in which a model runs them: block by block, kinds as they are registered."""
     places = {name: place for place, name in enumerate(KINDS)}
-    return sorted(groups, key=lambda group: (group.layer, places[group.kind.name]))
+    return sorted(groups, key=lambda group: (group.block, places[group.kind.name], group.layer))
 
 
 def emptied_modules(model: PreTrainedModel) -> list[str]:
@@ -325,7 +334,7 @@ def freeze_idle_parameters(groups: Iterable[Group]) -> None:
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """A model's layers (of encoder-decoders: the encoder's), first layer first.
+    """A model's layers, first layer first; those of a decoder come after the encoder's.
 
     Raises:
         ValueError: If the architecture is unknown.
@@ -336,9 +345,10 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _validate_is_eager(model: PreTrainedModel, architecture: Architecture) -> None:
-    first = tower_path(model, architecture) + architecture.layers.split(".*.")[0]
+    lists = [tower_path(model, architecture) + architecture.layers.split(".*.")[0]]
+    lists += [architecture.decoder.layers] if architecture.decoder else []
     for path, module in model.base_model.named_modules():
-        if eager_model(module) is not module and (first.startswith(path) or path.startswith(first)):
+        if eager_model(module) is not module and any(ls.startswith(path) or path.startswith(ls) for ls in lists):
             raise ValueError(
                 f"Cannot score or prune {type(model).__name__}: its module '{path or model.base_model_prefix}' is "
                 "wrapped by torch.compile, which hides the modules inside. Compile modules in place "

@@ -116,7 +116,7 @@ def _group(
     count, heads = sum(runs.left), runs.whole
     group = Group(kind, heads.layer, writers, followers, readers, range(count), count, heads.core, heads.names, runs)
     group.around, group.scale, group.windowed = heads.around, heads.scale, heads.windowed
-    group.alone = heads.alone
+    group.alone, group.block, group.decoded = heads.alone, heads.block, heads.decoded
     return group
 
 

@@ -24,7 +24,8 @@ class HeadNames:
         position_bias (`str`, *optional*): For attention modules that add a bias with a row for each head of the dense
             model: `"given"` if it is an argument that always comes from outside, `"computed"` if the first layer
             computes it by `compute_bias` and all layers return it after their output, `"table"` if the module has a
-            parameter with a column for each head.
+            parameter with a column for each head, `"alike"` if it computes one that is the same for all heads, and
+            all layers return that of the first after their output.
         bias_argument (`str`, *optional*, defaults to `"position_bias"`): The name of that argument or parameter.
         position_modules (`tuple[str, ...]`, *optional*): Modules that give a layer's own position bias. Paths that the
             layer does not have are skipped.
@@ -50,6 +51,8 @@ class HeadNames:
             for the width of its input.
         scaled (`bool`, *optional*, defaults to `True`): Whether attention logits are products over the root of the
             head size. Modules that keep this scale have it in `scaling`; others compute it from the head size.
+        config_query_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the
+            dense model's query heads per layer, given as `config_heads` are.
         config_heads (`str`, *optional*, defaults to `"num_attention_heads"`): Attribute of the config with the dense
             model's heads per layer; of several lists of layers, with a number for each. Query heads that share a
             key/value head are one removable head.
@@ -78,6 +81,7 @@ class HeadNames:
     head_size: str = "attention_head_size"
     width_of_input: bool = False
     scaled: bool = True
+    config_query_heads: str = "num_attention_heads"
     config_heads: str = "num_attention_heads"
     config_head_size: str = "head_dim"
     apart: bool = False
@@ -169,6 +173,26 @@ class ChannelNames:
 
 
 @dataclass(frozen=True)
+class DecoderNames:
+    """Names of the decoder of an encoder-decoder.
+
+    Args:
+        layers (`str`): Path of the decoder's layers, from `model.base_model`. Models without it are encoders alone.
+        names (`Mapping[str, Any]`): As for [`Architecture`], in the decoder's layers. Heads are those of
+            self-attention.
+        cross_heads (`HeadNames`): The heads of cross-attention, whose keys and values read the encoder's output. A
+            layer runs them behind those of self-attention.
+        reads_inputs (`bool`, *optional*, defaults to `False`): Whether models without other decoder inputs decode what
+            the encoder reads.
+    """
+
+    layers: str
+    names: Mapping[str, Any]
+    cross_heads: HeadNames
+    reads_inputs: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What the package knows of one model family.
 
@@ -181,6 +205,8 @@ class Architecture:
             and adds to it. Otherwise it normalizes the sum.
         also_added (`tuple[str, ...]`, *optional*): Paths, from a layer, of projections that add to the residual stream
             before the layer's last group, and are never pruned. Paths that the layer does not have are skipped.
+        decoder (`DecoderNames`, *optional*): The decoder of an encoder-decoder, of which `layers` are the encoder's.
+            The decoder's are numbered after them.
         tower (`str`, *optional*): `"vision"` or `"text"`, for families with a tower of each. Classes of more than one
             tower hold it as `vision_model` or `text_model`, their config as `vision_config` or `text_config`.
     """
@@ -189,4 +215,5 @@ class Architecture:
     names: Mapping[str, Any]
     norm_first: bool = False
     also_added: tuple[str, ...] = ()
+    decoder: DecoderNames | None = None
     tower: str | None = None

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import Architecture
-from .groups import Group, Kind, layer_paths, register_kind
+from .architectures import Architecture, decoder_paths, named_layers
+from .groups import Group, Kind, register_kind
 from .projections import find_projections
 from .response_norm import ResponseNorm
 from .subclasses import cached, dense_class, subclass, take_class
@@ -20,11 +20,10 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     Raises:
         ValueError: If the architecture's entry does not fit the model.
     """
-    groups = []
-    for layer, path in enumerate(layer_paths(model, architecture)):
+    groups, of_decoder = [], decoder_paths(model, architecture)
+    for layer, (path, names) in enumerate(named_layers(model, architecture, NAME)):
         around = model.base_model.get_submodule(path[:-1])
         inside, parameters = dict(around.named_modules()), dict(around.named_parameters())
-        names = architecture.names[NAME]
         if names.output not in inside and names.otherwise is not None:
             names = names.otherwise
         writers = find_projections(model.base_model, path, names.inputs, optional=True)
@@ -42,7 +41,8 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
         group = Group(NEURONS, layer, writers, list(followers), [reader], range(count), count, activation, names)
         group.alone, group.scale = names.apart, parameters.get(names.scale or "")
         group.read_by = around.get_submodule(names.norm) if names.norm else None
-        group.implantable = activation
+        group.implantable, group.decoded = activation, path in of_decoder
+        group.plain = names.config_neurons
         groups.append(group)
     return groups
 
@@ -57,7 +57,7 @@ def fit(group: Group) -> None:
 
 def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
     """Writes the neurons of all layers into a config."""
-    setattr(config, group.names.config_neurons, count)
+    setattr(config, group.plain, count)
 
 
 def set_implant_rank(group: Group, rank: int) -> None:

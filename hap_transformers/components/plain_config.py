@@ -34,7 +34,8 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
         if kind.write_plain is None and counts == [group.original for group in members]:
             continue
         implanted = any(group.implant_rank for group in members)
-        if kind.write_plain is None or implanted or len(set(counts)) > 1 or not counts[0]:
+        differ = any(len({counts[place] for place in places}) > 1 for places in places_alike(members))
+        if kind.write_plain is None or implanted or differ or not all(counts):
             raise ValueError(
                 f"A uniform plan leaves every layer as many whole components, at least one, and no implants. This one "
                 f"leaves {counts} {kind.name}. Plan again with uniform=True, or set uniform to False."
@@ -45,16 +46,24 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
         try:
             with torch.device("meta"):
                 made = type(model)(_plain_config(model.config, groups, left))
-            found = find_groups(made)
+            found = find_groups(made, {group.kind.name for group in groups})
         except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
             made = None
     fits = [(group.kind, group.num_components, group.head_size) for group in found] == wanted
     if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):
         raise ValueError(
             f"The config of a '{model.config.model_type}' has no numbers for such layers alone: the size of heads "
-            "follows from their number, their number must divide the hidden size, or a decoder's layers have the same "
-            "numbers. Set uniform=False, or prune another kind (components=['neurons'])."
+            "follows from their number, their number must divide the hidden size, or position biases have one a "
+            "head. Set uniform=False, or prune another kind (components=['neurons'])."
         )
+
+
+def places_alike(groups: Sequence[Group]) -> list[list[int]]:
+    """Places of the groups of a kind that a config gives one number for; a decoder may have another."""
+    found: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        found.setdefault(group.plain, []).append(place)
+    return list(found.values())
 
 
 def config_can_say(config: PretrainedConfig, groups: Sequence[Group], left: Sequence[int]) -> bool:
@@ -81,6 +90,7 @@ def _plain_config(config: PretrainedConfig, groups: Sequence[Group], left: Seque
     if recorded_structure(plain) is not None:
         del plain.quantization_config
     for group, count in zip(groups, left, strict=True):
-        if group.kind.write_plain is not None:
+        whole = group.kind.keeps_numbers and count == group.original  # The config says so already.
+        if group.kind.write_plain is not None and not whole:
             group.kind.write_plain(plain, group, count)
     return plain

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..components.groups import Group, by_kind, find_groups
-from ..components.plain_config import config_can_say, validate_plain
+from ..components.plain_config import config_can_say, places_alike, validate_plain
 from .choosing import Unit, ranked_in_runs
 from .settings import PlanningSettings
 
@@ -45,21 +45,23 @@ def uniform_units(
         ValueError: If components of a kind are parts of others, or layers have different numbers of them.
     """
     joined: list[Unit] = []
-    for kind, members in by_kind(groups[place] for place in sorted(alone)).items():
-        places = [place for place in sorted(alone) if groups[place].kind is kind]
-        if kind.write_plain is None or len({group.num_components for group in members}) > 1:
-            raise ValueError(
-                f"uniform=True needs layers that have equally many {kind.name}, and a number in the config that says "
-                "how many. Prune heads and neurons of a dense model (components=['heads', 'neurons'])."
-            )
-        units, waiting, left = list[Unit](), list[Unit](), members[0].num_components
-        for together in zip(*(alone[place] for place in places), strict=True):
-            waiting += together
-            left -= len(together[0].components[places[0]])
-            if config_can_say(config, members, [left] * len(members)):
-                units.append(_joined(waiting, len(units)))
-                waiting = []
-        joined += ranked_in_runs(units) if settings.weigh_costs else units
+    for kind, of_kind in by_kind(groups[place] for place in sorted(alone)).items():
+        places_of_kind = [place for place in sorted(alone) if groups[place].kind is kind]
+        for alike in places_alike(of_kind):
+            members, places = [of_kind[i] for i in alike], [places_of_kind[i] for i in alike]
+            if kind.write_plain is None or len({group.num_components for group in members}) > 1:
+                raise ValueError(
+                    f"uniform=True needs layers that have equally many {kind.name}, and a number in the config that "
+                    "says how many. Prune heads and neurons of a dense model (components=['heads', 'neurons'])."
+                )
+            units, waiting, left = list[Unit](), list[Unit](), members[0].num_components
+            for together in zip(*(alone[place] for place in places), strict=True):
+                waiting += together
+                left -= len(together[0].components[places[0]])
+                if config_can_say(config, members, [left] * len(members)):
+                    units.append(_joined(waiting, len(units)))
+                    waiting = []
+            joined += ranked_in_runs(units) if settings.weigh_costs else units
     return joined
 
 

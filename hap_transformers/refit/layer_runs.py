@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..components.architectures import get_architecture, layer_paths
+from ..components.architectures import decoder_paths, get_architecture, layer_paths
 from ..components.groups import Group, find_groups, in_forward_order, layers
+from ..components.projections import Projection
 from ..efficiency import evaluating
+from ..sensitivity.self_loss import validate_decoded
 from .kept_values import KeptValues
 from .least_squares import SMALL
 from .windows import out_of_windows
@@ -67,6 +69,12 @@ def is_refitted(group: Group) -> bool:
     return bool(group.readers) and not group.kind.outside
 
 
+def reads_stream(group: Group) -> Projection:
+    """A projection by which a group's block reads the residual stream."""
+    whole = group if group.runs is None else group.runs.whole
+    return (whole.of_stream or group.writers)[-1]
+
+
 class _Stop(Exception):
     """All that is wanted of a forward pass has been seen."""
 
@@ -77,7 +85,8 @@ class LayerRuns:
     For every batch the output of one layer is kept ([`KeptValues`]). A pass then starts after that layer: layers up to
     it do nothing but return that output, whatever form it has, so nothing needs to be known of how the model calls its
     layers. Only layers of other lists return what they are given: what lies between lists, such as the downsampling of
-    ConvNeXt, runs on it. Where layers share weights, each pass runs the whole model.
+    ConvNeXt, runs on it. In a decoder, the encoder's layers return the output of their last one, which is kept, too.
+    Where layers share weights, each pass runs the whole model.
 
     Args:
         model (`PreTrainedModel`): The model; its weights may change from group to group in forward order.
@@ -94,12 +103,14 @@ class LayerRuns:
         kinds: Sequence[str] | None = None,
     ):
         self.model, self.kept = model, kept
-        self.forward = forward or (lambda model, inputs: model(**inputs))
+        self.forward = forward or _run_model
         self.all_groups = in_forward_order(find_groups(model, kinds))
         self.groups = [group for group in self.all_groups if is_refitted(group)]
         self.layers = layers(model)
         architecture = get_architecture(model)
         self.lists = [path[:-1].rpartition(".")[0] for path in layer_paths(model, architecture)]
+        # The first layer of a decoder, or the number of layers.
+        self.first_decoded = len(self.layers) - len(decoder_paths(model, architecture))
         self.norm_first, self.also_added = architecture.norm_first, architecture.also_added
         self.repeats = shares_layers(model)
 
@@ -116,7 +127,7 @@ class LayerRuns:
 
     def reads(self, position: int, inputs: dict[str, Any], group: Group) -> list[torch.Tensor]:
         """What one group's writers see, a tensor `(batch, tokens, features)` a call of its reader."""
-        view, read = group.writers[-1], list[torch.Tensor]()
+        view, read = reads_stream(group), list[torch.Tensor]()
         writer = view.module
         handle = writer.register_forward_pre_hook(lambda module, args: read.append(view.read(args[0])))
         in_chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)
@@ -173,12 +184,17 @@ class LayerRuns:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             self.kept[id(self), position] = (finished, output)
 
+        def keep_memory(module: nn.Module, args: Any, output: Any) -> None:
+            self.kept["memory", id(self), position] = output
+
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Stop
 
         if not self.repeats:
             if finished >= 0:
                 handles.append(self.layers[finished].register_forward_hook(keep))
+            if finished >= self.first_decoded and ("memory", id(self), position) not in self.kept:
+                handles.append(self.layers[self.first_decoded - 1].register_forward_hook(keep_memory))
             handles.append(stop_at.register_forward_hook(stop))
         # Transformers 4 replaces forwards while it records hidden states, and leaves them when it is stopped.
         forwards = {module: vars(module).get("forward") for module in self.model.modules()}
@@ -208,17 +224,17 @@ class LayerRuns:
         def as_stream(group: Group, tokens: torch.Tensor) -> torch.Tensor:
             return out_of_windows(layer, tokens, size[0]) if group.windowed else tokens
 
-        def normalized(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-            stream[:] = [args[0]]
+        def normalized(module: nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, Any]) -> None:
+            stream[:] = [args[0] if args else kwargs["hidden_states"]]
 
         def added(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             stream[:] = [stream[0] + output]
 
         def entered(group: Group) -> Any:
             def enter_group(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-                read[:] = [group.writers[-1].read(args[0])]
+                read[:] = [reads_stream(group).read(args[0])]
 
-            return group.writers[-1].module.register_forward_pre_hook(enter_group)
+            return reads_stream(group).module.register_forward_pre_hook(enter_group)
 
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True)]
         for group, seen in zip(groups, calls, strict=True):
@@ -228,7 +244,7 @@ class LayerRuns:
         in_layer = self.of_layer(groups[0].block)
         norms = [group.read_by for group in in_layer if group.read_by is not None]
         if norms:
-            handles += [norm.register_forward_pre_hook(normalized) for norm in norms]
+            handles += [norm.register_forward_pre_hook(normalized, with_kwargs=True) for norm in norms]
         elif self.norm_first:
             inside = dict(layer.named_modules())
             adding = [group.reader.module for group in in_layer[:-1]]
@@ -236,9 +252,13 @@ class LayerRuns:
             handles += [module.register_forward_hook(added) for module in adding]
         else:
             # Those of chains within a block read no sum.
-            first_writers = [group.writers[0].module for group in in_layer[1:] if group.of_stream != []]
-            handles += [module.register_forward_pre_hook(normalized) for module in first_writers]
+            first = [_reads_sum(group) for group in in_layer[1:] if group.of_stream != []]
+            handles += [module.register_forward_pre_hook(normalized, with_kwargs=True) for module in first]
         return handles
+
+    def is_decoder(self, layer: int) -> bool:
+        """Whether a layer lies in the decoder of an encoder-decoder."""
+        return layer >= self.first_decoded
 
     @contextmanager
     def _skipping(self, position: int) -> Iterator[None]:
@@ -252,13 +272,26 @@ class LayerRuns:
         def pass_on(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             return hidden_states if rest is None else (hidden_states, *rest)
 
-        for layer, in_list in zip(skipped, self.lists, strict=False):
+        memory = self.kept["memory", id(self), position] if last >= self.first_decoded else None
+        for number, (layer, in_list) in enumerate(zip(skipped, self.lists, strict=False)):
             layer.forward = (lambda *args, **kwargs: output) if in_list == self.lists[last] else pass_on
+            if number < self.first_decoded <= last:
+                layer.forward = lambda *args, **kwargs: memory
         try:
             yield
         finally:
             for layer, forward in zip(skipped, forwards, strict=True):
                 _set_forward(layer, forward)
+
+
+def _run_model(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
+    validate_decoded(model, inputs)
+    return model(**inputs)
+
+
+def _reads_sum(group: Group) -> nn.Module:
+    """The module that reads the normalized sum before a block: attention, even without heads, or a projection."""
+    return group.writers[0].module if group.around is None or group.core is None else group.core
 
 
 def _watch_reader(

@@ -16,6 +16,7 @@ from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
+from ..tokens import mask_of
 from .dense_copy import own_refitted
 from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
@@ -114,7 +115,7 @@ def reconstruct(
                         for position, inputs in numbered():
                             reads = pruned.reads(position, inputs, group)
                             for found, wanted in zip(reads, kept["read", position][place], strict=True):
-                                read.add(found, wanted, inputs.get("attention_mask"))
+                                read.add(found, wanted, mask_of(inputs, group.decoded))
                         _reduced(read, accelerator)
                         filters = group.layer in init_implants and not group.kind.linear_implants
                         _refit_writers(group, read, ridge, same_group(group, original) if filters else None)
@@ -125,7 +126,7 @@ def reconstruct(
                         calls = pruned.calls(position, inputs, group)
                         for call, target in zip(calls, kept["targets", position][place], strict=True):
                             x = _inputs_of(call, group, new_rank)
-                            sums.add(x, call.missing(target[..., outputs]), inputs.get("attention_mask"))
+                            sums.add(x, call.missing(target[..., outputs]), mask_of(inputs, group.decoded))
                     _reduced(sums, accelerator)
                     _refit(group, sums, new_rank, ridge)
                     bar.update()

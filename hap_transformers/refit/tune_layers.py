@@ -17,7 +17,7 @@ from ..components.slicing import validate_writable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.undo import values_undone
-from ..tokens import valid_tokens
+from ..tokens import mask_of, valid_tokens
 from .dense_copy import own_refitted
 from .kept_values import KeptValues, default_limit
 from .layer_runs import ForwardFunction, LayerRuns, shares_layers
@@ -91,7 +91,7 @@ def tune_layers(
                 def loss(position: int, graph: bool, layer: int = layer) -> torch.Tensor:
                     inputs = send_to_device(kept["batch", position], model.device)
                     found = tuned.output(position, inputs, layer, graph)
-                    mask = inputs.get("attention_mask")
+                    mask = mask_of(inputs, tuned.is_decoder(layer))
                     target = valid_tokens(kept["targets", position], mask).to(found.dtype)
                     return (valid_tokens(found, mask) - target).square().mean() / target.square().mean()
 

@@ -21,6 +21,7 @@ from .wording import (
     loading_code,
     metric_cells,
     metric_names,
+    numbering_in_words,
     recovery_in_words,
     saved_in_words,
 )
@@ -86,8 +87,7 @@ def make_model_card(
     metrics = results.get("metrics") or {}
     title = model_name or f"pruned {base_model or type(model).__name__}"
     dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
-    loader = loader or loader_of(model)
-    of_sentences = loader.startswith("sentence_transformers.")
+    of_sentences = (loader := loader or loader_of(model)).startswith("sentence_transformers.")
     data = ModelCardData(
         library_name="sentence-transformers" if of_sentences else "transformers",
         tags=list(dict.fromkeys([*TAGS, *tags])),
@@ -109,6 +109,7 @@ def make_model_card(
         budget=budget_in_words(plan.budget) if plan else None,
         left=_left_in_words(groups),
         layers=sorted({group.layer for group in groups}),
+        numbering=numbering_in_words(groups),
         counts={
             kind.name: {group.layer: count_left([group]) for group in members}
             for kind, members in by_kind(groups).items()

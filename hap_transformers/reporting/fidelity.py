@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..efficiency import evaluating
 from ..sensitivity.outputs import named_tensors
 from ..sensitivity.self_loss import SelfLoss, head_of
+from ..tokens import mask_of, valid_tokens
 from .wording import FIDELITY
 
 
@@ -139,6 +140,11 @@ def _by_mask(name: str) -> Callable[[torch.Tensor, Mapping[str, Any]], torch.Ten
     return lambda logits, inputs: logits[inputs[name].bool()] if name in inputs else logits.flatten(0, 1)
 
 
+def _decoded(logits: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The tokens that a decoder reads, without padding."""
+    return valid_tokens(logits, mask_of(inputs, decoded=True))
+
+
 def _before_a_token(logits: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
     """The positions that predict a token that is not padding."""
     mask = inputs.get("attention_mask")
@@ -153,6 +159,6 @@ _COMPARED: dict[str, _Compare] = {
     "ForTokenClassification": _distributions("logits", counted=_by_mask("attention_mask")),
     "ForMaskedLM": _distributions("logits", counted=_by_mask("attention_mask")),
     "ForCausalLM": _distributions("logits", counted=_before_a_token),
-    "ForConditionalGeneration": _distributions("logits", counted=_by_mask("decoder_attention_mask")),
+    "ForConditionalGeneration": _distributions("logits", counted=_decoded),
     "ForQuestionAnswering": _distributions("start_logits", "end_logits", counted=lambda logits, inputs: logits),
 }

@@ -133,11 +133,12 @@ def plot_head_ranks(model: PreTrainedModel, path: str | Path) -> None:
             f"The heads of this {type(model).__name__} are whole; plot_structure draws how many are left."
         )
     ranks, most = head_ranks(model), max(group.runs.whole.head_size for group in members if group.runs is not None)
-    layers, heads = len(next(iter(ranks.values()))), len(next(iter(ranks.values()))[0])
+    layers, heads = len(next(iter(ranks.values()))), max(map(len, next(iter(ranks.values()))))
     figure = Figure(figsize=((1.2 + 0.42 * heads) * len(ranks), 1.5 + 0.33 * layers), layout="constrained")
     panels = figure.subplots(1, len(ranks), squeeze=False)[0]
     for axes, (kind, rows) in zip(panels, ranks.items(), strict=True):
-        image = axes.imshow(rows, vmin=0, vmax=most, cmap="YlGnBu", aspect="auto")
+        whole = [[*row, *(heads - len(row)) * [np.nan]] for row in rows]  # A decoder may have fewer heads.
+        image = axes.imshow(whole, vmin=0, vmax=most, cmap="YlGnBu", aspect="auto")
         for layer, row in enumerate(rows):
             for head, rank in enumerate(row):
                 shade = "white" if rank > most / 2 else "black"

@@ -134,6 +134,17 @@ def count_left(groups: Iterable[Group]) -> str:
     return f"{left} of {sum(dense)}" if dense else f"{left}"
 
 
+def numbering_in_words(groups: Iterable[Group]) -> str:
+    """Says how the layers of an encoder-decoder are numbered; `""` for other models."""
+    found: dict[str, list[int]] = {"the encoder's": [], "the decoder's": [], "the decoder's cross-attention": []}
+    encoder, decoder, cross = found.values()
+    for group in groups:
+        if not group.kind.outside:
+            (cross if group.block != group.layer else decoder if group.decoded else encoder).append(group.layer)
+    spans = [f"{min(layers)} to {max(layers)} are {whose}" for whose, layers in found.items() if layers]
+    return f"Layers {', '.join(spans)}." if decoder else ""
+
+
 def metric_names(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Names of the metrics of all phases in the order in which they come, losses last."""
     names = dict.fromkeys(name for values in metrics.values() for name in values)

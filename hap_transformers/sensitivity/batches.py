@@ -8,11 +8,11 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
+from ..tokens import IGNORED
+
 
 # Inputs whose first dimension is always the examples.
 EXAMPLES_FIRST = ("labels", "input_ids", "pixel_values", "inputs_embeds", "input_features")
-# The label that losses of Transformers ignore.
-IGNORED = -100
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ..components.convolutions import ChannelNorms, Convolution
 from ..components.groups import Group
 from ..components.projections import Projection
 from ..components.sharded import whole_values
-from ..tokens import products, valid_tokens
+from ..tokens import mask_of, products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
 from .ghost_norms import squared_gradient_norms
@@ -86,6 +86,7 @@ class _FactorPass(BackwardPass):
         }
         masked = [(group, projection) for group in task.groups for projection in group.masked]
         self.readers = {view.module: view for view in views}
+        self.decoded = {view.module for view, group in zip(views, task.groups, strict=True) if group.decoded}
         self.masked = {projection.module: (_view(group).module, projection) for group, projection in masked}
         self.jacobians: dict[nn.Module, torch.Tensor] = {}
         outputs = [projection for _, projection in masked]
@@ -118,11 +119,11 @@ class _FactorPass(BackwardPass):
 
     def sums(self) -> Iterator[torch.Tensor]:
         """Yields all sums in the order in which `_lengths` counts them."""
-        mask = self.batch.inputs.get("attention_mask")
         without_readers = {key for key, _ in self.masked.values()}
         for module, curvature in self.curvatures.items():
             if module not in without_readers:
                 read = [self.readers[module].read(call) for call in self.inputs.pop(module)]
+                mask = mask_of(self.batch.inputs, module in self.decoded)
                 tokens = torch.cat([valid_tokens(call, mask) for call in read]).to(self.dtype)
                 yield tokens.new_tensor(len(tokens))
                 yield tokens.sum(0)

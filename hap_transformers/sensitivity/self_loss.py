@@ -9,6 +9,8 @@ import transformers
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..components.architectures import ARCHITECTURES
+from ..tokens import mask_of
 from .outputs import named_tensors, note_outputs
 
 
@@ -82,7 +84,7 @@ class SelfLoss:
                 f"{type(model).__name__} returned no hidden states of tokens, but a tensor of the shape "
                 f"{tuple(tokens.shape)}. It cannot be scored without labels. Give batches with labels, or a loss_fn."
             )
-        mask = inputs.get("attention_mask")
+        mask = mask_of(inputs, decoded=bool(model.config.is_encoder_decoder))
         if not isinstance(mask, torch.Tensor) or mask.shape != tokens.shape[:2]:
             mask = tokens.new_ones(tokens.shape[:2])
         texts = model.main_input_name == "input_ids"
@@ -112,6 +114,25 @@ def head_of(model: PreTrainedModel) -> str | None:
     heads += ["ForCausalLM" for name in names if name.endswith("LMHeadModel")]
     bare = ["Model" for name in names if name.endswith("Model")]
     return next(iter([*heads, *bare]), None)
+
+
+def validate_decoded(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Checks that a batch of an encoder-decoder that generates has something to decode.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    decoder = ARCHITECTURES[model.config.model_type].decoder if model.config.model_type in ARCHITECTURES else None
+    if decoder is None or decoder.reads_inputs or head_of(model) not in ("Model", "ForConditionalGeneration"):
+        return
+    if (
+        model.config.is_encoder_decoder
+        and not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    ):
+        raise ValueError(
+            f"{type(model).__name__} decodes, and a batch of {', '.join(sorted(inputs))} has nothing to decode. Give "
+            "batches with `labels`, as DataCollatorForSeq2Seq makes them, or with `decoder_input_ids`."
+        )
 
 
 def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -173,15 +194,9 @@ def _next_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inp
 
 
 def _decoded_tokens(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:
-    z, mask = logits["logits"], inputs.get(name_of_decoded_mask(inputs))
+    z, mask = logits["logits"], mask_of(inputs, decoded=True)
     masked = isinstance(mask, torch.Tensor) and mask.shape == z.shape[:2]
     return _own_classes(z, mask if masked else z.new_ones(z.shape[:2])), [z]
-
-
-def name_of_decoded_mask(inputs: Mapping[str, Any]) -> str:
-    """The entry that masks the tokens that an encoder-decoder decodes: those it reads, if it gets no others."""
-    own = "decoder_input_ids" in inputs or "decoder_attention_mask" in inputs
-    return "decoder_attention_mask" if own else "attention_mask"
 
 
 def _spans(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:

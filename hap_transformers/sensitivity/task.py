@@ -16,7 +16,7 @@ from .batches import ScoredBatch
 from .output_curvature import EXACT_DIRECTIONS
 from .outputs import loss_of
 from .precision import Precision
-from .self_loss import SelfLoss
+from .self_loss import SelfLoss, validate_decoded
 
 
 LossFunction = Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor]
@@ -28,8 +28,9 @@ def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     Without labels it computes none. Then it is the loss against its own outputs ([`SelfLoss`]).
 
     Raises:
-        ValueError: If the model returns no loss, and nothing is known of its outputs.
+        ValueError: If the model returns no loss, and nothing is known of its outputs, or there is nothing to decode.
     """
+    validate_decoded(model, inputs)
     outputs = model(**inputs)
     loss = loss_of(outputs)
     return SelfLoss().of_outputs(model, outputs, inputs) if loss is None else loss

@@ -49,7 +49,8 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
 
     The contract is that of `PreTrainedModel.prune_heads` in Transformers 4: heads are numbered as in the original
     model, heads already gone are skipped, `config.pruned_heads` accumulates. With grouped-query attention, the heads
-    are key/value heads, each with its query heads. In encoder-decoders they are the encoder's.
+    are key/value heads, each with its query heads. Of encoder-decoders, a decoder's layers and its cross-attention are
+    numbered as [`find_groups`][hap_transformers.components.groups.find_groups] says.
 
     Args:
         model (`PreTrainedModel`): A model of a supported architecture.

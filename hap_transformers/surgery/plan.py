@@ -244,10 +244,11 @@ class PruningPlan:
             )
         for kind, groups in found.items():
             shape = [group.original for group in groups]
+            # Plans of an encoder alone were made before decoders had components.
+            known = (shape, [group.original for group in groups if not group.decoded])
             implanted = groups[0].kind.implant is not None and self.implants
-            if (groups[0].kind.keeps_numbers or self.removed.get(kind) or implanted) and self.original.get(
-                kind
-            ) != shape:
+            named = groups[0].kind.keeps_numbers or self.removed.get(kind) or implanted
+            if named and self.original.get(kind) not in known:
                 raise ValueError(
                     f"The plan is for {self.original.get(kind)} {kind} per layer, but {type(model).__name__} has "
                     f"{shape}. Make a plan for this model as it is now."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..tokens import valid_tokens
+from ..tokens import mask_of, valid_tokens
 
 
 def distillation_loss(
@@ -107,8 +107,27 @@ def hidden_loss(
     return torch.stack(distances).mean()
 
 
-def hidden_states(outputs: Any) -> Sequence[torch.Tensor]:
-    """Returns the hidden states of the layers that are pruned; in encoder-decoders these are the encoder's.
+def hidden_distance(student: Any, teacher: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The [`hidden_loss`] of all layers, in encoder-decoders of both parts.
+
+    Args:
+        student (`Any`): Outputs of the pruned model.
+        teacher (`Any`): Outputs of the dense model.
+        inputs (`Mapping[str, Any]`): The batch, which says what is padding.
+
+    Raises:
+        ValueError: If the outputs have no hidden states.
+    """
+    states = [hidden_states(outputs) for outputs in (student, teacher)]
+    losses = []
+    for name, own in states[0].items():
+        mask = mask_of(inputs, decoded=name == "decoder_hidden_states")
+        losses.append(len(own) * hidden_loss(own, states[1][name], mask))
+    return torch.stack(losses).sum() / sum(map(len, states[0].values()))
+
+
+def hidden_states(outputs: Any) -> dict[str, Sequence[torch.Tensor]]:
+    """Returns the hidden states of the layers that are pruned, by name; encoder-decoders have two.
 
     Raises:
         ValueError: If the outputs have no hidden states.
@@ -118,7 +137,8 @@ def hidden_states(outputs: Any) -> Sequence[torch.Tensor]:
             f"The model returns a {type(outputs).__name__}, in which hidden states have no name. Return a dictionary "
             "(config.return_dict=True), or set distillation_hidden=0."
         )
-    for name in ("encoder_hidden_states", "hidden_states"):
-        if outputs.get(name) is not None:
-            return outputs[name]
-    raise ValueError(f"The model's outputs {sorted(outputs)} have no hidden states. Set distillation_hidden=0.")
+    names = ("encoder_hidden_states", "decoder_hidden_states", "hidden_states")
+    found = {name: outputs[name] for name in names if outputs.get(name) is not None}
+    if not found:
+        raise ValueError(f"The model's outputs {sorted(outputs)} have no hidden states. Set distillation_hidden=0.")
+    return found

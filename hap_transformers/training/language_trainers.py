@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..sensitivity.batches import IGNORED, counts, shifts_labels
-from .distillation import distillation_loss, hidden_loss, hidden_states
+from ..sensitivity.batches import counts, shifts_labels
+from ..tokens import IGNORED
+from .distillation import distillation_loss, hidden_distance
 from .hooks import ComputeLoss, TrainerHooks, register_hooks
 
 
@@ -51,8 +52,7 @@ class SFTHooks(TrainerHooks):
         total = (1 - config.distillation) * (loss if labelled else torch.zeros_like(loss))
         total = total + config.distillation * distilled
         if config.distillation_hidden:
-            states = (hidden_states(outputs), hidden_states(targets))
-            total = total + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
+            total = total + config.distillation_hidden * hidden_distance(outputs, targets, inputs)
         return total, outputs
 
     def distance_to_dense(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from ..sensitivity.batches import shifts_labels
 from ..sensitivity.outputs import logits_of, named_tensors
-from ..sensitivity.self_loss import SelfLoss, name_of_decoded_mask, named_logits
+from ..sensitivity.self_loss import SelfLoss, named_logits
+from ..tokens import mask_of
 from .config import HapConfig
-from .distillation import distillation_loss, embedding_loss, hidden_loss, hidden_states
+from .distillation import distillation_loss, embedding_loss, hidden_distance
 from .resuming import RECOVERY
 
 
@@ -128,8 +129,7 @@ def with_distillation(
         own = loss if counted else torch.zeros_like(loss)
         total = (1 - config.distillation) * own + config.distillation * distilled
     if config.distillation_hidden:
-        states = (hidden_states(outputs), hidden_states(targets))
-        total = total + config.distillation_hidden * hidden_loss(*states, inputs.get("attention_mask"))
+        total = total + config.distillation_hidden * hidden_distance(outputs, targets, inputs)
     return total
 
 
@@ -158,7 +158,7 @@ def _distance(
         config.distillation_temperature,
         problem_type=problem_type,
         labels=labels,
-        mask=inputs.get(name_of_decoded_mask(inputs) if model.config.is_encoder_decoder else "attention_mask"),
+        mask=mask_of(inputs, decoded=bool(model.config.is_encoder_decoder)),
         shifted=shifts_labels(model),
     )
 

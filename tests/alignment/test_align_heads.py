@@ -73,6 +73,10 @@ def test_logits_are_equal(model_type, smaller):
         paths = (*tiny.heads_in, tiny.heads_out) if bilinear else (tiny.heads_in[2], tiny.heads_out)
         assert {f"{tiny.layer.format(layer)}.{path}.weight" for path in paths} <= changed
     allowed = (*tiny.heads_in, tiny.heads_out, "pos_key_proj", "pos_query_proj")
+    decoder = ARCHITECTURES[model.config.model_type].decoder
+    if decoder is not None:
+        cross = decoder.cross_heads
+        allowed += (cross.query, cross.key, cross.value, cross.output)
     assert all(name.removesuffix(".weight").removesuffix(".bias").endswith(allowed) for name in changed)
     assert len(model.config.aligned_heads) == 16
 

@@ -92,13 +92,13 @@ def test_plain_transformers_loads_the_checkpoint(llama, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(ids).logits, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "gpt2", "modernbert", "bert", "bart"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "gpt2", "modernbert", "bert", "bart", "t5"])
 def test_other_architectures(name, tmp_path):
     model, batch = ZOO[name].model(), ZOO[name].batch()
     groups = find_groups(model)
     own_size = name in ("mistral", "qwen2", "qwen3")  # Others derive the size of heads from their number.
     heads = {group.layer: [0] for group in groups if group.kind.name == "heads"} if own_size else {}
-    neurons = {group.layer: range(8) for group in groups if group.kind.name == "neurons"}
+    neurons = {group.layer: range(4) for group in groups if group.kind.name == "neurons"}
     apply_plan(model, PruningPlan.for_model(model, heads=heads, neurons=neurons, uniform=True))
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
@@ -130,10 +130,12 @@ def test_numbers_that_a_config_does_not_take_are_passed_over(tmp_path):
 def test_the_trainer_says_so_when_it_is_made(llama, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
     rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}]
-    for name, components in (("bert", None), ("t5", ["neurons"])):
+    for name in ("bert", "t5"):
+        model = ZOO[name].model(torch.float32)
         with pytest.raises(ValueError, match="has no numbers for such layers alone"):
-            config = HapConfig(uniform=True, components=components)
-            HapTrainer(ZOO[name].model(torch.float32), args, train_dataset=rows, hap_config=config)
+            HapTrainer(model, args, train_dataset=rows, hap_config=HapConfig(uniform=True))
+        config = HapConfig(uniform=True, components=["neurons"])
+        HapTrainer(model, args, train_dataset=rows, hap_config=config)
     HapTrainer(fresh(llama[0]).float(), args, train_dataset=rows, hap_config=HapConfig(uniform=True))
 
 
@@ -145,7 +147,9 @@ def test_what_no_plain_config_says(llama):
     with pytest.raises(ValueError, match="the size of heads follows from their number"):
         PruningPlan.for_model(bert, heads={0: [1], 1: [2]}, uniform=True)
     t5 = ZOO["t5"].model()
-    with pytest.raises(ValueError, match="or a decoder's layers have the same numbers"):
+    with pytest.raises(ValueError, match="or position biases have one a head"):
+        PruningPlan.for_model(t5, heads={layer: [1] for layer in range(4)}, uniform=True)
+    with pytest.raises(ValueError, match=r"leaves \[23, 23, 24\] neurons"):  # Its config has one number.
         PruningPlan.for_model(t5, neurons={0: [1], 1: [2]}, uniform=True)
     with pytest.raises(ValueError, match="set implant_ratio=0"):
         plan_pruning(sensitivity, model, uniform=True, implant_ratio=0.1)

@@ -21,7 +21,7 @@ from hap_transformers.efficiency import count_encoder_parameters
 # Hidden size, heads, neurons and what else is wide. RoBERTa stands for CamemBERT and XLM-RoBERTa, ViT for DeiT.
 WIDTHS = {
     "albert": (768, 12, 3072, {"embedding_size": 128, "num_hidden_groups": 1}),  # ALBERT base
-    "bart": (768, 12, 3072, {}),  # BART base
+    "bart": (768, 12, 3072, {"decoder_attention_heads": 12, "decoder_ffn_dim": 3072}),  # BART base
     "beit": (384, 6, 1536, {}),
     "bert": (384, 12, 1536, {}),  # MiniLM
     "clip": (768, 12, 3072, {}),  # CLIP base, the tower of images
