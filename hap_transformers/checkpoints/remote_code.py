@@ -41,6 +41,7 @@ MODULES = {
     "head_dims": "VALUE_DIMS",
     "neurons": "NEURONS",
     "channels": "CHANNELS",
+    "layers": "LAYERS",
     "slicing": "keep_components",
     "plain_config": "saved_config",
     "structure": "rebuild_structure",
