@@ -43,6 +43,7 @@ MODULES = {
     "channels": "CHANNELS",
     "layers": "LAYERS",
     "slicing": "keep_components",
+    "depth": "emptied_layers",
     "plain_config": "saved_config",
     "structure": "rebuild_structure",
 }
