@@ -17,6 +17,7 @@ from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
 from .dense_copy import own_refitted
+from .emptied_layers import ends_of_emptied, in_front
 from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
@@ -49,7 +50,8 @@ def reconstruct(
     X and Y are centred and the bias takes the means. So each block also makes up for what earlier ones lost. Before
     that, the projections into the block (queries, keys, values, neurons) are refitted alike: on what the pruned
     model's block reads, they shall give what they give on what the dense model's block reads. Blocks before the first
-    pruned one stay as they are.
+    pruned one stay as they are. Where blocks add to the stream and whole layers are emptied, the output projection in
+    front of them follows the dense model's stream behind them.
 
     The sums are kept in float64. For every batch the residual stream at one layer is kept for either model, and what
     the dense model's blocks read there, so all passes together take about two of the dense model and four of the
@@ -101,11 +103,18 @@ def reconstruct(
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), bar:
+            ends, seen_to = ends_of_emptied(pruned, original), -1
             for layer in range(sites[0].block if sites else len(pruned.layers), len(pruned.layers)):
-                for position, inputs in numbered():
-                    seen = original.calls_of_layer(position, inputs, layer)
-                    kept["targets", position] = [[call.total for call in calls] for calls in seen]
-                    kept["read", position] = [[call.block_inputs for call in calls] for calls in seen]
+                # What the dense model gives behind emptied layers is seen with the layer in front of them.
+                if unseen := range(max(layer, seen_to + 1), ends.get(layer, layer) + 1):
+                    for position, inputs in numbered():
+                        seen = {other: original.calls_of_layer(position, inputs, other) for other in unseen}
+                        for name in ("total", "block_inputs"):
+                            kept[name, position] = {
+                                other: [[getattr(call, name) for call in calls] for calls in found]
+                                for other, found in seen.items()
+                            }
+                seen_to = max(seen_to, ends.get(layer, layer))
                 for place, group in enumerate(pruned.of_layer(layer)):
                     if not any(group is site for site in sites) or not group.reader.out_features:
                         continue  # All that it wrote may be gone.
@@ -113,7 +122,7 @@ def reconstruct(
                         read = Sums.zeros(writers[0], outputs=writers[0].in_features)
                         for position, inputs in numbered():
                             reads = pruned.reads(position, inputs, group)
-                            for found, wanted in zip(reads, kept["read", position][place], strict=True):
+                            for found, wanted in zip(reads, kept["block_inputs", position][layer][place], strict=True):
                                 read.add(found, wanted, inputs.get("attention_mask"))
                         _reduced(read, accelerator)
                         filters = group.layer in init_implants and not group.kind.linear_implants
@@ -121,9 +130,12 @@ def reconstruct(
                     new_rank = group.implant_rank if group.kind.linear_implants and group.layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     outputs = outputs_left(group, pruned, original)
+                    behind, last = layer, place
+                    if layer in ends and group is in_front(pruned, layer):
+                        behind, last = ends[layer], -1
                     for position, inputs in numbered():
                         calls = pruned.calls(position, inputs, group)
-                        for call, target in zip(calls, kept["targets", position][place], strict=True):
+                        for call, target in zip(calls, kept["total", position][behind][last], strict=True):
                             x = _inputs_of(call, group, new_rank)
                             sums.add(x, call.missing(target[..., outputs]), inputs.get("attention_mask"))
                     _reduced(sums, accelerator)
@@ -158,8 +170,13 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
         or any(projection.narrow is not None for projection in left.readers)
     )
-    after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
-    return [group for group in after if is_refitted(group)]
+    first = next(changed, len(pruned.all_groups))
+    for layer, last in ends_of_emptied(pruned, original).items():
+        front = in_front(pruned, layer)
+        place = next(place for place, group in enumerate(pruned.all_groups) if group is front)
+        if place < first < len(pruned.all_groups) and pruned.all_groups[first].block in range(layer + 1, last + 1):
+            first = place
+    return [group for group in pruned.all_groups[first:] if is_refitted(group)]
 
 
 def same_group(group: Group, runs: LayerRuns) -> Group:

@@ -121,6 +121,8 @@ def estimate_sensitivity(
     _validate_call(model, batches, method, accelerator, state_file)
     precision = None if precision == "no" else precision
     groups = _groups_to_score(model, method, components)
+    if any(group.members for group in groups):
+        scoring = scoring.of_wholes or scoring
     task = ScoringTask(
         model=model,
         groups=[group for group in groups if group.num_components],

@@ -58,6 +58,8 @@ class Method:
         per_example (`bool`, *optional*, defaults to `True`): Whether a sample is an example, or a probe on a batch.
         scores_sharded (`bool`, *optional*, defaults to `True`): Whether it can score models with sharded weights
             (FSDP).
+        of_wholes (`Method`, *optional*): What scores components that are made of others, such as whole layers, in its
+            place. By default it scores them itself.
     """
 
     sample: SampleFunction | None
@@ -74,6 +76,7 @@ class Method:
     has_traces: bool = False
     per_example: bool = True
     scores_sharded: bool = True
+    of_wholes: "Method | None" = None
 
     def can_score(self, kind: str) -> bool:
         """Whether it can score a kind of component."""
