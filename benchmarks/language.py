@@ -32,6 +32,9 @@ from .language_rivals import drop_similar_layers
 HERE = Path(__file__).parent
 DENSE = "dense"
 KINDS = ["heads", "neurons"]
+LAYERS = ["layers"]
+# Tokens to score whole layers on, of which each takes a pass through the model.
+LAYER_TOKENS = 2048
 
 
 @dataclass
@@ -89,17 +92,18 @@ class Bench:
         count = max(tokens // LENGTH, 1)
         return self.calibration[[i * len(self.calibration) // count for i in range(count)]]
 
-    def scores(self, method: str) -> Sensitivity:
+    def scores(self, method: str, kinds: Sequence[str] = KINDS) -> Sensitivity:
         """The dense model's scores by a method of the package."""
-        file = Path(self.args.cache) / f"{method}.safetensors"
+        file = Path(self.args.cache) / f"{method} {' '.join(kinds)}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            batches = batches_of(self.some(self.args.score_tokens), labels=method == "gradient")
+            tokens = min(self.args.score_tokens, LAYER_TOKENS) if kinds == LAYERS else self.args.score_tokens
+            batches = batches_of(self.some(tokens), labels=method == "gradient")
             precision = "bf16" if self.args.bf16 else None
             loss = {} if method == "gradient" else {"loss_fn": SelfLoss()}
             probes = {"num_probes": self.args.num_probes}
             found = estimate_sensitivity(
-                self.model, batches, method, components=KINDS, precision=precision, progress=False, **probes, **loss
+                self.model, batches, method, components=kinds, precision=precision, progress=False, **probes, **loss
             )
             found.save(file)
         return Sensitivity.load(file)
@@ -131,9 +135,9 @@ class Bench:
         }
 
 
-def by_scores(method: str, **settings: Any) -> Callable[[Bench, float], PruningPlan]:
+def by_scores(method: str, kinds: Sequence[str] = KINDS, **settings: Any) -> Callable[[Bench, float], PruningPlan]:
     """Plans by the scores of a method of the package."""
-    return lambda bench, ratio: plan_pruning(bench.scores(method), bench.model, ratio=ratio, **settings)
+    return lambda bench, ratio: plan_pruning(bench.scores(method, kinds), bench.model, ratio=ratio, **settings)
 
 
 def by_similarity(bench: Bench, ratio: float) -> PruningPlan:
@@ -145,6 +149,7 @@ METHODS: dict[str, Callable[[Bench, float], PruningPlan]] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_similarity,
+    "layers dropped by what that costs": by_scores("kronecker", LAYERS),
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }

@@ -67,7 +67,7 @@ def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
 
 def renamed(model: PreTrainedModel, values: dict[str, Any], gone: Collection[int]) -> dict[str, Any]:
     """Values by the names of a model's parameters under the names that these have without some layers."""
-    layers = model.base_model.get_submodule(get_architecture(model).layers)
+    layers: Any = model.base_model.get_submodule(get_architecture(model).layers)
     prefix = next(path for path, module in model.named_modules() if module is layers) + "."
     left = [i for i in range(len(layers)) if i not in gone]
     moved = {f"{prefix}{i}.": f"{prefix}{place}." for place, i in enumerate(left)}

@@ -92,9 +92,7 @@ def reconstruct(
     with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
-        sites = sites_to_refit(pruned, original)
-        validate_writable(model, sites)
-        own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
+        sites = _own_sites(pruned, original)
         count = keep_share(batches, kept, accelerator)
 
         def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,40 +100,31 @@ def reconstruct(
                 yield position, send_to_device(kept["batch", position], model.device)
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
+        ends, seen_to = ends_of_emptied(pruned, original), -1
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), bar:
-            ends, seen_to = ends_of_emptied(pruned, original), -1
             for layer in range(sites[0].block if sites else len(pruned.layers), len(pruned.layers)):
-                # What the dense model gives behind emptied layers is seen with the layer in front of them.
-                if unseen := range(max(layer, seen_to + 1), ends.get(layer, layer) + 1):
-                    for position, inputs in numbered():
-                        seen = {other: original.calls_of_layer(position, inputs, other) for other in unseen}
-                        for name in ("total", "block_inputs"):
-                            kept[name, position] = {
-                                other: [[getattr(call, name) for call in calls] for calls in found]
-                                for other, found in seen.items()
-                            }
-                seen_to = max(seen_to, ends.get(layer, layer))
+                unseen = range(max(layer, seen_to + 1), ends.get(layer, layer) + 1)
+                for position, inputs in numbered() if unseen else ():
+                    _keep_seen(pruned, original, kept, position, inputs, unseen)
+                seen_to = max(seen_to, *unseen, -1)
                 for place, group in enumerate(pruned.of_layer(layer)):
                     if not any(group is site for site in sites) or not group.reader.out_features:
                         continue  # All that it wrote may be gone.
                     if writers := writers_of(group):
                         read = Sums.zeros(writers[0], outputs=writers[0].in_features)
                         for position, inputs in numbered():
-                            reads = pruned.reads(position, inputs, group)
-                            for found, wanted in zip(reads, kept["block_inputs", position][layer][place], strict=True):
-                                read.add(found, wanted, inputs.get("attention_mask"))
+                            reads, wanted = pruned.reads(position, inputs, group), kept["block_inputs", position]
+                            for found, target in zip(reads, wanted[layer][place], strict=True):
+                                read.add(found, target, inputs.get("attention_mask"))
                         _reduced(read, accelerator)
                         filters = group.layer in init_implants and not group.kind.linear_implants
                         _refit_writers(group, read, ridge, same_group(group, original) if filters else None)
                     new_rank = group.implant_rank if group.kind.linear_implants and group.layer in init_implants else 0
                     sums = Sums.zeros(group.reader, _num_inputs(group, new_rank))
                     outputs = outputs_left(group, pruned, original)
-                    behind, last = layer, place
-                    if layer in ends and group is in_front(pruned, layer):
-                        behind, last = ends[layer], -1
                     for position, inputs in numbered():
                         calls = pruned.calls(position, inputs, group)
-                        for call, target in zip(calls, kept["total", position][behind][last], strict=True):
+                        for call, target in zip(calls, kept["total", position][layer][place], strict=True):
                             x = _inputs_of(call, group, new_rank)
                             sums.add(x, call.missing(target[..., outputs]), inputs.get("attention_mask"))
                     _reduced(sums, accelerator)
@@ -152,6 +141,33 @@ def keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerat
             kept["batch", count] = dict(batch)
             count += 1
     return count
+
+
+def _own_sites(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
+    """The groups to refit, whose weights the dense model does not share."""
+    sites = sites_to_refit(pruned, original)
+    validate_writable(pruned.model, sites)
+    own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
+    return sites
+
+
+def _keep_seen(
+    pruned: LayerRuns, original: LayerRuns, kept: KeptValues, position: int, inputs: dict[str, Any], layers: range
+) -> None:
+    """Keeps what the dense model's blocks read for a batch, and the streams that the pruned model's shall give.
+
+    Args:
+        layers (`range`): A layer, and the emptied ones behind it. Its last reader aims at the stream behind these.
+    """
+    seen = {layer: original.calls_of_layer(position, inputs, layer) for layer in layers}
+    kept["block_inputs", position] = {
+        layer: [[call.block_inputs for call in calls] for calls in found] for layer, found in seen.items()
+    }
+    totals = {layer: [[call.total for call in calls] for calls in found] for layer, found in seen.items()}
+    if len(layers) > 1:
+        place = [group is in_front(pruned, layers[0]) for group in pruned.of_layer(layers[0])].index(True)
+        totals[layers[0]][place] = totals[layers[-1]][-1]
+    kept["total", position] = totals
 
 
 def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:

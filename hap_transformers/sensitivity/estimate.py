@@ -56,8 +56,8 @@ def estimate_sensitivity(
         model (`PreTrainedModel`): A model of a supported architecture.
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs with labels, as a `DataLoader` yields them.
         components (`Sequence[str]`, *optional*): Kinds to score, such as `["heads", "neurons"]`, or
-            `["query_key_dims", "value_dims", "neurons"]` after [`align_heads`]. By default whole heads and all other
-            kinds of the model; dimensions of heads where the model has lost some.
+            `["query_key_dims", "value_dims", "neurons"]` after [`align_heads`], or `["layers"]` for whole layers. By
+            default whole heads and all other kinds of the model; dimensions of heads where the model has lost some.
         max_examples (`int`, *optional*): Stop after this many examples.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the
             model's own loss. `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from
@@ -68,7 +68,7 @@ def estimate_sensitivity(
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`:
 
             - `"kronecker"`: what removal costs after an optimal refit, by Kronecker-factored Gauss-Newton curvature
-              of the output projections;
+              of the output projections; of whole layers, what it costs as measured, by a forward pass a layer;
             - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs;
             - `"hessian_trace"`: relative trace of the Hessian by Hutchinson's method, as in HAP;
             - `"gradient"`: mask gradients (Michel et al.), those of heads normalised within each layer;
@@ -113,16 +113,14 @@ def estimate_sensitivity(
     ```
     """
     validate_scoring(method, num_probes, tolerance, max_examples, max_memory)
-    start, scoring = time.perf_counter(), get_method(method)
-    model = eager_model(model)
+    start, model = time.perf_counter(), eager_model(model)
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
         precision = precision or accelerator.mixed_precision
     _validate_call(model, batches, method, accelerator, state_file)
     precision = None if precision == "no" else precision
     groups = _groups_to_score(model, method, components)
-    if any(group.members for group in groups):
-        scoring = scoring.of_wholes or scoring
+    scoring = get_method(method).for_groups(groups)
     task = ScoringTask(
         model=model,
         groups=[group for group in groups if group.num_components],

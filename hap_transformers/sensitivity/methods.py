@@ -1,10 +1,11 @@
 """`Method`: what a scoring method is, and the registry of methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..components.groups import Group
 from .batches import ScoredBatch
 from .statistics import SampleMoments
 from .task import Samples, ScoringTask
@@ -81,6 +82,10 @@ class Method:
     def can_score(self, kind: str) -> bool:
         """Whether it can score a kind of component."""
         return kind not in self.except_kinds and (self.kinds is None or kind in self.kinds)
+
+    def for_groups(self, groups: Sequence[Group]) -> "Method":
+        """The method that scores some groups: itself, or that for components that are made of others."""
+        return self.of_wholes or self if any(group.members for group in groups) else self
 
 
 METHODS: dict[str, Method] = {}

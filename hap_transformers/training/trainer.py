@@ -12,9 +12,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.remote_code import export_remote_code
+from ..components.depth import layers_left_out, layers_to_leave_out
 from ..components.gguf import forget_gguf
 from ..data.metrics import metrics_of_best, quality_metrics
-from ..components.depth import layers_left_out, layers_to_leave_out
 from ..files import whole_files
 from ..planning.latency_table import LatencyTable
 from ..reporting.card import base_model_of
