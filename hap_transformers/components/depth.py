@@ -97,6 +97,6 @@ def plain_facts(model: PreTrainedModel) -> dict[tuple[str, str], Any]:
         (path, name): value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if name not in PLACES and isinstance(value, bool | int | float | str | tuple | type(None))
+        if name not in PLACES and name[0] != "_" and isinstance(value, bool | int | float | str | tuple | type(None))
     }
     return facts | {(name, "shape"): parameter.shape for name, parameter in model.named_parameters()}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..alignment.basis_name import basis_of
+from ..components.architectures import get_architecture
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
@@ -221,8 +222,10 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
     if missing := set(components or ()) - set(found):
         raise ValueError(
             f"{type(model).__name__} has no {', '.join(sorted(missing))}; the kinds of its entry in "
-            f"hap_transformers.ARCHITECTURES are {', '.join(found)}."
+            f"hap_transformers.ARCHITECTURES are {', '.join(get_architecture(model).names)}."
         )
+    if len(found) > 1 and any(group.members for group in groups):
+        raise ValueError(f"`components` are {', '.join(found)}, of which some are made of others. Score them apart.")
     if whole := [group for group in groups if group.whole is not None and not group.is_split]:
         what = str(whole[0].kind.basis).removeprefix("aligned_")
         raise ValueError(

@@ -192,6 +192,8 @@ def test_models_without_such_layers():
         kinds_to_prune(config.components, config.method, config, DECODERS["olmo2"].model())
     with pytest.raises(ValueError, match="has no layers"):
         estimate_sensitivity(DECODERS["olmo2"].model(), [make_batch()], components=["layers"])
+    with pytest.raises(ValueError, match="some are made of others. Score them apart"):
+        estimate_sensitivity(make_model(), [make_batch()], components=["layers", "neurons"])
     with pytest.raises(ValueError, match="has scores for \\[1, 1\\] layers per layer"):
         plan_pruning(scores(1.0, 2.0), make_model(**DEEP), ratio=0.2)
 
