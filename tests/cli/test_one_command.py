@@ -51,24 +51,6 @@ def embedded(folder):
     return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
 
 
-def test_whole_layers(here):
-    source = save_encoder(here, dense=True)
-    options = ("--texts", "texts.txt", "--length", 12, "--tuning-epochs", 0)
-    printed = hap("prune", source, *options, "--ratio", 0.5, "--components", "layers", "--output", "small")
-    info = hap("info", "small")
-    assert sorted(zip(info["heads"], info["neurons"], strict=True))[0] == (0, 0)
-    assert (
-        info["heads"].count(0)
-        == info["neurons"].count(0)
-        == 1
-        == len(PruningPlan.load("small/pruning_plan.json").heads)
-    )
-    assert [len(layer) for layer in Sensitivity.load("small/sensitivity.safetensors").scores["layers"]] == [1, 1]
-    assert printed["parameters"]["pruned"] == info["parameters"] and "whole layers" not in info
-    again = hap("prune", "small", *options, "--ratio", 0.7, "--output", "smaller")
-    assert again["parameters"]["pruned"] < printed["parameters"]["pruned"]
-
-
 def test_a_sentence_encoder(here):
     source = save_encoder(here, dense=True)
     printed = hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small", *WHOLE, "--length", 12)
