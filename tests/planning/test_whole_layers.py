@@ -18,6 +18,7 @@ from hap_transformers import (
     estimate_sensitivity,
     plan_pruning,
     reconstruct,
+    tune_layers,
 )
 from hap_transformers.components.groups import find_groups, layers
 from hap_transformers.efficiency import count_flops, count_parameters
@@ -227,3 +228,20 @@ def test_the_reader_in_front_makes_up_for_layers():
     for name in others:
         torch.testing.assert_close(after[name], before[name], rtol=1e-8, atol=1e-10)
     assert layers(model)[1].mlp.down_proj.in_features == 0
+
+
+def test_tuning_keeps_what_the_reader_in_front_makes_up_for():
+    tiny = ZOO["mistral"]
+    dense, batches = tiny.model(num_hidden_layers=3), make_batches(tiny, 3)
+    model = copy.deepcopy(dense)
+    apply_plan(model, gone(model, [1]))
+
+    def missed():
+        """How far the first layer is from the dense model's second."""
+        found, wanted = (m(**batches[0], output_hidden_states=True).hidden_states for m in (model, dense))
+        return (found[1] - wanted[2])[batches[0]["attention_mask"].bool()].square().mean().item()
+
+    reconstruct(model, dense, batches, progress=False)
+    before = missed()
+    tune_layers(model, dense, batches, epochs=10, learning_rate=1e-3, progress=False)
+    assert missed() < before
