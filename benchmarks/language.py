@@ -26,14 +26,13 @@ from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 from .language_data import LENGTH, batches_of, load, perplexity, smollm2, windows
-from .language_rivals import drop_similar_layers
 
 
 HERE = Path(__file__).parent
 DENSE = "dense"
 KINDS = ["heads", "neurons"]
 LAYERS = ["layers"]
-# Tokens to score whole layers on, of which each takes a pass through the model.
+# Tokens to score whole layers on, as each may take a pass through the model.
 LAYER_TOKENS = 2048
 
 
@@ -140,16 +139,11 @@ def by_scores(method: str, kinds: Sequence[str] = KINDS, **settings: Any) -> Cal
     return lambda bench, ratio: plan_pruning(bench.scores(method, kinds), bench.model, ratio=ratio, **settings)
 
 
-def by_similarity(bench: Bench, ratio: float) -> PruningPlan:
-    """Plans to drop whole layers."""
-    return drop_similar_layers(bench.model, batches_of(bench.some(bench.args.score_tokens)), ratio)
-
-
 METHODS: dict[str, Callable[[Bench, float], PruningPlan]] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
-    "layers dropped by similarity": by_similarity,
-    "layers dropped by what that costs": by_scores("kronecker", LAYERS),
+    "layers dropped by similarity": by_scores("kronecker", LAYERS),
+    "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }

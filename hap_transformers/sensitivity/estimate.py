@@ -69,8 +69,9 @@ def estimate_sensitivity(
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`:
 
             - `"kronecker"`: what removal costs after an optimal refit, by Kronecker-factored Gauss-Newton curvature
-              of the output projections; of whole layers, what it costs as measured, by a forward pass a layer;
-            - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs;
+              of the output projections; of whole layers, how much they change what they read;
+            - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs; of whole
+              layers, what it costs to run without them, measured in a forward pass for each;
             - `"hessian_trace"`: relative trace of the Hessian by Hutchinson's method, as in HAP;
             - `"gradient"`: mask gradients (Michel et al.), those of heads normalised within each layer;
             - `"fisher"`: half the diagonal of the Gauss-Newton matrix of masks, whose part over heads is kept;
@@ -253,7 +254,7 @@ def _result(method: str, groups: Sequence[Group], found: Finished, done: Progres
         found (`Finished`): The scores.
         done (`Progress`, *optional*): The samples behind them.
     """
-    facts = get_method(method)
+    facts = get_method(method).for_groups(groups)
     moments = done.moments if done is not None and facts.has_traces else None
     result = Sensitivity(
         method=method,

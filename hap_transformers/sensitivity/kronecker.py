@@ -14,8 +14,8 @@ from ..components.sharded import whole_values
 from ..tokens import products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
+from .block_influence import BLOCK_INFLUENCE
 from .ghost_norms import squared_gradient_norms
-from .layer_removal import BY_REMOVAL
 from .mask_costs import costs_without_refit
 from .methods import Finished, Method, register_method
 from .relative_trace import relative_trace
@@ -252,6 +252,6 @@ register_method(
         comparable=True,
         foresees_refit=True,
         in_loss_units=True,
-        of_wholes=BY_REMOVAL,
+        of_wholes=BLOCK_INFLUENCE,
     ),
 )

@@ -42,11 +42,27 @@ def gone(model, numbers):
     return PruningPlan.for_model(model, **removed)
 
 
+def test_the_default_is_block_influence():
+    """One minus the cosine of what a layer reads and gives, the mean over an example's tokens without padding."""
+    model, batches = make_model(**DEEP), [make_batch(6, seed=seed) for seed in range(2)]
+    found = estimate_sensitivity(model, batches, components=["layers"], progress=False)
+    assert found.method == "kronecker" and not found.in_loss_units and found.num_examples == 12
+    influence = []
+    for batch in batches:
+        with torch.no_grad():
+            states = torch.stack(model(**batch, output_hidden_states=True).hidden_states)
+        cosines = (states[1:] * states[:-1]).sum(-1) / states[1:].norm(dim=-1) / states[:-1].norm(dim=-1)
+        mask = batch["attention_mask"]
+        influence.append(((1 - cosines) * mask).sum(-1) / mask.sum(-1))
+    expected = torch.cat(influence, 1).mean(1)
+    torch.testing.assert_close(torch.cat(found.scores["layers"]), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_costs_are_those_of_explicit_removals():
     """The change of the logits without a layer, in the loss's Hessian, for each example by itself."""
     model, batches = make_model("bert", num_labels=3), [make_batch(6, seed=seed) for seed in range(2)]
-    found = estimate_sensitivity(model, batches, components=["layers"], progress=False)
-    assert found.method == "kronecker" and found.in_loss_units and found.num_examples == 12
+    found = estimate_sensitivity(model, batches, "gauss_newton_trace", components=["layers"], progress=False)
+    assert found.in_loss_units and found.comparable and not found.traces
     tiny = ZOO["bert"]
     for layer in range(2):
         without = masked(model, tiny, {layer: range(HEADS)}, {layer: range(NEURONS)})
@@ -66,7 +82,8 @@ def test_costs_of_a_language_model_are_small_divergences():
         for reader in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
             reader.weight.mul_(1e-3)
     ids = torch.arange(40).view(4, 10)
-    found = estimate_sensitivity(model, [{"input_ids": ids}], components=["layers"], progress=False)
+    method = "gauss_newton_trace"
+    found = estimate_sensitivity(model, [{"input_ids": ids}], method, components=["layers"], progress=False)
     without = copy.deepcopy(model)
     apply_plan(without, gone(without, [1]))
     dense, other = (m(ids).logits[:, :-1].log_softmax(-1).detach() for m in (model, without))
