@@ -36,12 +36,14 @@ from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
-from .language_rivals import drop_similar_layers
 
 
 HERE = Path(__file__).parent
 DENSE = "dense"
 WHOLE, FINER = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
+LAYERS = ("layers",)
+# Tokens to score whole layers on, as each may take a pass through the model.
+LAYER_TOKENS = 2048
 
 
 @dataclass
@@ -116,7 +118,8 @@ class Bench:
         file = Path(self.args.cache) / f"{'-'.join([method, *kinds])}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            batches = batches_of(self.some(self.args.score_tokens), labels=method == "gradient")
+            tokens = min(self.args.score_tokens, LAYER_TOKENS) if kinds == LAYERS else self.args.score_tokens
+            batches = batches_of(self.some(tokens), labels=method == "gradient")
             precision = "bf16" if self.args.bf16 else None
             loss = {} if method == "gradient" else {"loss_fn": SelfLoss()}
             probes = {"num_probes": self.args.num_probes}
@@ -180,17 +183,13 @@ def by_scores(method: str, kinds: Sequence[str] = WHOLE, tuned: bool = False, **
     return Way(plan, kinds, tuned)
 
 
-def by_similarity(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
-    """Plans to drop whole layers."""
-    return drop_similar_layers(model, batches_of(bench.some(bench.args.score_tokens)), ratio)
-
-
 WAYS: dict[str, Way] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, layers tuned": by_scores("kronecker", tuned=True),
     "kronecker, dimensions, layers tuned": by_scores("kronecker", FINER, tuned=True),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
-    "layers dropped by similarity": Way(by_similarity),
+    "layers dropped by similarity": by_scores("kronecker", LAYERS),
+    "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }

@@ -30,7 +30,7 @@ class Decoder:
     suffix: str = ""
 
     def config(self):
-        return getattr(transformers, f"{self.family}{self.suffix}Config")(**SIZES, **self.sizes)
+        return getattr(transformers, f"{self.family}{self.suffix}Config")(**{**SIZES, **self.sizes})
 
     def model(self):
         """The model in float64, with weights large enough that every head and neuron matters."""

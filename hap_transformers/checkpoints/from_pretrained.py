@@ -19,6 +19,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..components.architectures import ARCHITECTURES
+from ..components.depth import layers_left_out, layers_to_leave_out, renamed
 from ..components.embedding_dims import validate_resizable
 from ..components.gguf import forget_gguf
 from ..components.groups import KINDS, find_groups, freeze_idle_parameters
@@ -166,10 +167,13 @@ _save_pretrained = PreTrainedModel.save_pretrained
 def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     validate_savable(self)
     forget_gguf(self)
-    config = self.config
+    config, gone = self.config, layers_to_leave_out(self)
     self.config = saved_config(self)
     try:
-        return _save_pretrained(self, *args, **kwargs)
+        if gone and kwargs.get("state_dict") is not None:
+            kwargs["state_dict"] = renamed(self, kwargs["state_dict"], gone)
+        with layers_left_out(self, gone):
+            return _save_pretrained(self, *args, **kwargs)
     finally:
         self.config = config
 

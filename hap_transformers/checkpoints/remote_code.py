@@ -43,7 +43,9 @@ MODULES = {
     "head_dims": "VALUE_DIMS",
     "neurons": "NEURONS",
     "channels": "CHANNELS",
+    "layers": "LAYERS",
     "slicing": "keep_components",
+    "depth": "emptied_layers",
     "plain_config": "saved_config",
     "structure": "rebuild_structure",
 }

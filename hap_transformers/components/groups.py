@@ -5,7 +5,7 @@ A component is what can be removed: an attention head, an FFN neuron. All kinds 
 give its names to the entries of `ARCHITECTURES`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class Group:
         implantable (`nn.Module`, *optional*): The module that an implant changes, if one can be put in.
         implant_saves (`float`, *optional*, defaults to 0.0): Share of a component's weights in the writer that a rank
             of an implant does without.
+        members (`list[Group]`, *optional*): Of a component that is made of others, the groups that it is made of.
     """
 
     kind: "Kind"
@@ -90,6 +91,7 @@ class Group:
     whole: int | None = None
     implantable: nn.Module | None = None
     implant_saves: float = 0.0
+    members: list["Group"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -199,6 +201,9 @@ class Kind:
         join (`Callable`, *optional*): Takes a split group, and undoes that.
         refuses (`Callable`, *optional*): Takes a model and its [`Architecture`], returns why components of this kind
             cannot go, or `None` if they can.
+        made_of (`tuple[str, ...]`, *optional*): The kinds of which a component of this one has all that a layer has.
+            It is scored and chosen; surgery and checkpoints know what it is made of. A model has such components if
+            its entry in `ARCHITECTURES` names all these kinds.
     """
 
     name: str
@@ -223,6 +228,11 @@ class Kind:
     split: Callable[[Group], None] | None = None
     join: Callable[[Group], None] | None = None
     refuses: Callable[[PreTrainedModel, Architecture], str | None] | None = None
+    made_of: tuple[str, ...] = ()
+
+    def is_named(self, names: Collection[str]) -> bool:
+        """Whether an architecture that has names for some kinds has components of this one."""
+        return set(self.made_of or (self.instead_of or self.name,)) <= set(names)
 
 
 # In the order in which a layer runs them.
@@ -264,9 +274,7 @@ def find_groups(model: PreTrainedModel, kinds: Iterable[str] | None = None) -> l
     architecture = get_architecture(model)
     _validate_is_eager(model, architecture)
     wanted = kinds_in_use(model) if kinds is None else set(kinds)
-    found = [
-        kind for name, kind in KINDS.items() if name in wanted and (kind.instead_of or name) in architecture.names
-    ]
+    found = [kind for name, kind in KINDS.items() if name in wanted and kind.is_named(architecture.names)]
     return [group for kind in found for group in kind.find(model, architecture)]
 
 
@@ -284,7 +292,8 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
     return [
         name
         for name, kind in KINDS.items()
-        if (kind.instead_of or name) in present
+        if kind.is_named(present)
+        and not kind.made_of
         and (name in used or not kind.outside)
         and (kind.instead_of in replaced if kind.instead_of else name not in replaced)
     ]

@@ -195,11 +195,26 @@ def _linear_cost(runs: Runs, prices: Mapping[str, float], between: float, left: 
 
 
 def _counting_budget(kind: str, given: Surroundings) -> Budget:
-    before = _same_groups(dense_like(given.model, torch.device("meta")), given.groups)
+    original = dense_like(given.model, torch.device("meta"))
+    if KINDS[kind].made_of:
+        return _budget_of_wholes(kind, given, original)
+    before = _same_groups(original, given.groups)
     costs = [float(group.kind.name == kind) for group in before]
     dense = sum(cost * group.num_components for cost, group in zip(costs, before, strict=True))
     whole = float(sum(group.num_components for group in of_kind(given.groups, kind)))
     return _linear_budget(dense, whole, costs, before, given.groups)
+
+
+def _budget_of_wholes(kind: str, given: Surroundings, original: PreTrainedModel) -> Budget:
+    """Counts components that are made of others: one for the first group of each that has anything left."""
+    dense, now = (find_groups(model, [kind]) for model in (original, given.model))
+    present = {group.layer for group in now if group.num_components}
+    costs: list[Callable[[int], float]] = []
+    for group in given.groups:
+        counted = group.layer in present and group.num_components and not group.kind.outside
+        costs.append(partial(mul, 1 / group.num_components if counted else 0.0))
+        present -= {group.layer} if counted else set()
+    return Budget(float(len(dense)), float(sum(group.num_components for group in now)), costs, 0.0)
 
 
 def _parameter_budget(given: Surroundings) -> Budget:

@@ -85,6 +85,8 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
     """
     kinds = list(kinds)
     names = [kind.name for kind in kinds]
+    for kind in (kind for kind in kinds if kind.made_of):
+        _validate_made_of(kind, names, settings)
     for kind in (kind for kind in kinds if kind.outside and settings.budget not in (WHOLE_MODEL, kind.name)):
         raise ValueError(
             f"budget='{settings.budget}' is about the layers, where {kind.name} save nothing. Set "
@@ -111,6 +113,27 @@ def validate_view(kinds: Iterable[Kind], settings: PlanningSettings) -> None:
             )
 
 
+def _validate_made_of(kind: Kind, names: Sequence[str], settings: PlanningSettings) -> None:
+    """Checks that components that are made of others can go as a whole."""
+    parts = " and ".join(kind.made_of)
+    if others := [name for name in names if name != kind.name]:
+        raise ValueError(
+            f"{kind.label.capitalize()} take their {parts} with them, and go by themselves: leave '{kind.name}' or "
+            f"{', '.join(map(repr, others))} out of the components. What is left can be pruned again by others."
+        )
+    floors = [f"min_{part}" for part in kind.made_of if settings.floor_of(KINDS[part])]
+    if floors:
+        raise ValueError(
+            f"{' and '.join(floors)} would keep {parts} in every layer, but {kind.label} are to go. Leave it out, or "
+            f"name {parts} in `components`."
+        )
+    if settings.implant_ratio:
+        raise ValueError(
+            f"implant_ratio={settings.implant_ratio}, but {kind.label} go, of which no implant stays. Set "
+            "implant_ratio=0."
+        )
+
+
 def _foresees_finer(method: str) -> bool:
     """Whether a method scores all finer kinds, and foresees what a refit of the other components gives."""
     finer = [name for name, kind in KINDS.items() if kind.instead_of]
@@ -126,8 +149,9 @@ def _floors_of_replaced(settings: PlanningSettings) -> list[str]:
 def _default(method: str, finer: bool, outside: bool, model: PreTrainedModel | None) -> tuple[str, ...]:
     """All kinds of one view that the method scores and the model has, and may lose."""
     replaced = {kind.instead_of for kind in KINDS.values()} - {None}
-    finest = [name for name in KINDS if name not in replaced]
-    whole = [name for name, kind in KINDS.items() if not kind.instead_of]
+    single = {name: kind for name, kind in KINDS.items() if not kind.made_of}
+    finest = [name for name in single if name not in replaced]
+    whole = [name for name, kind in single.items() if not kind.instead_of]
     view = finest if finer else whole
     if model is not None:
         model = eager_model(model)
@@ -136,7 +160,7 @@ def _default(method: str, finer: bool, outside: bool, model: PreTrainedModel | N
         elif finer and not narrowing_kinds(model):
             view = whole
         known = get_architecture(model).names
-        view = [name for name in view if (KINDS[name].instead_of or name) in known]
+        view = [name for name in view if KINDS[name].is_named(known)]
         view = [name for name in view if why_it_stays(model, KINDS[name]) is None]
     view = [name for name in view if outside or not KINDS[name].outside]
     return tuple(name for name in view if get_method(method).can_score(name))
@@ -176,7 +200,7 @@ def _validate_has(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:
             f"in place of {lost[0]}."
         )
     names = get_architecture(model).names
-    if missing := [kind.name for kind in kinds if (kind.instead_of or kind.name) not in names]:
+    if missing := [kind.name for kind in kinds if not kind.is_named(names)]:
         raise ValueError(
             f"{type(model).__name__} has no {', '.join(missing)}; the kinds of its entry in "
             f"hap_transformers.ARCHITECTURES are {', '.join(names)}."

@@ -23,6 +23,7 @@ from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
 from .uniform_layers import uniform_units
+from .whole_layers import choose_layers
 
 
 def plan_pruning(
@@ -73,7 +74,33 @@ def plan_pruning(
     validate_basis(sensitivity.basis, model, sensitivity.scores)
     timed = settings if latency_table is None else replace(settings, budget="latency")
     validate_view([KINDS[name] for name in kinds if name in KINDS], timed)
-    scored = _scores_of(sensitivity, groups, kinds)
+    whole = find_groups(model, [name for name in kinds if name in KINDS and KINDS[name].made_of])
+    scored = _scores_of(sensitivity, whole or groups, kinds)
+    if whole:
+        given.joint = _parts_by_layer(groups)
+        removed = choose_layers(whole, scored, groups, make_budget(settings.budget, given), settings)
+        implants, gone = dict[int, int](), set[Part]()
+    else:
+        removed, implants, gone = _choose(sensitivity, scored, given, settings)
+    plan = PruningPlan.for_model(
+        model,
+        implants=_implants(implants, removed, groups),
+        budget=settings.budget,
+        ratio=settings.ratio,
+        method=sensitivity.method,
+        uniform=settings.uniform,
+        **_numbers(removed, groups, gone),  # type: ignore[arg-type]
+    )
+    plan.promise = _promise(plan, given)
+    plan.saved = parameters_saved(groups, *plan.sizes_of(groups))
+    return plan
+
+
+def _choose(
+    sensitivity: Sensitivity, scored: Scored, given: Surroundings, settings: PlanningSettings
+) -> tuple[list[Unit], dict[int, int], set[Part]]:
+    """What goes component by component, ranks of implants by the place of a group, and parts that go as a whole."""
+    model, groups = given.model, given.groups
     evened = evened_layers(groups, scored) if settings.even_heads and sensitivity.comparable else []
     given.joint = evened
     budget = make_budget(settings.budget, given)
@@ -92,20 +119,8 @@ def plan_pruning(
         able = [floors[place] if place in scored else None for place in range(len(groups))]
         removed, implants = _chosen(units, groups, able, budget, settings, sensitivity.comparable, gone)
         if not (found := parts_without(groups, removed) - gone):
-            break
+            return removed, implants, gone
         gone |= found
-    plan = PruningPlan.for_model(
-        model,
-        implants=_implants(implants, removed, groups),
-        budget=settings.budget,
-        ratio=settings.ratio,
-        method=sensitivity.method,
-        uniform=settings.uniform,
-        **_numbers(removed, groups, gone),  # type: ignore[arg-type]
-    )
-    plan.promise = _promise(plan, given)
-    plan.saved = parameters_saved(groups, *plan.sizes_of(groups))
-    return plan
 
 
 def _chosen(
@@ -278,13 +293,18 @@ def _implants(
     return found
 
 
-def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
-    """What the whole model will cost."""
+def _parts_by_layer(groups: Sequence[Group]) -> list[list[int]]:
+    """The places of groups whose components are parts of others, layer by layer."""
     layers: dict[int, list[int]] = {}
-    for place, group in enumerate(given.groups):
+    for place, group in enumerate(groups):
         if group.runs is not None:
             layers.setdefault(group.layer, []).append(place)
-    given = replace(given, joint=list(layers.values()))
+    return list(layers.values())
+
+
+def _promise(plan: PruningPlan, given: Surroundings) -> dict[str, float]:
+    """What the whole model will cost."""
+    given = replace(given, joint=_parts_by_layer(given.groups))
     promise: dict[str, float] = {}
     measures = {"parameters": "model"}
     if given.inputs is not None:

@@ -33,7 +33,8 @@ class PlanningSettings:
         latency_mode (`str`, *optional*, defaults to `"eager"`): How the model shall run that `budget="latency"` plans
             for: `"eager"`, `"compiled"` (`torch.compile`) or `"cuda_graphs"`.
         ratio (`float`, *optional*, defaults to 0.6): Share that is gone afterwards, in [0, 1). Components pruned
-            earlier count. Somewhat more goes where heads and groups of neurons do not fit exactly.
+            earlier count. Somewhat more goes where heads and groups of neurons do not fit exactly. Whole layers come
+            as near as they can, from either side, and one stays.
 
     Parameters that control what may go:
         min_heads (`int`, *optional*): Heads every layer keeps at least, where heads go whole. By default 0 for methods
@@ -48,7 +49,9 @@ class PlanningSettings:
             Uneven ones keep somewhat more of what matters.
         uniform (`bool`, *optional*, defaults to `False`): Whether all layers keep as many heads, and as many neurons.
             The pruned model is saved with these numbers in its config, as any dense model, and loads without this
-            package, also in engines that know one size of layers alone. Kinds are whole heads and neurons.
+            package, also in engines that know one size of layers alone. Kinds are whole heads and neurons, or whole
+            layers, which the checkpoint then lacks (models that do without: Llama, Mistral, Qwen, Gemma and others
+            whose blocks add to the residual stream without biases).
         weigh_costs (`bool`, *optional*, defaults to `True`): Whether to rank by score over cost, or by score alone.
             Dimensions that heads lose evenly are always ranked by score over cost.
         implant_ratio (`float`, *optional*, defaults to 0.0): Of the neurons or channels chosen for removal, this most

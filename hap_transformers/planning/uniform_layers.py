@@ -18,6 +18,9 @@ def validate_uniform(model: PreTrainedModel, kinds: Sequence[str]) -> None:
     """
     groups = find_groups(model, kinds)
     for kind, members in by_kind(groups).items():
+        if kind.made_of:
+            _validate_shallower(model, members)
+            continue
         dense = members[0].num_components
         for count in (dense // 2, dense // 4, dense - 1):  # Some numbers do not fit others in the config.
             left = [count if group.kind is kind else group.num_components for group in groups]
@@ -28,6 +31,18 @@ def validate_uniform(model: PreTrainedModel, kinds: Sequence[str]) -> None:
                 refused = error
         else:
             raise refused
+
+
+def _validate_shallower(model: PreTrainedModel, layers: Sequence[Group]) -> None:
+    """Checks that some layer can be left out; others may be of use by their place."""
+    groups = find_groups(model)
+    for layer in layers[::-1]:
+        left = [0 if group.block == layer.layer else group.num_components for group in groups]
+        try:
+            return validate_plain(model, groups, left)
+        except ValueError as error:
+            refused = error
+    raise refused
 
 
 def uniform_units(
@@ -45,6 +60,7 @@ def uniform_units(
         ValueError: If components of a kind are parts of others, or layers have different numbers of them.
     """
     joined: list[Unit] = []
+    alone = {place: units for place, units in alone.items() if groups[place].num_components}
     for kind, of_kind in by_kind(groups[place] for place in sorted(alone)).items():
         places_of_kind = [place for place in sorted(alone) if groups[place].kind is kind]
         for alike in places_alike(of_kind):

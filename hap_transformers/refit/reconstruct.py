@@ -18,6 +18,7 @@ from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
 from ..tokens import mask_of
 from .dense_copy import own_refitted
+from .emptied_layers import ends_of_emptied, in_front
 from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
 from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
@@ -50,7 +51,8 @@ def reconstruct(
     X and Y are centred and the bias takes the means. So each block also makes up for what earlier ones lost. Before
     that, the projections into the block (queries, keys, values, neurons) are refitted alike: on what the pruned
     model's block reads, they shall give what they give on what the dense model's block reads. Blocks before the first
-    pruned one stay as they are.
+    pruned one stay as they are. Where blocks add to the stream and whole layers are emptied, the output projection in
+    front of them follows the dense model's stream behind them.
 
     The sums are kept in float64. For every batch the residual stream at one layer is kept for either model, and what
     the dense model's blocks read there, so all passes together take about two of the dense model and four of the
@@ -91,9 +93,7 @@ def reconstruct(
     with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
         pruned = LayerRuns(model, kept, forward)
         original = LayerRuns(dense, kept, forward, kinds_in_use(model))
-        sites = sites_to_refit(pruned, original)
-        validate_writable(model, sites)
-        own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
+        sites = _own_sites(pruned, original)
         count = keep_share(batches, kept, accelerator)
 
         def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -101,21 +101,22 @@ def reconstruct(
                 yield position, send_to_device(kept["batch", position], model.device)
 
         bar = tqdm(total=len(sites), desc="Refitting", disable=None if progress else True)
+        ends, seen_to = ends_of_emptied(pruned, original), -1
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), bar:
             for layer in range(sites[0].block if sites else len(pruned.layers), len(pruned.layers)):
-                for position, inputs in numbered():
-                    seen = original.calls_of_layer(position, inputs, layer)
-                    kept["targets", position] = [[call.total for call in calls] for calls in seen]
-                    kept["read", position] = [[call.block_inputs for call in calls] for calls in seen]
+                unseen = range(max(layer, seen_to + 1), ends.get(layer, layer) + 1)
+                for position, inputs in numbered() if unseen else ():
+                    _keep_seen(pruned, original, kept, position, inputs, unseen)
+                seen_to = max(seen_to, *unseen, -1)
                 for place, group in enumerate(pruned.of_layer(layer)):
                     if not any(group is site for site in sites) or not group.reader.out_features:
                         continue  # All that it wrote may be gone.
                     if writers := writers_of(group):
                         read = Sums.zeros(writers[0], outputs=writers[0].in_features)
                         for position, inputs in numbered():
-                            reads = pruned.reads(position, inputs, group)
-                            for found, wanted in zip(reads, kept["read", position][place], strict=True):
-                                read.add(found, wanted, mask_of(inputs, group.decoded))
+                            reads, wanted = pruned.reads(position, inputs, group), kept["block_inputs", position]
+                            for found, target in zip(reads, wanted[layer][place], strict=True):
+                                read.add(found, target, mask_of(inputs, group.decoded))
                         _reduced(read, accelerator)
                         filters = group.layer in init_implants and not group.kind.linear_implants
                         _refit_writers(group, read, ridge, same_group(group, original) if filters else None)
@@ -124,7 +125,7 @@ def reconstruct(
                     outputs = outputs_left(group, pruned, original)
                     for position, inputs in numbered():
                         calls = pruned.calls(position, inputs, group)
-                        for call, target in zip(calls, kept["targets", position][place], strict=True):
+                        for call, target in zip(calls, kept["total", position][layer][place], strict=True):
                             x = _inputs_of(call, group, new_rank)
                             sums.add(x, call.missing(target[..., outputs]), mask_of(inputs, group.decoded))
                     _reduced(sums, accelerator)
@@ -143,6 +144,33 @@ def keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerat
     return count
 
 
+def _own_sites(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
+    """The groups to refit, whose weights the dense model does not share."""
+    sites = sites_to_refit(pruned, original)
+    validate_writable(pruned.model, sites)
+    own_refitted(sites, original.groups[len(original.groups) - len(sites) :])
+    return sites
+
+
+def _keep_seen(
+    pruned: LayerRuns, original: LayerRuns, kept: KeptValues, position: int, inputs: dict[str, Any], layers: range
+) -> None:
+    """Keeps what the dense model's blocks read for a batch, and the streams that the pruned model's shall give.
+
+    Args:
+        layers (`range`): A layer, and the emptied ones behind it. Its last reader aims at the stream behind these.
+    """
+    seen = {layer: original.calls_of_layer(position, inputs, layer) for layer in layers}
+    kept["block_inputs", position] = {
+        layer: [[call.block_inputs for call in calls] for calls in found] for layer, found in seen.items()
+    }
+    totals = {layer: [[call.total for call in calls] for calls in found] for layer, found in seen.items()}
+    if len(layers) > 1:
+        place = [group is in_front(pruned, layers[0]) for group in pruned.of_layer(layers[0])].index(True)
+        totals[layers[0]][place] = totals[layers[-1]][-1]
+    kept["total", position] = totals
+
+
 def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
     """The pruned model's groups in forward order, from the first that pruning has changed.
 
@@ -159,8 +187,13 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
         if (left.num_components, left.implant_rank) != (before.num_components, before.implant_rank)
         or any(projection.narrow is not None for projection in left.readers)
     )
-    after = pruned.all_groups[next(changed, len(pruned.all_groups)) :]
-    return [group for group in after if is_refitted(group)]
+    first = next(changed, len(pruned.all_groups))
+    for layer, last in ends_of_emptied(pruned, original).items():
+        front = in_front(pruned, layer)
+        place = next(place for place, group in enumerate(pruned.all_groups) if group is front)
+        if place < first < len(pruned.all_groups) and pruned.all_groups[first].block in range(layer + 1, last + 1):
+            first = place
+    return [group for group in pruned.all_groups[first:] if is_refitted(group)]
 
 
 def same_group(group: Group, runs: LayerRuns) -> Group:

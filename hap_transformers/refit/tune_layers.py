@@ -19,6 +19,7 @@ from ..sensitivity.precision import plain_forward
 from ..surgery.undo import values_undone
 from ..tokens import mask_of, valid_tokens
 from .dense_copy import own_refitted
+from .emptied_layers import ends_of_emptied
 from .kept_values import KeptValues, default_limit
 from .layer_runs import ForwardFunction, LayerRuns, shares_layers
 from .layer_training import train_layer
@@ -84,7 +85,9 @@ def tune_layers(
             raise ValueError("There are no batches to tune layers on.")
         own = counts[accelerator.process_index if accelerator else 0]
         first = sites[0].block if sites else len(tuned.layers)
-        steps = range(first, len(tuned.layers))
+        ends = ends_of_emptied(tuned, original)
+        made_up_for = {layer for front, last in ends.items() for layer in range(front + 1, last + 1)}
+        steps = [layer for layer in range(first, len(tuned.layers)) if layer not in made_up_for]
         with plain_forward(model), plain_forward(dense), values_undone(written(sites)), _frozen(model):
             for layer in tqdm(steps, desc="Tuning layers", disable=None if progress else True):
 
@@ -97,7 +100,7 @@ def tune_layers(
 
                 for position in range(own):
                     inputs = send_to_device(kept["batch", position], model.device)
-                    kept["targets", position] = original.output(position, inputs, layer)
+                    kept["targets", position] = original.output(position, inputs, ends.get(layer, layer))
                 parameters = written([site for site in sites if site.block == layer])
                 trained = [p for p in parameters if isinstance(p, nn.Parameter) and p.numel()]  # No statistics.
                 train_layer(tuned.layers[layer], trained, loss, counts, epochs, learning_rate, accelerator)

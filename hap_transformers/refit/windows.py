@@ -19,6 +19,7 @@ def out_of_windows(layer: Any, windows: torch.Tensor, size: Sequence[int]) -> to
     """
     (height, width), side, shift = size, int(layer.window_size), int(layer.shift_size)
     down, across = -(-height // side), -(-width // side)
-    image = windows.reshape(-1, down, across, side, side, windows.shape[-1]).transpose(2, 3)
+    images = len(windows) // (down * across)
+    image = windows.reshape(images, down, across, side, side, windows.shape[-1]).transpose(2, 3)
     image = image.flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2))
     return image[:, :height, :width].flatten(1, 2)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..alignment.basis_name import basis_of
+from ..components.architectures import get_architecture
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
@@ -58,8 +59,8 @@ def estimate_sensitivity(
         model (`PreTrainedModel`): A model of a supported architecture.
         batches (`Iterable[Mapping[str, Any]]`): Batches of model inputs with labels, as a `DataLoader` yields them.
         components (`Sequence[str]`, *optional*): Kinds to score, such as `["heads", "neurons"]`, or
-            `["query_key_dims", "value_dims", "neurons"]` after [`align_heads`]. By default whole heads and all other
-            kinds of the model; dimensions of heads where the model has lost some.
+            `["query_key_dims", "value_dims", "neurons"]` after [`align_heads`], or `["layers"]` for whole layers. By
+            default whole heads and all other kinds of the model; dimensions of heads where the model has lost some.
         max_examples (`int`, *optional*): Stop after this many examples.
         loss_fn (`Callable`, *optional*): Takes the model and a batch, returns the batch's mean loss. By default the
             model's own loss. `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` need a loss that is computed from
@@ -70,8 +71,9 @@ def estimate_sensitivity(
         method (`str`, *optional*, defaults to `"kronecker"`): One of `hap_transformers.METHODS`:
 
             - `"kronecker"`: what removal costs after an optimal refit, by Kronecker-factored Gauss-Newton curvature
-              of the output projections;
-            - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs;
+              of the output projections; of whole layers, how much they change what they read;
+            - `"gauss_newton_trace"`: relative trace of the Gauss-Newton matrix, exact for few outputs; of whole
+              layers, what it costs to run without them, measured in a forward pass for each;
             - `"hessian_trace"`: relative trace of the Hessian by Hutchinson's method, as in HAP;
             - `"gradient"`: mask gradients (Michel et al.), those of heads normalised within each layer;
             - `"fisher"`: half the diagonal of the Gauss-Newton matrix of masks, whose part over heads is kept;
@@ -118,14 +120,14 @@ def estimate_sensitivity(
     ```
     """
     validate_scoring(method, num_probes, tolerance, max_examples, max_memory, exact_directions)
-    start, scoring = time.perf_counter(), get_method(method)
-    model = eager_model(model)
+    start, model = time.perf_counter(), eager_model(model)
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
         precision = precision or accelerator.mixed_precision
     _validate_call(model, batches, method, accelerator, state_file)
     precision = None if precision == "no" else precision
     groups = _groups_to_score(model, method, components)
+    scoring = get_method(method).for_groups(groups)
     scored = [group for group in groups if group.num_components]
     precise = Precision(precision, model.device.type)
     task = ScoringTask(model, scored, loss_fn or model_loss, num_probes, precise, seed, exact_directions)
@@ -225,8 +227,10 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
     if missing := set(components or ()) - set(found):
         raise ValueError(
             f"{type(model).__name__} has no {', '.join(sorted(missing))}; the kinds of its entry in "
-            f"hap_transformers.ARCHITECTURES are {', '.join(found)}."
+            f"hap_transformers.ARCHITECTURES are {', '.join(get_architecture(model).names)}."
         )
+    if len(found) > 1 and any(group.members for group in groups):
+        raise ValueError(f"`components` are {', '.join(found)}, of which some are made of others. Score them apart.")
     if whole := [group for group in groups if group.whole is not None and not group.is_split]:
         what = str(whole[0].kind.basis).removeprefix("aligned_")
         raise ValueError(
@@ -254,7 +258,7 @@ def _result(method: str, groups: Sequence[Group], found: Finished, done: Progres
         found (`Finished`): The scores.
         done (`Progress`, *optional*): The samples behind them.
     """
-    facts = get_method(method)
+    facts = get_method(method).for_groups(groups)
     moments = done.moments if done is not None and facts.has_traces else None
     result = Sensitivity(
         method=method,

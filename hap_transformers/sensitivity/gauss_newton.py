@@ -10,6 +10,7 @@ from ..components.projections import Projection
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
 from .ghost_norms import gram_matrix, prefers_ghost, squared_gradient_norms
+from .layer_removal import BY_REMOVAL
 from .methods import Method, register_method
 from .relative_trace import relative_trace
 from .task import Samples, ScoringTask
@@ -106,5 +107,6 @@ register_method(
         in_loss_units=True,
         has_traces=True,
         except_kinds=("embedding_dims",),
+        of_wholes=BY_REMOVAL,
     ),
 )

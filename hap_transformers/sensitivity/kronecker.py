@@ -14,6 +14,7 @@ from ..components.sharded import whole_values
 from ..tokens import mask_of, products, valid_tokens
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
+from .block_influence import BLOCK_INFLUENCE
 from .ghost_norms import squared_gradient_norms
 from .mask_costs import costs_without_refit
 from .methods import Finished, Method, register_method
@@ -252,5 +253,6 @@ register_method(
         comparable=True,
         foresees_refit=True,
         in_loss_units=True,
+        of_wholes=BLOCK_INFLUENCE,
     ),
 )

@@ -1,10 +1,11 @@
 """`Method`: what a scoring method is, and the registry of methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..components.groups import Group
 from .batches import ScoredBatch
 from .statistics import SampleMoments
 from .task import Samples, ScoringTask
@@ -58,6 +59,8 @@ class Method:
         per_example (`bool`, *optional*, defaults to `True`): Whether a sample is an example, or a probe on a batch.
         scores_sharded (`bool`, *optional*, defaults to `True`): Whether it can score models with sharded weights
             (FSDP).
+        of_wholes (`Method`, *optional*): What scores components that are made of others, such as whole layers, in its
+            place. By default it scores them itself.
     """
 
     sample: SampleFunction | None
@@ -74,10 +77,15 @@ class Method:
     has_traces: bool = False
     per_example: bool = True
     scores_sharded: bool = True
+    of_wholes: "Method | None" = None
 
     def can_score(self, kind: str) -> bool:
         """Whether it can score a kind of component."""
         return kind not in self.except_kinds and (self.kinds is None or kind in self.kinds)
+
+    def for_groups(self, groups: Sequence[Group]) -> "Method":
+        """The method that scores some groups: itself, or that for components that are made of others."""
+        return self.of_wholes or self if any(group.members for group in groups) else self
 
 
 METHODS: dict[str, Method] = {}

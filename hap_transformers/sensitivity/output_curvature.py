@@ -1,6 +1,6 @@
 """Factors the loss's Hessian in the model's outputs into the directions that Gauss-Newton passes backpropagate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +122,35 @@ def output_directions(
         for k in range(factor.rank)
     )
     return OutputDirections(exact, count, 0)
+
+
+def curvature_along(
+    loss: torch.Tensor, outputs: list[torch.Tensor], examples: int
+) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+    """A function that takes changes v of the outputs, returns v^T H v of every example, shape `(examples,)`.
+
+    Args:
+        loss (`torch.Tensor`): The mean loss of a batch, with its graph.
+        outputs (`list[torch.Tensor]`): The outputs that it was computed from.
+        examples (`int`): Number of examples. H is that of an example's loss, not of its share in the mean.
+
+    Raises:
+        ValueError: If the loss has no curvature in the outputs.
+    """
+    # In fp16 second derivatives underflow without a scale.
+    scale = 2.0**9 if outputs[0].dtype == torch.float16 else 1.0
+    gradients = torch.autograd.grad(loss * scale, outputs, create_graph=True, materialize_grads=True)
+    curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
+    if not curved:
+        raise UnsuitableLossError("is linear in the model's logits, or does not depend on them.")
+
+    def along(changes: list[torch.Tensor]) -> torch.Tensor:
+        vectors = [changes[i].to(outputs[i].dtype) for i in curved]
+        products = _hessian_product([gradients[i] for i in curved], outputs, vectors, examples / scale)
+        parts = zip(changes, products, strict=True)
+        return torch.stack([(v.to(hv.dtype) * hv).reshape(examples, -1).sum(1) for v, hv in parts]).sum(0)
+
+    return along
 
 
 @dataclass

@@ -44,7 +44,8 @@ class Sensitivity:
         scores (`dict[str, list[torch.Tensor]]`): For each kind that was scored (such as `"neurons"`), one tensor
             per layer, shape `(num_components,)`. For the trace methods it holds the relative trace
             Tr(H_cc) / (2 p_c) * ||w_c||^2 of [HAP](https://arxiv.org/abs/2101.08940), in units of the loss. For
-            `"kronecker"` it holds what a removal adds to the loss when its turn comes, the others being refitted.
+            `"kronecker"` it holds what a removal adds to the loss when its turn comes, the others being refitted; of
+            whole layers, how much they change what they read.
         order (`dict[str, list[torch.Tensor]]`, *optional*): Each component's place, from 0, in the order in which its
             layer loses components; int64. Scores never fall in that order. For `"kronecker"`.
         traces (`dict[str, list[torch.Tensor]]`, *optional*): Raw traces Tr(H_cc) or Tr(G_cc), for the trace methods.

@@ -108,7 +108,7 @@ def _validate_same_sizes(checkpoint: str | Path, saved: dict[str, Any], current:
     Raises:
         ValueError: If they differ.
     """
-    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     for name in names:
         if name in saved and saved[name] != current.get(name, saved[name]):
             raise ValueError(

@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.remote_code import export_remote_code
+from ..components.depth import layers_left_out, layers_to_leave_out
 from ..components.gguf import forget_gguf
 from ..data.metrics import metrics_of_best, quality_metrics
 from ..files import whole_files
@@ -292,12 +293,14 @@ class HapTrainerMixin(PruningMixin):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args) -> None:
         validate_same_structure(resume_from_checkpoint, self._unwrapped_model())
-        super()._load_from_checkpoint(resume_from_checkpoint, *args)
+        with _as_saved(self._unwrapped_model()):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args)
         take_basis(resume_from_checkpoint, self._unwrapped_model())
 
     def _load_best_model(self) -> None:
         validate_same_structure(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
-        super()._load_best_model()
+        with _as_saved(self._unwrapped_model()):
+            super()._load_best_model()
         take_basis(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         if self.hap_config is not None:  # The last evaluation was of other weights.
             self.results["metrics"].setdefault(self._phase, {}).update(metrics_of_best(self.state))
@@ -310,6 +313,11 @@ class HapTrainerMixin(PruningMixin):
     def _distils(self) -> bool:
         wanted = self.hap_config is not None and self.hap_config.distils
         return wanted and self._phase == "recovered" and self.teacher is not None
+
+
+def _as_saved(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Lets a model have the layers that its checkpoints have."""
+    return layers_left_out(model, layers_to_leave_out(model))
 
 
 class HapTrainer(HapTrainerMixin, Trainer):

@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import language
 from benchmarks.language import DENSE, Key, table
 from benchmarks.language_data import predicted
-from benchmarks.language_rivals import block_influence, drop_similar_layers
 from glue_scripts.compare_glue.cells import read_cells
 from language_scripts.demo_model import demo_tokenizer
 
@@ -58,14 +57,3 @@ def test_perplexity(model):
     assert perplexity == pytest.approx(math.exp(loss.item()), rel=1e-4)
     following = model.generate(ids[:1, :12], max_new_tokens=1, do_sample=False)[0, -1]
     assert choices.shape == (3, 19) and choices[0, 11] == following
-
-
-def test_the_layer_that_changes_least_is_dropped(model):
-    batches = [{"input_ids": torch.arange(60).view(3, 20)}]
-    with torch.no_grad():
-        model.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
-        model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
-    influence = block_influence(model, batches)
-    assert min(influence) == influence[1] < 1e-3
-    plan = drop_similar_layers(model, batches, 1 / 3)
-    assert plan.heads == {1: [0, 1]} and plan.neurons == {1: list(range(32))}

@@ -82,7 +82,7 @@ def test_scores_of_heads_that_were_not_aligned(source):
 @pytest.mark.parametrize(
     "more, error",
     [
-        (["--components", "layers"], "must name some of"),
+        (["--components", "columns"], "must name some of"),
         (["--components", "heads", "--components", "value_dims"], "remove either, not both"),
         ([*KINDS, "--budget", "latency", "--no-even-heads"], "plans for query_key_dims and value_dims together"),
         ([*KINDS, "--method", "fisher"], "cannot score query_key_dims"),

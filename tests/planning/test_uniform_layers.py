@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from decoders import DECODERS
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from zoo import ZOO
 
@@ -21,8 +23,10 @@ from hap_transformers import (
 from hap_transformers.components.groups import find_groups
 from hap_transformers.components.releases import TRANSFORMERS_4
 from hap_transformers.sensitivity.self_loss import SelfLoss
+from hap_transformers.training.checks import validate_prunable
 
 
+COMPONENTS = ("heads", "neurons")
 PLAIN = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -158,3 +162,84 @@ def test_what_no_plain_config_says(llama):
     neurons = {"neurons": [torch.rand(24) for _ in range(3)]}
     with pytest.raises(ValueError, match="uniform=True needs layers that have equally many"):
         plan_pruning(Sensitivity("random", {**scores, **neurons}), model, uniform=True, ratio=0.2)
+
+
+def without_layers(model, *numbers):
+    """A model with all heads and neurons of some layers removed by a uniform plan."""
+    counts = {kind: {g.layer: range(g.num_components) for g in find_groups(model, [kind])} for kind in COMPONENTS}
+    removed = {kind: {i: layers[i] for i in numbers} for kind, layers in counts.items()}
+    apply_plan(model, PruningPlan.for_model(model, uniform=True, **removed))
+    return model
+
+
+def test_plain_transformers_loads_fewer_layers(llama, tmp_path):
+    model, ids = fresh(llama[0]), torch.arange(3, 12)[None]
+    scores = estimate_sensitivity(model, [{"input_ids": ids}], components=["layers"], progress=False)
+    plan = plan_pruning(scores, model, ratio=1 / 3, uniform=True)
+    (layer,) = plan.heads
+    assert scores.scores["layers"][layer] == min(scores.scores["layers"])
+    apply_plan(model, plan)
+    heads = {i: [0, 2] for i in range(3) if i != layer}
+    apply_plan(model, PruningPlan.for_model(model, heads=heads, uniform=True))  # The others can be pruned again.
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "given", state_dict=model.state_dict())
+    assert len(model.model.layers) == 3  # In memory it knows what is gone.
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2 and config["num_key_value_heads"] == 2
+    assert "quantization_config" not in config and not config.get("pruned_heads")
+    for folder in (tmp_path, tmp_path / "given"):
+        subprocess.run([sys.executable, "-c", PLAIN, str(folder)], check=True)
+        torch.testing.assert_close(torch.load(folder / "logits.pt"), model(ids).logits, rtol=1e-12, atol=1e-12)
+    again = LlamaForCausalLM.from_pretrained(tmp_path).double()
+    assert again.generate(ids, max_new_tokens=5).tolist() == model.generate(ids, max_new_tokens=5).tolist()
+    assert [block.self_attn.layer_idx for block in again.model.layers] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "granite", "olmo"])
+def test_fewer_layers_of_their_own_types(name, tmp_path):
+    """Gemma 2 and 3 have layers of two types, by turns; the config says which are left."""
+    sizes = {"num_hidden_layers": 4, "sliding_window": 3, "attn_implementation": "eager"}
+    decoder = replace(DECODERS[name], sizes={**DECODERS[name].sizes, **sizes})
+    model, ids = without_layers(decoder.model(), 1, 2), torch.arange(3, 12)[None]
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2 and len(config.get("layer_types") or [0, 0]) == 2
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager")
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("bert", "its layers normalize the residual stream"),
+        ("gpt2", "its layers add biases"),
+        ("modernbert", "which depend on their places"),
+        ("t5", "which depend on their places"),
+    ],
+)
+def test_layers_that_must_stay(name, reason):
+    model = ZOO[name].model()
+    with pytest.raises(ValueError, match=reason):
+        without_layers(model, 0)
+    assert getattr(model.config, "quantization_config", None) is None
+    if name == "bert":
+        config = HapConfig(components=["layers"], uniform=True)
+        with pytest.raises(ValueError, match=reason):
+            validate_prunable(model, config)
+
+
+def test_a_trainer_loads_its_best_checkpoint_of_fewer_layers(llama, tmp_path):
+    rows = [{"input_ids": torch.arange(i, i + 8), "labels": torch.arange(i, i + 8)} for i in range(8)]
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    settings |= {"num_train_epochs": 2, "learning_rate": 0.5, "per_device_train_batch_size": 4, "disable_tqdm": True}
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **settings)
+    config = HapConfig(ratio=1 / 3, components=["layers"], uniform=True, tuning_epochs=0, distillation=0.0)
+    model = fresh(llama[0]).float()
+    trainer = HapTrainer(model, args, train_dataset=rows, eval_dataset=rows, hap_config=config)
+    plan = trainer.prune()
+    assert len(plan.heads) == 1
+    trainer.train()
+    best = LlamaForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)
+    assert best.config.num_hidden_layers == 2 and len(model.model.layers) == 3
+    ids = torch.arange(3, 12)[None]
+    torch.testing.assert_close(model.eval()(ids).logits, best.eval()(ids).logits, rtol=1e-5, atol=1e-5)

@@ -174,7 +174,7 @@ TABLE = [
     # estimate_sensitivity: settings
     Wrong("method", lambda h: estimate(h, method="hessian"), "Unknown sensitivity method 'hessian'; choose one of"),
     Wrong("components a string", lambda h: estimate(h, components="heads"), "`components` must name some of"),
-    Wrong("components unknown", lambda h: estimate(h, components=["layers"]), "`components` must name some of"),
+    Wrong("components unknown", lambda h: estimate(h, components=["columns"]), "`components` must name some of"),
     Wrong("components none", lambda h: estimate(h, components=[]), "`components` must name some of"),
     Wrong("probes", lambda h: estimate(h, num_probes=0), "`num_probes` must be at least 1, got 0"),
     Wrong("tolerance", lambda h: estimate(h, tolerance=1.0), "`tolerance` .* must be in"),

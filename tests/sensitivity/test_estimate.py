@@ -103,8 +103,8 @@ def test_max_examples_cuts_the_last_batch(sampled_method):
         ({"max_examples": 0}, "`max_examples` must be at least 1"),
         ({"tolerance": 1.0}, "`tolerance` is a reliability and must be in \\(0, 1\\)"),
         (
-            {"components": ["layers"]},
-            "`components` must name some of embedding_dims, .*channels, got \\['layers'\\]",
+            {"components": ["columns"]},
+            "`components` must name some of embedding_dims, .*channels, layers, got \\['columns'\\]",
         ),
         ({"components": "heads"}, "`components` must name some of"),
         ({"components": []}, "`components` must name some of"),

@@ -54,7 +54,7 @@ def test_kinds_by_default_and_on_demand(settings, kinds):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"components": ["layers"]}, "`components` must name some of .*value_dims"),
+        ({"components": ["columns"]}, "`components` must name some of .*value_dims"),
         ({"components": "heads"}, "`components` must name some of"),
         ({"components": []}, "`components` must name some of"),
         ({"components": ["heads", "value_dims"]}, "Value dimensions are parts of heads: remove either"),
