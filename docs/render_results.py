@@ -46,7 +46,7 @@ from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
 
 
 # Tables of a grid; by default all: points over dense, leads, and seconds.
-SHOWN = {"longer": 2, "compression": 1}
+SHOWN = {"longer": 2, "compression": 1, "base": 1}
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
@@ -224,7 +224,8 @@ def grids() -> dict[str, list[dict]]:
     found = {name: grid.cells_in(results / "cells.jsonl") for name, grid in full.items()}
     high = (grid.cells_in(results / "compression.jsonl") for grid in PRESETS["compression"].values())
     longer = full["main"].cells_in(results / "longer_recovery.jsonl")
-    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells]}
+    base = PRESETS["base"]["base"].cells_in(results / "base.jsonl")
+    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells], "base": base}
 
 
 def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:

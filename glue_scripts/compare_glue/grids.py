@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from .base_models import BASE_MODELS, MINILM
+from .base_models import BASE_MODELS, MINILM, MPNET
 from .cells import Cell, Key, read_cells
 from .methods import CONTROL, DEFAULT, METHODS, PAPER, TUNED
 from .settings import SETTINGS
@@ -81,5 +81,8 @@ PRESETS = {
     "compression": {
         "compression": Grid(ALL_TASKS, [TUNED, DEFAULT], [0.6, 0.8, 0.9, 0.95], ALL_SEEDS),
         "rivals": Grid(ALL_TASKS, ["gradient, floor and refit"], [0.9], ALL_SEEDS),
+    },
+    "base": {
+        "base": Grid(ALL_TASKS, [TUNED, *RIVALS, CONTROL], [0.6, 0.8, 0.9], ALL_SEEDS, model=MPNET),
     },
 }
