@@ -25,9 +25,7 @@ class Arguments:
 
     data_dir: str = field(metadata={"help": "Folder with TASK/{train,validation}.parquet."})
     output_dir: str = field(default="outputs/compare", metadata={"help": "Folder of all results."})
-    preset: str | None = field(
-        default=None, metadata={"help": "quick, full, compression or base, in place of the next six."}
-    )
+    preset: str | None = field(default=None, metadata={"help": f"{', '.join(PRESETS)}, for the next six."})
     model: str = field(default=MINILM, metadata={"help": f"What is fine-tuned: {', '.join(BASE_MODELS)}."})
     tasks: list[str] = field(default_factory=lambda: list(SETTINGS))
     methods: list[str] = field(default_factory=lambda: list(RIVALS))
