@@ -101,7 +101,7 @@ def test_every_method_gives_a_cell_and_none_is_run_again(command, tmp_path, monk
 def test_recovery_trains_and_counts_as_another_cell(command, tmp_path):
     flags = [*command, "--networks", "hf-resnet", "--methods", NOTHING, DEFAULT]
     study.main(flags)
-    study.main([*flags, "--recovery_epochs", "2"])
+    study.main([*flags, "--recovery_epochs", "2", "--recovery_learning_rate", "1e-4"])
     cells = read_cells(tmp_path / "cells.jsonl", Key)
     assert [(key.method, key.recovery_epochs) for key in cells] == [
         (method, epochs) for epochs in (0, 2) for method in (NOTHING, DEFAULT)
@@ -111,7 +111,7 @@ def test_recovery_trains_and_counts_as_another_cell(command, tmp_path):
     assert default["recovered"] != default["refitted"] == list(cells.values())[1]["refitted"]
     assert set(default["seconds"]) == {"score", "plan", "refit", "recover"}
     table, left = tables.phase_tables(cells)[1], default["flops"] / default["dense_flops"]
-    assert "method and 2 epochs of recovery" in table and f", FLOPs {left:.0%} |" in table
+    assert "method and 2 epochs of recovery at 0.0001" in table and f", FLOPs {left:.0%} |" in table
 
 
 def test_quality_against_a_plain_loop(command):

@@ -28,7 +28,7 @@ from .cells import RATIOS, SEEDS, Key, keys_of
 from .data import Batches, Cifar
 from .methods import METHODS, Score
 from .networks import NETWORKS
-from .recovery import recover
+from .recovery import Recovery, recover
 
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "cifar.jsonl"
@@ -56,6 +56,9 @@ class Arguments:
     probe_images: int = field(default=32, metadata={"help": "Training images that each of these probes runs on."})
     test_images: int = field(default=4000, metadata={"help": "Test images, the same for all cells."})
     recovery_epochs: float = field(default=0.0, metadata={"help": "Epochs of training after pruning."})
+    recovery_learning_rate: float = field(
+        default=Recovery.learning_rate, metadata={"help": "The highest learning rate of that training."}
+    )
 
 
 class Bench:
@@ -89,13 +92,14 @@ class Bench:
             cell["pruned"] = self.quality(model)
         if method.refit:
             batches = self.images(key.refit_images, key.seed)
-            settings = {"init_implants": implants, "progress": False}
-            _, seconds["refit"] = timed(lambda: reconstruct(model, self.dense, batches, **settings))
+            how = {"init_implants": implants, "progress": False}
+            _, seconds["refit"] = timed(lambda: reconstruct(model, self.dense, batches, **how))
             cell["refitted"] = self.quality(model)
         if key.recovery_epochs:
-            given = (model, self.dense, self.data, self.size, key.recovery_epochs, key.seed)
+            settings = Recovery(learning_rate=self.args.recovery_learning_rate)
+            given = (model, self.dense, self.data, self.size, key.recovery_epochs, key.seed, settings)
             _, seconds["recover"] = timed(lambda: recover(*given))
-            cell["recovered"] = self.quality(model)
+            cell |= {"recovered": self.quality(model), "recovery_learning_rate": settings.learning_rate}
         return {
             **cell,
             **self.costs(model),

@@ -40,7 +40,7 @@ def phase_tables(cells: Cells) -> list[str]:
     """
     tables = []
     for epochs in sorted({key.recovery_epochs for key in cells}):
-        budget = f" and {epochs:g} epochs of recovery" if epochs else ""
+        budget = f" and {epochs:g} epochs of recovery at {_rates(cells, epochs)}" if epochs else ""
         header = ["network", f"method{budget}", *(f"{ratio:.0%}" for ratio in sorted(RATIOS))]
         rows = []
         for network, method, images in _lines(cells, epochs):
@@ -51,6 +51,12 @@ def phase_tables(cells: Cells) -> list[str]:
             rows.append([network, _named(cells, method, images), *texts])
         tables.append(_markdown(header, rows))
     return tables
+
+
+def _rates(cells: Cells, epochs: float) -> str:
+    """The learning rates of all recoveries of this length."""
+    rates = {cell["recovery_learning_rate"] for key, cell in cells.items() if key.recovery_epochs == epochs}
+    return ", ".join(f"{rate:g}" for rate in sorted(rates))
 
 
 def costs_table(cells: Cells, ratio: float = RATIOS[0]) -> str:
