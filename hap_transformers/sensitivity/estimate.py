@@ -135,7 +135,9 @@ def estimate_sensitivity(
         result = _result(method, groups, Finished(scoring.finish(task, None).detach().cpu().double()))
     else:
         run = {"method": method, "components": sorted({group.kind.name for group in groups}), "num_probes": num_probes}
-        run |= {"exact_directions": exact_directions, "seed": seed, "precision": precision}
+        run |= {"seed": seed, "precision": precision}
+        if exact_directions != EXACT_DIRECTIONS:  # Earlier releases have no other.
+            run["exact_directions"] = exact_directions
         found, done = score_on_batches(
             task,
             scoring,

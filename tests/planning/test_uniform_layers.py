@@ -214,7 +214,7 @@ def test_fewer_layers_of_their_own_types(name, tmp_path):
         ("bert", "its layers normalize the residual stream"),
         ("gpt2", "its layers add biases"),
         ("modernbert", "which depend on their places"),
-        ("t5", "which depend on their places"),
+        ("t5", "its encoder and its decoder have layers of their own"),
     ],
 )
 def test_layers_that_must_stay(name, reason):
