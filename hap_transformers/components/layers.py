@@ -30,7 +30,9 @@ def _group(layer: int, members: list[Group]) -> Group:
         for name in ("writers", "followers", "readers")
     )
     left = any(group.num_components for group in members)
-    return Group(LAYERS, layer, writers, followers, readers, range(left), 1, around=members[0].around, members=members)
+    whole = Group(LAYERS, layer, writers, followers, readers, range(left), 1, around=members[0].around)
+    whole.members, whole.decoded = members, members[0].decoded
+    return whole
 
 
 def fit(group: Group) -> None:

@@ -14,7 +14,9 @@ from .settings import PlanningSettings
 def choose_layers(
     whole: Sequence[Group], scored: Scored, groups: Sequence[Group], budget: Budget, settings: PlanningSettings
 ) -> list[Unit]:
-    """The layers that go, lowest score first: as many as come nearest to the budget, and never all.
+    """The layers that go, lowest score first: as many as come nearest to the budget.
+
+    One layer stays, of an encoder-decoder one of each part.
 
     Args:
         whole (`Sequence[Group]`): The layers.
@@ -25,20 +27,24 @@ def choose_layers(
         settings (`PlanningSettings`): How much goes, and how layers are ranked.
 
     Raises:
-        ValueError: If the last layer would have to go.
+        ValueError: If that would not be enough.
     """
     units = sorted(_units(whole, scored, groups, budget, settings), key=lambda unit: (unit.score, unit.group))
+    last = {groups[unit.group].decoded: unit for unit in units}
     to_save = budget.now - (1 - settings.ratio) * budget.dense
     removed: list[Unit] = []
-    for unit in units:
+    for unit in [*(unit for unit in units if unit not in last.values()), *last.values()]:
         # It comes nearer with this one.
         if to_save <= unit.saves / 2 + 1e-9 * budget.dense:
             return removed
+        if unit in last.values():
+            break
         removed.append(unit)
         to_save -= unit.saves
-    reachable = 1 - (budget.now - sum(unit.saves for unit in units[:-1])) / budget.dense
+    reachable = 1 - (budget.now - sum(unit.saves for unit in removed)) / budget.dense
+    stays = "one layer stays" + (", of the encoder and of the decoder," if len(last) > 1 else ",")
     raise ValueError(
-        f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met by whole layers: one layer stays, so at "
+        f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met by whole layers: {stays} so at "
         f"most {math.floor(1000 * reachable) / 1000} can go. Lower the ratio, or name other components."
     )
 

@@ -13,6 +13,7 @@ from ..components.forwards import eager_model, validate_forwards
 from ..components.groups import Group, kinds_in_use
 from ..components.slicing import validate_writable
 from ..memory import memory_limit
+from ..sensitivity.batches import examples_in
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
@@ -134,11 +135,14 @@ def reconstruct(
 
 
 def keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerator: Accelerator | None) -> int:
-    """Keeps the batches of this process under their positions, where every pass finds them; returns their number."""
+    """Keeps the batches of this process under their positions, where every pass finds them; returns their number.
+
+    Those without examples are left out.
+    """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     count = 0
     for number, batch in enumerate(batches):
-        if number % world == rank:
+        if number % world == rank and examples_in(batch, number):
             kept["batch", count] = dict(batch)
             count += 1
     return count

@@ -53,7 +53,8 @@ def scored_batches(
 ) -> Iterator[ScoredBatch]:
     """Numbers batches and stops after `max_examples` examples, cutting the last batch.
 
-    Batches in which no label counts are skipped: their loss is undefined, and they weigh nothing in training either.
+    Batches without examples are skipped, and those in which no label counts: their loss is undefined, and they weigh
+    nothing in training either.
 
     Args:
         batches (`Iterable[Mapping[str, Any]]`): The batches.
@@ -67,21 +68,30 @@ def scored_batches(
     for number, batch in enumerate(batches):
         if not isinstance(batch, Mapping):
             raise ValueError(f"Batch {number} is a {type(batch).__name__}; give dictionaries of model inputs.")
-        tensors = {name: v for name, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim}
-        if not tensors:
-            raise ValueError(f"Batch {number} has no tensors (its entries: {sorted(batch)}).")
-        # Not every tensor has the examples in its first dimension.
-        found = len(next((tensors[name] for name in EXAMPLES_FIRST if name in tensors), next(iter(tensors.values()))))
-        size = found if max_examples is None else min(found, max_examples - seen)
-        if size == 0:
+        if seen == max_examples:
             break
+        found = examples_in(batch, number)
+        size = found if max_examples is None else min(found, max_examples - seen)
         cut = _cut(batch, found, slice(size))
-        if not counts(cut, shifted):
+        if not size or not counts(cut, shifted):
             continue
         yield ScoredBatch(cut, size, number, seen)
         seen += size
     if not seen:
         raise ValueError("No examples to score: `batches` is empty, or no label in it counts (all are -100).")
+
+
+def examples_in(batch: Mapping[str, Any], number: int) -> int:
+    """Number of examples of a batch.
+
+    Raises:
+        ValueError: If it has no tensors.
+    """
+    tensors = {name: v for name, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim}
+    if not tensors:
+        raise ValueError(f"Batch {number} has no tensors (its entries: {sorted(batch)}).")
+    # Not every tensor has the examples in its first dimension.
+    return len(next((tensors[name] for name in EXAMPLES_FIRST if name in tensors), next(iter(tensors.values()))))
 
 
 def shifts_labels(model: PreTrainedModel) -> bool:

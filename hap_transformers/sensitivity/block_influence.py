@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..tokens import mask_of
 from .batches import ScoredBatch
 from .layer_removal import as_they_are
 from .methods import Method
@@ -22,13 +23,13 @@ def block_influence(task: ScoringTask, batch: ScoredBatch) -> Samples:
         `Samples`: One sample per example.
     """
     found: dict[nn.Module, list[torch.Tensor]] = {}
-    mask = batch.inputs.get("attention_mask")
+    masks = {group.around: mask_of(batch.inputs, group.decoded) for group in task.groups}
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read = args[0] if args else kwargs["hidden_states"]
         given = output[0] if isinstance(output, tuple) else output
         changes = (1 - F.cosine_similarity(read.float(), given.float(), dim=-1)).reshape(batch.size, -1)
-        counts = torch.ones_like(changes)
+        counts, mask = torch.ones_like(changes), masks[module]
         if isinstance(mask, torch.Tensor) and mask.numel() == counts.numel():
             counts = mask.reshape(counts.shape).to(counts)
         found.setdefault(module, []).append((changes * counts).sum(1) / counts.sum(1).clamp_min(1))

@@ -193,6 +193,42 @@ def test_a_layer_of_a_decoder_goes_with_its_cross_attention(family):
         plan_pruning(hand_made("kronecker", layers=wanted), tiny.model(), budget="layers", ratio=0.2, uniform=True)
 
 
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_encoder_and_decoder_keep_a_layer_each(family):
+    """The decoder's layers are worth the least, but without them no input would matter."""
+    model = SEQ2SEQ[family].model()
+    worth = [torch.tensor([float(ENCODER + DECODER - i)]).double() for i in range(ENCODER + DECODER)]
+    plan = plan_pruning(hand_made("kronecker", layers=worth), model, budget="layers", ratio=0.6)
+    assert sorted(plan.neurons) == [1, 2, SELF[1]]
+    with pytest.raises(ValueError, match="one layer stays, of the encoder and of the decoder, so at most 0.6 can go"):
+        plan_pruning(hand_made("kronecker", layers=worth), model, budget="layers", ratio=0.8)
+
+
+def test_tokens_of_a_decoder_count_by_their_labels():
+    """As in an explicit loop over layers; labels of -100 are padding, in the encoder it is the mask that says so."""
+    tiny = SEQ2SEQ["t5"]
+    model, batch = tiny.model(), tiny.batch()
+    found = estimate_sensitivity(model, [batch], components=["layers"], progress=False).scores["layers"]
+    stacks = (model.encoder, batch["attention_mask"].bool()), (model.decoder, batch["labels"] != -100)
+    seen: dict = {}
+    blocks = [block for stack, _ in stacks for block in stack.block]
+    handles = [
+        block.register_forward_hook(lambda block, args, output: seen.update({block: (args[0], output[0])}))
+        for block in blocks
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    expected = [
+        torch.stack([(1 - cosine[i][row]).mean() for i, row in enumerate(valid)]).mean()
+        for stack, valid in stacks
+        for cosine in (torch.cosine_similarity(*seen[block], -1) for block in stack.block)
+    ]
+    assert not any(valid.all() for _, valid in stacks)
+    torch.testing.assert_close(torch.cat(found), torch.stack(expected), rtol=1e-5, atol=1e-7)
+
+
 def test_layers_of_narrower_heads():
     model, batch = make_model(**DEEP), ZOO["bert"].batch()
     apply_plan(model, PruningPlan.for_model(model, value_dims={0: [0, 5], 2: [1]}, query_key_dims={1: [3]}))

@@ -1,4 +1,4 @@
-"""A batch in which no label counts weighs nothing in scores, refit and training."""
+"""A batch in which no label counts weighs nothing in scores, refit and training, nor does one without examples."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from tiny import make_batch, make_model
 from trainers import Rows, make_trainer
 from zoo import ZOO
 
-from hap_transformers import HapConfig, estimate_sensitivity
+from hap_transformers import HapConfig, apply_plan, estimate_sensitivity, plan_pruning, reconstruct, tune_layers
 from hap_transformers.sensitivity.batches import counts, scored_batches
 
 
@@ -207,3 +207,21 @@ def test_the_refit_reads_labelled_batches_only(tmp_path):
     labelled.train_dataset = rows
     batches = labelled.calibration_batches()
     assert len(batches) == 12 and all(batch["labels"] >= 0 for batch in batches)
+
+
+def test_a_batch_without_examples_is_left_out():
+    """Those behind it count, as in scores without it, so in refit and tuning."""
+    batches = [make_batch(seed=seed) for seed in range(3)]
+    nothing = {name: value[:0] for name, value in batches[0].items()}
+    dense, found = make_model(), []
+    for given in (batches, [batches[0], nothing, *batches[1:], nothing]):
+        scores = estimate_sensitivity(dense, given, progress=False)
+        model = make_model()
+        apply_plan(model, plan_pruning(scores, model, ratio=0.5))
+        reconstruct(model, dense, given, progress=False)
+        tune_layers(model, dense, given, progress=False)
+        found.append((scores, list(model.parameters())))
+    (expected, weights), (scores, others) = found
+    assert_equal(scores, expected)
+    torch.testing.assert_close(others, weights, rtol=0, atol=0)
+    assert estimate_sensitivity(dense, [nothing, *batches], max_examples=6, progress=False).num_examples == 6
