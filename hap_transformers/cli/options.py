@@ -116,7 +116,7 @@ class Scoring(Passes):
         list[str] | None,
         typer.Option(
             help=f"Kind of component that may go: {', '.join(KINDS)}; may be repeated. By default value_dims, "
-            "query_key_dims and neurons for kronecker and a budget of params or flops, otherwise heads and neurons.",
+            "query_key_dims and neurons for kronecker, otherwise heads and neurons.",
             show_default=False,
         ),
     ] = None

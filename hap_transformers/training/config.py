@@ -28,7 +28,7 @@ class HapConfig(PlanningSettings):
     Parameters that control which kinds of component go:
         components (`list[str]`, *optional*): Kinds that are scored and may go, such as `["heads", "neurons"]` or
             `["query_key_dims", "value_dims", "neurons"]`. By default dimensions of heads and neurons for
-            `method="kronecker"` and a budget of `"params"` or `"flops"`, unless `min_heads` is set; otherwise whole
+            `method="kronecker"`, unless `min_heads` or `uniform` is set or the budget is a kind's; otherwise whole
             heads and neurons. A budget named after a kind is for that kind alone. Where dimensions of heads may go,
             heads are aligned before they are scored ([`align_heads`]).
 
@@ -89,7 +89,7 @@ class HapConfig(PlanningSettings):
         default=None,
         metadata={
             "help": "Kinds that may go, such as heads neurons; by default query_key_dims value_dims neurons for "
-            "kronecker and a budget of params or flops, otherwise heads neurons."
+            "kronecker, otherwise heads neurons."
         },
     )
     trim_vocabulary: bool = field(
