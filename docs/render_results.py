@@ -37,9 +37,9 @@ from benchmarks.whole_model_table import vocabulary_table, whole_model_table, wi
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
-from glue_scripts.compare_glue.methods import DEFAULT
+from glue_scripts.compare_glue.methods import DEFAULT, TUNED
 from glue_scripts.compare_glue.plots import plot_gains, plot_kept, plot_latency
-from glue_scripts.compare_glue.table import differences_table, seconds_table, table
+from glue_scripts.compare_glue.table import differences_table, seconds_table, summary, table
 from vision_scripts.compare_cifar.cells import Key as CifarKey
 from vision_scripts.compare_cifar.plot import plot_accuracy
 from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
@@ -235,6 +235,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
+    names = {TUNED: "this package's defaults", "gradient, floor and refit": "*gradient* with our floors and refit"}
+    found[README, "base"] = textwrap.fill(summary(cells_of["base"], names), 119)
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)

@@ -26,6 +26,33 @@ def table(cells: list[Cell]) -> str:
     return "\n\n".join(tables)
 
 
+def summary(cells: list[Cell], methods: dict[str, str]) -> str:
+    """Says in a sentence a task how many points over dense methods have before recovery, means over seeds.
+
+    Args:
+        cells (`list[Cell]`): Cells of one base model.
+        methods (`dict[str, str]`): Words for the methods to name.
+    """
+    _, tasks, ratios = axes_of(cells)
+    sentences = []
+    for task in tasks:
+        values = {
+            words: [list(gains(cells, "pruned", method, task, ratio).values()) for ratio in ratios]
+            for method, words in methods.items()
+        }
+        parts = [
+            f"{' / '.join(_signed(mean(seeds)) for seeds in found)} by {words}"
+            for words, found in values.items()
+            if all(found)
+        ]
+        shares, seeds = " / ".join(f"{100 * ratio:.0f}" for ratio in ratios), len({c["seed"] for c in cells})
+        sentences.append(
+            f"With {shares} % of its encoder removed and without training, {cells[0]['model']} fine-tuned on {task} "
+            f"({seeds} seed{'s' * (seeds > 1)}) has these points over dense: {', '.join(parts)}."
+        )
+    return " ".join(sentences)
+
+
 def _phase_table(cells: list[Cell], phase: str) -> str:
     """Points over dense of a phase, a row a method."""
     methods, tasks, ratios = axes_of(cells)
