@@ -249,8 +249,12 @@ def test_layers_of_narrower_heads():
     "settings, message",
     [
         ({"ratio": 0.95}, "cannot be met by whole layers: one layer stays, so at most 0.7"),
-        ({"min_heads": 1}, "min_heads would keep heads and neurons in every layer"),
-        ({"min_neurons": 0.1}, "min_neurons would keep heads and neurons in every layer"),
+        ({"min_heads": 1}, "min_heads would keep heads in every layer, but whole layers are to go. Leave it out"),
+        ({"min_neurons": 0.1}, "min_neurons would keep neurons in every layer"),
+        (
+            {"min_heads": 1, "min_neurons": 0.1},
+            "min_heads and min_neurons would keep heads and neurons in every layer, .* Leave them out",
+        ),
         ({"implant_ratio": 0.2}, "implant_ratio=0.2, but whole layers go"),
         ({"components": ["layers", "neurons"]}, "go by themselves: leave 'layers' or 'neurons' out"),
         ({"components": ["heads"], "budget": "layers"}, "budget='layers' removes layers alone"),
