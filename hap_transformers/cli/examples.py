@@ -86,8 +86,8 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
         )
     if needs_decoded(loaded.model):
         raise ValueError(
-            f"'{loaded.name}' is a {type(loaded.model).__name__}, which needs something to decode, and this command makes "
-            "batches without `labels`. Prune it with HapTrainer or in Python, on batches with `labels` "
+            f"'{loaded.name}' is a {type(loaded.model).__name__}, which needs something to decode, and this command "
+            "makes batches without `labels`. Prune it with HapTrainer or in Python, on batches with `labels` "
             "(docs/how_to/seq2seq.md), or by a --method that needs no data (magnitude, random)."
         )
     if source.texts:

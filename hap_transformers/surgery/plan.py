@@ -238,10 +238,10 @@ class PruningPlan:
             )
         unknown = [kind for kind, layers in self.removed.items() if layers and kind not in found]
         if unknown:
-            whole = [f"all {' and '.join(KINDS[kind].made_of)} of the layer" for kind in unknown if KINDS[kind].made_of]
+            parts = [" and ".join(KINDS[kind].made_of) for kind in unknown if KINDS[kind].made_of]
             raise ValueError(
                 f"The plan removes {', '.join(unknown)}, but {type(model).__name__} has components of the kinds "
-                f"{', '.join(found)} only.{f' To remove a layer, name {whole[0]}.' if whole else ''}"
+                f"{', '.join(found)} only.{f' To remove a layer, name all its {parts[0]}.' if parts else ''}"
             )
         for kind, groups in found.items():
             shape = [group.original for group in groups]

@@ -7,7 +7,13 @@ import torch
 from script_inputs import ROWS, save_model
 from seq2seq import SEQ2SEQ
 from tiny import make_model
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel, T5ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    T5ForConditionalGeneration,
+)
 from typer.testing import CliRunner
 from zoo import ZOO
 

@@ -70,7 +70,7 @@ def with_nan(model):
     [
         (make_model(), 1000, {}, "The loss of batch 1, .* cannot be computed: .* Check that tokens are in the vocab"),
         (make_model(), 5, {"precision": "bf16"}, "The loss of batch 0, .* cannot be computed"),
-        (with_nan(make_model()), 5, {}, "The loss of batch 0 is nan; scoring needs one finite number. Check the weights"),
+        (with_nan(make_model()), 5, {}, "The loss of batch 0 is nan; .* Check the weights"),
         (
             make_model(),
             5,

@@ -30,8 +30,8 @@ def test_loading_something_else(tmp_path, text):
     [
         (
             {"removed": {"layers": {0: [1]}}},
-            "The plan removes layers, but BertForSequenceClassification has components of the kinds heads, neurons only. "
-            "To remove a layer, name all heads and neurons of the layer",
+            "The plan removes layers, but BertForSequenceClassification has components of the kinds heads, neurons "
+            "only. To remove a layer, name all its heads and neurons.",
         ),
         ({"model_type": "roberta"}, "The plan is for a 'roberta'"),
         ({"original": {"heads": [HEADS]}}, "Make a plan for this model"),
