@@ -16,6 +16,7 @@ from ..data.texts import Text, read_texts
 from ..data.tokenizers import cut_note, longest_text, set_padding, validate_tokens
 from ..refit.examples import refit_batches
 from ..sensitivity.batches import shifts_labels
+from ..sensitivity.self_loss import needs_decoded
 from ..sentence_encoders import encoder_inputs
 from .loading import LENGTH, Loaded
 from .options import Source
@@ -82,6 +83,12 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
             "of texts only. Choose a --method that needs none (magnitude, random), or prune in Python by "
             "estimate_sensitivity, plan_pruning, apply_plan and reconstruct; vision_scripts/run_image_hap.py does so "
             "for image classifiers."
+        )
+    if needs_decoded(loaded.model):
+        raise ValueError(
+            f"'{loaded.name}' is a {type(loaded.model).__name__}, which needs something to decode, and this command "
+            "makes batches without `labels`. Prune it with HapTrainer or in Python, on batches with `labels` "
+            "(docs/how_to/seq2seq.md), or by a --method that needs no data (magnitude, random)."
         )
     if source.texts:
         return _of_texts(loaded, source, most, hold_out, trim)

@@ -99,7 +99,7 @@ def prune(
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
-    _print(results, chosen, _how(chosen, refitted is not None, epochs), output, json_)
+    _print(results, chosen, _how(chosen, refitted is not None, epochs), loaded.pruned_before, output, json_)
 
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
@@ -169,7 +169,8 @@ def _compared(
     loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, batch: int, length: int | None, steps: Steps
 ) -> dict[str, Any]:
     held_out = 0 if examples is None else len(examples.held_out)
-    what = f"comparing with the dense model{f' on {held_out:,} held-out examples' if held_out else ''}"
+    what = f"comparing with the {'model before' if loaded.pruned_before else 'dense model'}"
+    what += f" on {held_out:,} held-out examples" if held_out else ""
     with steps.step("compare", what):
         return compare(loaded, dense, examples, batch, length)
 
@@ -188,9 +189,11 @@ def _how(plan: PruningPlan, refitted: bool, epochs: int) -> str:
     return "refitted, layers tuned" if epochs else "refitted"
 
 
-def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, as_json: bool) -> None:
-    """Prints the pruned model beside the dense one."""
-    rows = [["", "dense", "pruned", "left"]]
+def _print(
+    results: dict[str, Any], plan: PruningPlan, how: str, pruned_before: bool, output: Path, as_json: bool
+) -> None:
+    """Prints the pruned model beside the one that it was made from."""
+    rows = [["", "before" if pruned_before else "dense", "pruned", "left"]]
     rows += [[label, dense, pruned, f"{share:.1%}"] for label, dense, pruned, share in cost_rows(results)]
     rows += [[label, dense, pruned, ""] for label, dense, pruned in fidelity_rows(results)]
     for name in results["metrics"].get("pruned", {}):

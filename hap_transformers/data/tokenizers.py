@@ -28,7 +28,7 @@ def load_tokenizer(name: str, **file: str) -> PreTrainedTokenizerBase:
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **file)
-    except (OSError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:  # 4.57 raises the first for T5.
         raise ValueError(f"{remedy} ({error})") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(remedy)

@@ -121,10 +121,10 @@ def _validate_made_of(kind: Kind, names: Sequence[str], settings: PlanningSettin
             f"{kind.label.capitalize()} take their {parts} with them, and go by themselves: leave '{kind.name}' or "
             f"{', '.join(map(repr, others))} out of the components. What is left can be pruned again by others."
         )
-    floors = [f"min_{part}" for part in kind.made_of if settings.floor_of(KINDS[part])]
-    if floors:
+    if kept := [part for part in kind.made_of if settings.floor_of(KINDS[part])]:
+        floors, it = " and ".join(f"min_{part}" for part in kept), "it" if len(kept) == 1 else "them"
         raise ValueError(
-            f"{' and '.join(floors)} would keep {parts} in every layer, but {kind.label} are to go. Leave it out, or "
+            f"{floors} would keep {' and '.join(kept)} in every layer, but {kind.label} are to go. Leave {it} out, or "
             f"name {parts} in `components`."
         )
     if settings.implant_ratio:

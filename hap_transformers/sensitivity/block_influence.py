@@ -21,6 +21,9 @@ def block_influence(task: ScoringTask, batch: ScoredBatch) -> Samples:
 
     Returns:
         `Samples`: One sample per example.
+
+    Raises:
+        ValueError: If the loss cannot be computed, is not finite, or does not run all layers.
     """
     found: dict[nn.Module, list[torch.Tensor]] = {}
     masks = {group.around: mask_of(batch.inputs, group.decoded) for group in task.groups}
@@ -37,11 +40,16 @@ def block_influence(task: ScoringTask, batch: ScoredBatch) -> Samples:
     layers = [group.around for group in task.groups]
     handles = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers if layer is not None]
     try:
-        with torch.no_grad(), task.precision.autocast():
-            task.loss_fn(task.model, dict(batch.inputs))
+        with torch.no_grad():
+            task.loss(batch)
     finally:
         for handle in handles:
             handle.remove()
+    if missing := [group.layer for group in task.groups if group.around not in found]:
+        raise ValueError(
+            f"Layers {missing} of {type(task.model).__name__} do not run where {task.loss_name} is computed, so what "
+            "they change is not known. Give a loss_fn that runs the whole model on the batch."
+        )
     return Samples(torch.stack([torch.stack(found[layer]).mean(0) for layer in layers if layer is not None], 1))
 
 

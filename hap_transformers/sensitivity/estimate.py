@@ -179,8 +179,8 @@ def validate_scoring(
     for name, value in (("num_probes", num_probes), ("max_examples", max_examples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if exact_directions < 0:
-        raise ValueError(f"`exact_directions` must not be negative, got {exact_directions}.")
+    if type(exact_directions) is not int or exact_directions < 0:
+        raise ValueError(f"`exact_directions` must be a whole number, 0 or more, got {exact_directions!r}.")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` is a reliability and must be in (0, 1), got {tolerance}.")
     memory_limit(max_memory)

@@ -116,19 +116,21 @@ def head_of(model: PreTrainedModel) -> str | None:
     return next(iter([*heads, *bare]), None)
 
 
+def needs_decoded(model: PreTrainedModel) -> bool:
+    """Whether a model is an encoder-decoder that generates, and does not decode what its encoder reads."""
+    decoder = ARCHITECTURES[model.config.model_type].decoder if model.config.model_type in ARCHITECTURES else None
+    if decoder is None or decoder.reads_inputs or head_of(model) not in ("Model", "ForConditionalGeneration"):
+        return False
+    return bool(model.config.is_encoder_decoder)
+
+
 def validate_decoded(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     """Checks that a batch of an encoder-decoder that generates has something to decode.
 
     Raises:
         ValueError: If it has not.
     """
-    decoder = ARCHITECTURES[model.config.model_type].decoder if model.config.model_type in ARCHITECTURES else None
-    if decoder is None or decoder.reads_inputs or head_of(model) not in ("Model", "ForConditionalGeneration"):
-        return
-    if (
-        model.config.is_encoder_decoder
-        and not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    ):
+    if needs_decoded(model) and not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
         raise ValueError(
             f"{type(model).__name__} decodes, and a batch of {', '.join(sorted(inputs))} has nothing to decode. Give "
             "batches with `labels`, as DataCollatorForSeq2Seq makes them, or with `decoder_input_ids`."

@@ -142,9 +142,11 @@ class ScoringTask:
     def loss(self, batch: ScoredBatch) -> torch.Tensor:
         """Runs the model on a batch in the task's precision, and returns the batch's mean loss with its graph.
 
+        Under `torch.no_grad` it has no graph.
+
         Raises:
-            ValueError: If the model cannot run on the batch, the loss does not depend on the model, or it is not one
-                finite number.
+            ValueError: If the model cannot run on the batch, the loss does not depend on the model (with gradients
+                enabled), or it is not one finite number.
         """
         try:
             with self.precision.autocast():
@@ -163,7 +165,7 @@ class ScoringTask:
             raise ValueError(
                 f"loss_fn returned a {type(loss).__name__}; it must return the batch's mean loss as a tensor."
             )
-        if not loss.requires_grad:
+        if torch.is_grad_enabled() and not loss.requires_grad:
             raise ValueError(
                 f"The loss of batch {batch.number} does not depend on the model's weights or logits. Do not detach "
                 "it, and do not compute it under no_grad."

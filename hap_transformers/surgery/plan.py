@@ -238,9 +238,10 @@ class PruningPlan:
             )
         unknown = [kind for kind, layers in self.removed.items() if layers and kind not in found]
         if unknown:
+            parts = [" and ".join(KINDS[kind].made_of) for kind in unknown if KINDS[kind].made_of]
             raise ValueError(
                 f"The plan removes {', '.join(unknown)}, but {type(model).__name__} has components of the kinds "
-                f"{', '.join(found)} only."
+                f"{', '.join(found)} only.{f' To remove a layer, name all its {parts[0]}.' if parts else ''}"
             )
         for kind, groups in found.items():
             shape = [group.original for group in groups]
@@ -356,10 +357,8 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
         wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
             where = "original model" if kind.keeps_numbers else "model as it is now"
-            raise ValueError(
-                f"Cannot prune {kind.name} {wrong} of layer {layer}: they are numbered 0 to {total - 1}, as in the "
-                f"{where}. Nothing was pruned."
-            )
+            numbered = f"they are numbered 0 to {total - 1}, as in the {where}" if total else "it has none left"
+            raise ValueError(f"Cannot prune {kind.name} {wrong} of layer {layer}: {numbered}. Nothing was pruned.")
     return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
 
 

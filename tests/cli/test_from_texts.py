@@ -5,8 +5,15 @@ import json
 import pytest
 import torch
 from script_inputs import ROWS, save_model
+from seq2seq import SEQ2SEQ
 from tiny import make_model
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    T5ForConditionalGeneration,
+)
 from typer.testing import CliRunner
 from zoo import ZOO
 
@@ -82,6 +89,25 @@ def test_a_model_of_images_is_refused(here):
     ZOO["vit"].model(torch.float32).save_pretrained("vit")
     result = CliRunner().invoke(app, ["score", "vit", "--texts", "texts.txt"])
     assert "reads 'pixel_values', not texts" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["align", "score", "prune"])
+def test_a_model_that_needs_something_to_decode_is_refused_before_it_runs(here, command, monkeypatch):
+    SEQ2SEQ["t5"].model(torch.float32).save_pretrained("t5")
+    AutoTokenizer.from_pretrained("classifier").save_pretrained("t5")
+    monkeypatch.setattr(T5ForConditionalGeneration, "forward", lambda *args, **kwargs: pytest.fail("The model ran."))
+    ratio = ("--ratio", "0.5") if command == "prune" else ()
+    result = CliRunner().invoke(app, [command, "t5", "--texts", "texts.txt", "--output", "small", *ratio])
+    message = str(result.exception)
+    assert "'t5' is a T5ForConditionalGeneration, which needs something to decode" in message
+    assert "HapTrainer" in message and "docs/how_to/seq2seq.md" in message and not (here / "small").exists()
+
+
+def test_such_a_model_is_pruned_without_data(here):
+    SEQ2SEQ["t5"].model(torch.float32).save_pretrained("t5")
+    arguments = ("--method", "magnitude", "--ratio", 0.5, "--output", "small", "--json")
+    pruned = json.loads(hap("prune", "t5", *arguments))
+    assert pruned["parameters"]["pruned"] < pruned["parameters"]["dense"] and not pruned["refitted"]
 
 
 def test_an_encoder_saved_by_itself_is_one(here):

@@ -3,6 +3,7 @@
 import json
 
 from encoders import TEXTS, save_encoder
+from transformers import AutoModel
 from typer.testing import CliRunner
 
 from hap_transformers import PruningPlan, Sensitivity
@@ -30,3 +31,8 @@ def test_whole_layers(tmp_path, monkeypatch):
     assert printed["parameters"]["pruned"] == info["parameters"] == plan.promise["parameters"]
     again = hap("prune", "small", *options, "--ratio", 0.7, "--output", "smaller")
     assert again["parameters"]["pruned"] < printed["parameters"]["pruned"]
+    command = ["prune", "small", "--plan", "plan.json", "--tuning-epochs", "0", "--output", "smallest"]
+    PruningPlan.for_model(AutoModel.from_pretrained("small"), neurons={1 - layer: [0]}).save("plan.json")
+    people = CliRunner().invoke(app, command, catch_exceptions=False)
+    header = next(line for line in people.stdout.splitlines() if line.endswith("left"))
+    assert header.split() == ["before", "pruned", "left"] and "hap: comparing with the model before" in people.stderr

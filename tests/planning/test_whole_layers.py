@@ -59,6 +59,49 @@ def test_the_default_is_block_influence():
     torch.testing.assert_close(torch.cat(found.scores["layers"]), expected, rtol=1e-5, atol=1e-7)
 
 
+def with_nan(model):
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, ids, settings, message",
+    [
+        (make_model(), 1000, {}, "The loss of batch 1, .* cannot be computed: .* Check that tokens are in the vocab"),
+        (make_model(), 5, {"precision": "bf16"}, "The loss of batch 0, .* cannot be computed"),
+        (with_nan(make_model()), 5, {}, "The loss of batch 0 is nan; .* Check the weights"),
+        (
+            make_model(),
+            5,
+            {"loss_fn": lambda model, batch: model.classifier.weight.sum()},
+            r"Layers \[0, 1\] of BertForSequenceClassification do not run where the loss '.*' is computed",
+        ),
+    ],
+    ids=["vocabulary", "precision", "nan", "not run"],
+)
+def test_what_cannot_be_scored_by_block_influence_is_named(model, ids, settings, message):
+    batches = [make_batch(), {**make_batch(), "input_ids": torch.full((3, 7), ids)}]
+    with pytest.raises(ValueError, match=message):
+        estimate_sensitivity(model, batches, components=["layers"], progress=False, **settings)
+
+
+def test_block_influence_keeps_no_graph():
+    """It takes the memory of a forward pass, and runs a loss that has no gradient."""
+    graphs = []
+
+    def loss_fn(model, batch):
+        outputs = model(**batch)
+        graphs.append(outputs.logits.grad_fn)
+        return outputs.loss.detach()
+
+    model = make_model()
+    found = estimate_sensitivity(model, [make_batch()], components=["layers"], loss_fn=loss_fn, progress=False)
+    expected = estimate_sensitivity(model, [make_batch()], components=["layers"], progress=False)
+    assert graphs == [None]
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0)
+
+
 def test_costs_are_those_of_explicit_removals():
     """The change of the logits without a layer, in the loss's Hessian, for each example by itself."""
     model, batches = make_model("bert", num_labels=3), [make_batch(6, seed=seed) for seed in range(2)]
@@ -242,8 +285,12 @@ def test_layers_of_narrower_heads():
     "settings, message",
     [
         ({"ratio": 0.95}, "cannot be met by whole layers: one layer stays, so at most 0.7"),
-        ({"min_heads": 1}, "min_heads would keep heads and neurons in every layer"),
-        ({"min_neurons": 0.1}, "min_neurons would keep heads and neurons in every layer"),
+        ({"min_heads": 1}, "min_heads would keep heads in every layer, but whole layers are to go. Leave it out"),
+        ({"min_neurons": 0.1}, "min_neurons would keep neurons in every layer"),
+        (
+            {"min_heads": 1, "min_neurons": 0.1},
+            "min_heads and min_neurons would keep heads and neurons in every layer, .* Leave them out",
+        ),
         ({"implant_ratio": 0.2}, "implant_ratio=0.2, but whole layers go"),
         ({"components": ["layers", "neurons"]}, "go by themselves: leave 'layers' or 'neurons' out"),
         ({"components": ["heads"], "budget": "layers"}, "budget='layers' removes layers alone"),

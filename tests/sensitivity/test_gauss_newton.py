@@ -1,5 +1,8 @@
 """Gauss-Newton traces equal explicit J^T L J."""
 
+import math
+import re
+
 import pytest
 import torch
 from explicit import explicit_gauss_newton, scored_weights, sum_by_component
@@ -84,8 +87,15 @@ def test_few_classes_can_be_sampled():
     assert_traces(result, heads, neurons, rtol=0.25, atol=0)
     few = [estimate_sensitivity(model, [batch], num_probes=1, seed=seed, **settings).heads[0] for seed in (0, 1)]
     assert not torch.allclose(*few, rtol=1e-3)
-    with pytest.raises(ValueError, match="`exact_directions` must not be negative, got -1"):
-        HapConfig(exact_directions=-1)
+
+
+@pytest.mark.parametrize("value", [-1, "3", None, 1.5, True, math.nan], ids=repr)
+def test_directions_that_are_no_number(value):
+    message = re.escape(f"`exact_directions` must be a whole number, 0 or more, got {value!r}")
+    with pytest.raises(ValueError, match=message):
+        HapConfig(exact_directions=value)
+    with pytest.raises(ValueError, match=message):
+        estimate_sensitivity(make_model(), [scored_batch(2)], exact_directions=value, progress=False)
 
 
 def test_custom_loss():

@@ -2,9 +2,9 @@
 
 import pytest
 from tiny import changed_plan, make_model
-from zoo import HEADS, LAYERS
+from zoo import HEADS, LAYERS, NEURONS
 
-from hap_transformers import PruningPlan
+from hap_transformers import PruningPlan, apply_plan
 
 
 def make_plan():
@@ -28,7 +28,11 @@ def test_loading_something_else(tmp_path, text):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"removed": {"layers": {0: [1]}}}, "The plan removes layers, but BertForSequenceClassification has"),
+        (
+            {"removed": {"layers": {0: [1]}}},
+            "The plan removes layers, but BertForSequenceClassification has components of the kinds heads, neurons "
+            "only. To remove a layer, name all its heads and neurons.",
+        ),
         ({"model_type": "roberta"}, "The plan is for a 'roberta'"),
         ({"original": {"heads": [HEADS]}}, "Make a plan for this model"),
         ({"removed": {"heads": {0: [1, 1]}}}, "twice"),
@@ -43,6 +47,13 @@ def test_validate(change, message):
     plan = changed_plan(make_plan(), **change)
     with pytest.raises(ValueError, match=message):
         plan.validate(make_model())
+
+
+def test_an_emptied_layer_has_none_left():
+    model = make_model()
+    apply_plan(model, PruningPlan.for_model(model, neurons={1: range(NEURONS)}))
+    with pytest.raises(ValueError, match=r"Cannot prune neurons \[0\] of layer 1: it has none left. Nothing"):
+        PruningPlan.for_model(model, neurons={1: [0]})
 
 
 def test_a_printed_plan_has_numbers_instead_of_components():
