@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .depth import emptied_layers, layers_left_out, layers_to_leave_out, plain_facts, why_layers_stay, write_depth
-from .groups import Group, Kind, by_kind, find_groups
+from .groups import KINDS, Group, Kind, by_kind, find_groups
 from .record import UNIFORM, recorded_structure
 
 
@@ -149,6 +149,9 @@ def _plain_config(
     plain = copy.deepcopy(config)
     if recorded_structure(plain) is not None:
         del plain.quantization_config
+    for name in (f"pruned_{kind.name}" for kind in KINDS.values() if kind.keeps_numbers):
+        if getattr(plain, name, None):
+            setattr(plain, name, {})  # Components are numbered anew.
     for group, count in zip(groups, left, strict=True):
         whole = group.kind.keeps_numbers and count == group.original  # The config says so already.
         if group.kind.write_plain is not None and not whole:

@@ -195,6 +195,18 @@ def test_plain_transformers_loads_fewer_layers(llama, tmp_path):
     assert [block.self_attn.layer_idx for block in again.model.layers] == [0, 1]
 
 
+def test_fewer_whole_layers(tmp_path):
+    """A checkpoint no longer records which heads were removed, so what was loaded can be pruned again."""
+    model, batch = without_layers(ZOO["mistral"].model(), 0), ZOO["mistral"].batch()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == 1 and not config.get("pruned_heads")
+    again = type(model).from_pretrained(tmp_path).double()
+    torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
+    apply_plan(again, PruningPlan.for_model(again, heads={0: [1]}))
+    assert again.config.pruned_heads == {0: [1]} and model.config.pruned_heads == {0: [0, 1, 2, 3]}
+
+
 @pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "granite", "olmo"])
 def test_fewer_layers_of_their_own_types(name, tmp_path):
     """Gemma 2 and 3 have layers of two types, by turns; the config says which are left."""
