@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoders import DECODERS
+from decoders import DECODERS, GROUPED, Decoder
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from zoo import ZOO
 
@@ -207,15 +207,35 @@ def test_fewer_whole_layers(tmp_path):
     assert again.config.pruned_heads == {0: [1]} and model.config.pruned_heads == {0: [0, 1, 2, 3]}
 
 
-@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "granite", "olmo"])
-def test_fewer_layers_of_their_own_types(name, tmp_path):
-    """Gemma 2 and 3 have layers of two types, by turns; the config says which are left."""
+TYPES = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+WINDOWS = {**GROUPED, "use_sliding_window": True, "max_window_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "name, gone",
+    [
+        ("gemma", [1, 2]),
+        ("gemma2", [1, 2]),
+        ("gemma3", [1, 2]),
+        ("gemma3", [1, 3]),
+        ("granite", [1, 2]),
+        ("olmo", [1, 2]),
+        ("qwen2", [1, 2]),
+        ("qwen2", [2, 3]),
+    ],
+)
+def test_fewer_layers_of_their_own_types(name, gone, tmp_path):
+    """Gemma 2 and 3 and Qwen2 have layers of two types; the config says which are left, also where all are of one."""
     sizes = {"num_hidden_layers": 4, "sliding_window": 3, "attn_implementation": "eager"}
-    decoder = replace(DECODERS[name], sizes={**DECODERS[name].sizes, **sizes})
-    model, ids = without_layers(decoder.model(), 1, 2), torch.arange(3, 12)[None]
+    sizes |= TYPES if name == "gemma3" else {}
+    decoder = DECODERS.get(name) or Decoder("Qwen2", WINDOWS)
+    model = without_layers(replace(decoder, sizes={**decoder.sizes, **sizes}).model(), *gone)
+    ids = torch.arange(3, 12)[None]
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["num_hidden_layers"] == 2 and len(config.get("layer_types") or [0, 0]) == 2
+    types = getattr(model.config, "layer_types", None) or [None] * 4
+    assert config["num_hidden_layers"] == 2
+    assert (config.get("layer_types") or [None] * 2) == [types[i] for i in range(4) if i not in gone]
     again = type(model).from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager")
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
 
