@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decoders import DECODERS, GROUPED, Decoder
+from towers import swin
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from zoo import ZOO
 
@@ -162,6 +163,15 @@ def test_what_no_plain_config_says(llama):
     neurons = {"neurons": [torch.rand(24) for _ in range(3)]}
     with pytest.raises(ValueError, match="uniform=True needs layers that have equally many"):
         plan_pruning(Sensitivity("random", {**scores, **neurons}), model, uniform=True, ratio=0.2)
+
+
+def test_layers_of_several_sizes():
+    """Swin's stages have their own widths: a plan of equal layers would not help."""
+    for counts in ({0: range(8), 1: range(8), 2: range(8), 3: range(8)}, {0: range(8)}):
+        with pytest.raises(ValueError, match=r"The layers have \[2, 2, 4, 4\] now, so set uniform=False"):
+            PruningPlan.for_model(swin(), neurons=counts, uniform=True)
+    with pytest.raises(ValueError, match="its layers add biases"):
+        without_layers(swin(), 2)
 
 
 def without_layers(model, *numbers):
