@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from encoders import TEXTS, save_encoder
 from typer.testing import CliRunner
 
@@ -30,3 +31,12 @@ def test_whole_layers(tmp_path, monkeypatch):
     assert printed["parameters"]["pruned"] == info["parameters"] == plan.promise["parameters"]
     again = hap("prune", "small", *options, "--ratio", 0.7, "--output", "smaller")
     assert again["parameters"]["pruned"] < printed["parameters"]["pruned"]
+
+
+def test_layers_that_must_stay_are_refused_before_scoring(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    monkeypatch.setattr("hap_transformers.cli.prune.make_scores", lambda *args: pytest.fail("It scored."))
+    options = ("--texts", "texts.txt", "--components", "layers", "--uniform", "--ratio", 0.5, "--output", "small")
+    with pytest.raises(ValueError, match="its layers normalize the residual stream"):
+        hap("prune", save_encoder(tmp_path, dense=True), *options)
