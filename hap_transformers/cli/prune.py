@@ -12,6 +12,7 @@ from ..components.groups import KINDS
 from ..forward_modes import validate_mode
 from ..planning.kinds import WHOLE_MODEL, kinds_to_prune
 from ..planning.settings import PlanningSettings
+from ..planning.uniform_layers import validate_uniform
 from ..refit.tune_layers import epochs_to_tune
 from ..reporting.costs import cost_rows
 from ..reporting.wording import fidelity_rows, slowness, words_for
@@ -69,6 +70,8 @@ def prune(
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
         kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
+        if settings.uniform:
+            validate_uniform(loaded.model, kinds)
         wanted = source.named or tuning_epochs or scoring.needs_examples or depends_on_basis(kinds)
         most = max(source.max_examples, refit_examples)
         examples = load_examples(loaded, source, most, hold_out=True, trim=trim_vocabulary) if wanted else None

@@ -94,10 +94,14 @@ def write_depth(config: PretrainedConfig, gone: Collection[int]) -> None:
 
 
 def plain_facts(model: PreTrainedModel) -> dict[tuple[str, str], Any]:
-    """Plain attributes of all modules, and the shapes of parameters, but for the number of a layer."""
+    """Plain attributes of all modules in layers but for the layer's number, and the shapes of all parameters.
+
+    Modules outside may name types of layers that are no longer there.
+    """
+    layers: nn.Module = getattr(*_place_of_layers(model))
     facts: dict[tuple[str, str], Any] = {
         (path, name): value
-        for path, module in model.named_modules()
+        for path, module in layers.named_modules()
         for name, value in vars(module).items()
         if name not in PLACES and name[0] != "_" and isinstance(value, bool | int | float | str | tuple | type(None))
     }

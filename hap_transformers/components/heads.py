@@ -168,7 +168,6 @@ def write_plain(config: PretrainedConfig, group: Group, count: int) -> None:
     setattr(config, group.names.config_query_heads, count * group.shared)
     setattr(config, group.plain, count)
     setattr(config, group.names.config_head_size, group.head_size)
-    config.pruned_heads = {}
 
 
 HEADS = Kind(

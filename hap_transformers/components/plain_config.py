@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .depth import emptied_layers, layers_left_out, layers_to_leave_out, plain_facts, why_layers_stay, write_depth
-from .groups import Group, Kind, by_kind, find_groups
+from .groups import KINDS, Group, Kind, by_kind, find_groups
 from .record import UNIFORM, recorded_structure
 
 
@@ -34,6 +34,11 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
             where layers are emptied, if they still do something, or the others would do something else.
     """
     gone = emptied_layers(groups, left)
+    if gone and (reason := why_layers_stay(model, groups)):
+        raise ValueError(
+            f"A uniform plan leaves layers {sorted(gone)} of this {type(model).__name__} out, but {reason}. Set "
+            "uniform=False: emptied layers then stay, and compute no matrix product."
+        )
     staying = [(group, count) for group, count in zip(groups, left, strict=True) if group.block not in gone]
     numbers: dict[tuple[Kind, str], int] = {}
     for kind, members in by_kind(group for group, _ in staying).items():
@@ -44,9 +49,12 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
         alike = places_alike(members)
         differ = any(len({counts[place] for place in places}) > 1 for places in alike)
         if kind.write_plain is None or implanted or differ or not all(counts):
+            sizes = [group.num_components for group in members]
+            own = differ and any(len({sizes[place] for place in places}) > 1 for places in alike)
+            remedy = f"The layers have {sizes} now, so set" if own else "Plan again with uniform=True, or set"
             raise ValueError(
                 f"A uniform plan leaves every layer as many whole components, at least one, and no implants. This one "
-                f"leaves {counts} {kind.name}. Plan again with uniform=True, or set uniform to False."
+                f"leaves {counts} {kind.name}. {remedy} uniform=False."
             )
         numbers |= {(kind, members[places[0]].plain): counts[places[0]] for places in alike}
     left = [numbers.get((group.kind, group.plain), group.num_components) for group in groups]
@@ -87,11 +95,6 @@ def _validate_depth(
     Raises:
         ValueError: If it does not.
     """
-    if reason := why_layers_stay(model, groups):
-        raise ValueError(
-            f"A uniform plan leaves layers {sorted(gone)} of this {type(model).__name__} out, but {reason}. Set "
-            "uniform=False: emptied layers then stay, and compute no matrix product."
-        )
     fewer = _made(model, groups, left, gone)
     with layers_left_out(made, gone):
         if fewer is None or plain_facts(fewer) != plain_facts(made):
@@ -149,6 +152,9 @@ def _plain_config(
     plain = copy.deepcopy(config)
     if recorded_structure(plain) is not None:
         del plain.quantization_config
+    for name in (f"pruned_{kind.name}" for kind in KINDS.values() if kind.keeps_numbers):
+        if getattr(plain, name, None):
+            setattr(plain, name, {})  # Components are numbered anew.
     for group, count in zip(groups, left, strict=True):
         whole = group.kind.keeps_numbers and count == group.original  # The config says so already.
         if group.kind.write_plain is not None and not whole:

@@ -60,8 +60,8 @@ def kinds_to_prune(
     if components is None:
         finer = aligned and settings.budget in BUDGETS_OF_FINER_KINDS and not settings.uniform
         finer = finer and not _floors_of_replaced(settings)
-        if settings.budget == "latency" and model is not None and _of_several_sizes(model):
-            finer = False  # Latency tables know narrower heads of layers that are alike.
+        if settings.budget == "latency" and model is not None:
+            finer = finer and bool(kinds_timed_narrower(eager_model(model)))
         names = _default(method, finer and _foresees_finer(method), settings.budget == WHOLE_MODEL, model)
         validate_view([KINDS[name] for name in names], settings)
         return names
@@ -74,6 +74,7 @@ def kinds_to_prune(
         raise ValueError(f"'{method}' cannot score {', '.join(unable)}; it scores {able}.")
     if model is not None:
         _validate_has(model, chosen)
+        _validate_timed(model, chosen, settings)
     return tuple(kind.name for kind in chosen)
 
 
@@ -178,17 +179,32 @@ def narrowing_kinds(model: PreTrainedModel) -> list[str]:
     return finer if narrows and all(narrows) else []
 
 
-def _of_several_sizes(model: PreTrainedModel) -> bool:
-    """Whether layers differ in how many components they had that can get narrower."""
-    finer = [kind.name for kind in KINDS.values() if kind.instead_of]
-    groups = find_groups(eager_model(model), finer)
-    return len({group.runs.whole.original for group in groups if group.runs is not None}) > 1
+def kinds_timed_narrower(model: PreTrainedModel) -> list[str]:
+    """The finer kinds, if latency tables measure them: where all layers have alike parts and see the same tokens.
+
+    A decoder sees other tokens than its encoder, and its cross-attention sees both.
+    """
+    finer = narrowing_kinds(model)
+    wholes = [group.runs.whole for group in find_groups(model, finer) if group.runs is not None]
+    alike = len({(whole.original, whole.head_size, whole.decoded) for whole in wholes}) == 1
+    return finer if alike else []
 
 
 def _lost_parts(model: PreTrainedModel) -> set[str]:
     """Kinds of which a model has lost parts, so that the finer views are the only ones."""
     recorded = (KINDS[name] for name in recorded_structure(model.config) or {} if name in KINDS)
     return {kind.instead_of for kind in recorded if kind.instead_of}
+
+
+def _validate_timed(model: PreTrainedModel, kinds: Sequence[Kind], settings: PlanningSettings) -> None:
+    """Checks that latency tables know the kinds of a model that a budget of latency is to be met with."""
+    finer = next((kind for kind in kinds if kind.instead_of), None)
+    if settings.budget == "latency" and finer is not None and not kinds_timed_narrower(eager_model(model)):
+        raise ValueError(
+            f"budget='latency' needs the times of narrower {finer.instead_of}. They are measured where attention "
+            f"works with these and all layers are alike, unlike in this {type(model).__name__}. Name "
+            f"{finer.instead_of} in `components`, or set another budget."
+        )
 
 
 def _validate_has(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:

@@ -215,7 +215,8 @@ def of_whole_parts(
         return {}, {}
     whole = KINDS[finer[0]].instead_of
     assert whole is not None  # It has finer kinds.
-    spent = max(shares[whole][-1] - shares[whole][0], np.finfo(float).tiny)
+    spent = sum(of_set[-1] - of_set[0] for key, of_set in shares.items() if key.partition("/")[0] == whole)
+    spent = max(spent, np.finfo(float).tiny)
     left = rising(np.clip([1 - (1 - share) / spent for share in passes], 0, 1)) if len(passes) > 1 else np.ones(1)
     return {whole: widths}, {whole: (1 - (left[-1] - left)).tolist()}
 

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model
-from ..components.groups import KINDS, Group, find_groups
+from ..components.groups import Group, find_groups
 from ..efficiency import evaluating, take_turns
 from ..files import write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode
-from .kinds import narrowing_kinds
+from .kinds import kinds_timed_narrower
 from .latency_measuring import (
     alike_groups,
     grid,
@@ -87,8 +87,9 @@ class LatencyTable:
         All layers of one size shrink alike, and a layer's time is its share of what the model saves; counts in between
         are interpolated. Once all components of a kind are gone in layers of one size, the next shrink, so the table
         is exact for the dense and for the empty model. Another copy has all heads, which get narrower, where all
-        layers have one size. The copies take turns with the dense model, so a drift of the machine's speed cancels.
-        Measure on the device, in the mode and precision, and with a batch of the shape that the model shall serve.
+        layers have heads of one number and size and none lies in a decoder beside an encoder. The copies take turns
+        with the dense model, so a drift of the machine's speed cancels. Measure on the device, in the mode and
+        precision, and with a batch of the shape that the model shall serve.
 
         Args:
             model (`PreTrainedModel`): The dense model; it is only read.
@@ -112,7 +113,7 @@ class LatencyTable:
         found = alike_groups(model, inputs)
         grids = {alike.key: grid(alike.kind, alike.components, points) for alike in found}
         sets = sets_of(found)
-        finer = [name for name in narrowing_kinds(model) if KINDS[name].instead_of not in sets]
+        finer = kinds_timed_narrower(model)
         widths = widths_of(find_groups(model, finer)) if finer else []
         dense: list[float] = []
         total = sum(map(len, grids.values())) - len(grids) + len(widths[:-1])

@@ -68,7 +68,8 @@ def uniform_units(
             if kind.write_plain is None or len({group.num_components for group in members}) > 1:
                 raise ValueError(
                     f"uniform=True needs layers that have equally many {kind.name}, and a number in the config that "
-                    "says how many. Prune heads and neurons of a dense model (components=['heads', 'neurons'])."
+                    "says how many. Prune heads and neurons of a dense model (components=['heads', 'neurons']), or "
+                    "set uniform=False."
                 )
             units, waiting, left = list[Unit](), list[Unit](), members[0].num_components
             for together in zip(*(alone[place] for place in places), strict=True):

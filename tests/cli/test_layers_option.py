@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from encoders import TEXTS, save_encoder
 from transformers import AutoModel
 from typer.testing import CliRunner
@@ -36,3 +37,12 @@ def test_whole_layers(tmp_path, monkeypatch):
     people = CliRunner().invoke(app, command, catch_exceptions=False)
     header = next(line for line in people.stdout.splitlines() if line.endswith("left"))
     assert header.split() == ["before", "pruned", "left"] and "hap: comparing with the model before" in people.stderr
+
+
+def test_layers_that_must_stay_are_refused_before_scoring(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    monkeypatch.setattr("hap_transformers.cli.prune.make_scores", lambda *args: pytest.fail("It scored."))
+    options = ("--texts", "texts.txt", "--components", "layers", "--uniform", "--ratio", 0.5, "--output", "small")
+    with pytest.raises(ValueError, match="its layers normalize the residual stream"):
+        hap("prune", save_encoder(tmp_path, dense=True), *options)

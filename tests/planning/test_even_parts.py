@@ -214,6 +214,8 @@ def test_the_widest_head_takes_its_whole_share_whatever_the_noise():
         passes = generator.uniform(0.2, 1.0, 4).tolist()
         _, shares = of_whole_parts(["value_dims"], [4, 8, 12, 16], passes, {"heads": [0.3, 1.0]})
         assert shares["heads"][-1] == 1
+    halves = {"heads/0": [0.3, 0.6], "neurons": [0.1, 0.3], "heads/1": [0.6, 1.0]}
+    assert of_whole_parts(["value_dims"], [8, 16], [0.65, 1.0], halves)[1]["heads"] == pytest.approx([0.5, 1.0])
 
 
 def test_measured_widths(tmp_path):

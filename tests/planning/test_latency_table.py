@@ -13,8 +13,10 @@ import pytest
 import torch
 from convnets import costs_in_layers
 from own_convnet import NETS, own_entry
+from seq2seq import HEADS, SEQ2SEQ
 from tiny import hand_made, make_batch, make_model, random_scores
 from transformers import SwinConfig, SwinForImageClassification
+from zoo import ZOO
 
 from hap_transformers import LatencyTable, apply_plan, plan_pruning, prune_heads
 from hap_transformers.components.groups import KINDS, find_groups
@@ -246,6 +248,28 @@ def test_layers_of_several_sizes(monkeypatch, tmp_path, name):
         other = net.model(hidden_sizes=[16, 32]) if name != "own" else make_model()
         with pytest.raises(ValueError, match="Measure this model, dense"):
             table.validate(other, find_groups(other), [group.num_components for group in find_groups(other)])
+
+
+@pytest.mark.parametrize("name", ["bert", "bart", "bart, other decoder", "t5"])
+def test_kinds_that_go_are_those_that_tables_measure(name):
+    """Heads of encoder-decoders go whole, also where both parts have equally many: they see other tokens."""
+    dense = ZOO["bert"] if name == "bert" else SEQ2SEQ[name[:4]]
+    model = dense.model(**({"decoder_attention_heads": HEADS} if name == "bart" else {}))
+    batch = dense.batch()
+    if "labels" in batch:
+        batch["labels"] = batch["labels"][:, :4].contiguous()
+    table = LatencyTable.measure(model, batch, points=2, repeats=1, progress=False)
+    settings = PlanningSettings(budget="latency")
+    kinds = kinds_to_prune(None, "kronecker", settings, model)
+    dims = ["query_key_dims", "value_dims"]
+    assert set(kinds) == {"neurons", *(dims if name == "bert" else ["heads"])} and bool(table.widths) == (
+        name == "bert"
+    )
+    groups = find_groups(model, kinds)
+    table.validate(model, groups, [group.num_components for group in groups])
+    if name != "bert":
+        with pytest.raises(ValueError, match="They are measured where attention works with these and all layers are"):
+            kinds_to_prune(dims, "kronecker", settings, model)
 
 
 def random_channel_scores(model):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoders import DECODERS
+from decoders import DECODERS, GROUPED, Decoder
+from towers import swin
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from zoo import ZOO
 
@@ -164,6 +165,15 @@ def test_what_no_plain_config_says(llama):
         plan_pruning(Sensitivity("random", {**scores, **neurons}), model, uniform=True, ratio=0.2)
 
 
+def test_layers_of_several_sizes():
+    """Swin's stages have their own widths: a plan of equal layers would not help."""
+    for counts in ({0: range(8), 1: range(8), 2: range(8), 3: range(8)}, {0: range(8)}):
+        with pytest.raises(ValueError, match=r"The layers have \[2, 2, 4, 4\] now, so set uniform=False"):
+            PruningPlan.for_model(swin(), neurons=counts, uniform=True)
+    with pytest.raises(ValueError, match="its layers add biases"):
+        without_layers(swin(), 2)
+
+
 def without_layers(model, *numbers):
     """A model with all heads and neurons of some layers removed by a uniform plan."""
     counts = {kind: {g.layer: range(g.num_components) for g in find_groups(model, [kind])} for kind in COMPONENTS}
@@ -195,15 +205,47 @@ def test_plain_transformers_loads_fewer_layers(llama, tmp_path):
     assert [block.self_attn.layer_idx for block in again.model.layers] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "granite", "olmo"])
-def test_fewer_layers_of_their_own_types(name, tmp_path):
-    """Gemma 2 and 3 have layers of two types, by turns; the config says which are left."""
-    sizes = {"num_hidden_layers": 4, "sliding_window": 3, "attn_implementation": "eager"}
-    decoder = replace(DECODERS[name], sizes={**DECODERS[name].sizes, **sizes})
-    model, ids = without_layers(decoder.model(), 1, 2), torch.arange(3, 12)[None]
+def test_fewer_whole_layers(tmp_path):
+    """A checkpoint no longer records which heads were removed, so what was loaded can be pruned again."""
+    model, batch = without_layers(ZOO["mistral"].model(), 0), ZOO["mistral"].batch()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["num_hidden_layers"] == 2 and len(config.get("layer_types") or [0, 0]) == 2
+    assert config["num_hidden_layers"] == 1 and not config.get("pruned_heads")
+    again = type(model).from_pretrained(tmp_path).double()
+    torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
+    apply_plan(again, PruningPlan.for_model(again, heads={0: [1]}))
+    assert again.config.pruned_heads == {0: [1]} and model.config.pruned_heads == {0: [0, 1, 2, 3]}
+
+
+TYPES = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+WINDOWS = {**GROUPED, "use_sliding_window": True, "max_window_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "name, gone",
+    [
+        ("gemma", [1, 2]),
+        ("gemma2", [1, 2]),
+        ("gemma3", [1, 2]),
+        ("gemma3", [1, 3]),
+        ("granite", [1, 2]),
+        ("olmo", [1, 2]),
+        ("qwen2", [1, 2]),
+        ("qwen2", [2, 3]),
+    ],
+)
+def test_fewer_layers_of_their_own_types(name, gone, tmp_path):
+    """Gemma 2 and 3 and Qwen2 have layers of two types; the config says which are left, also where all are of one."""
+    sizes = {"num_hidden_layers": 4, "sliding_window": 3, "attn_implementation": "eager"}
+    sizes |= TYPES if name == "gemma3" else {}
+    decoder = DECODERS.get(name) or Decoder("Qwen2", WINDOWS)
+    model = without_layers(replace(decoder, sizes={**decoder.sizes, **sizes}).model(), *gone)
+    ids = torch.arange(3, 12)[None]
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    types = getattr(model.config, "layer_types", None) or [None] * 4
+    assert config["num_hidden_layers"] == 2
+    assert (config.get("layer_types") or [None] * 2) == [types[i] for i in range(4) if i not in gone]
     again = type(model).from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager")
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
 
