@@ -36,15 +36,15 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
     """Formats what trimming leaves of the vocabulary and the model, and what it costs, a line a task.
 
     Args:
-        rows (`Sequence[dict]`): A row a task and seed. Counts are the same for all seeds.
+        rows (`Sequence[dict]`): A row a task and seed. Counts are the same for all seeds. Quality may be missing.
     """
     names = ("task", "training texts", "tokens left", "parameters gone", "validation texts split otherwise")
     lines = [f"| {' | '.join(names)} | unknown words more | dense | points after trimming |", "| --- |" + " --- |" * 7]
     for task in dict.fromkeys(row["task"] for row in rows):
         seeds = [row for row in rows if row["task"] == task]
-        row, metric = seeds[0], main_metric(seeds[0])
+        row, measured = seeds[0], [row for row in seeds if "trimmed" in row]
         gone = 1 - row["parameters"]["after"] / row["parameters"]["before"]
-        changes = [gain(seed, "trimmed") for seed in seeds]
+        changes = [gain(seed, "trimmed") for seed in measured]
         spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
         cells = [
             row["task"],
@@ -53,8 +53,8 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
             f"{gone:.0%}",
             f"{row['split_otherwise'] / row['validation_texts']:.0%}",
             str(row["unknown_tokens"]),
-            f"{100 * statistics.mean(seed['dense'][metric] for seed in seeds):.1f}",
-            f"{statistics.mean(changes):+.1f}{spread}",
+            f"{100 * statistics.mean(seed['dense'][main_metric(seed)] for seed in measured):.1f}" if measured else "",
+            f"{statistics.mean(changes):+.1f}{spread}" if changes else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
