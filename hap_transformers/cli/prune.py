@@ -69,9 +69,7 @@ def prune(
     epochs = epochs_to_tune(tuning_epochs, True, loaded.model)
     if given is None:
         validate_mode(settings.latency_mode, loaded.model.device)
-        kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
-        if settings.uniform:
-            validate_uniform(loaded.model, kinds)
+        kinds = _kinds(loaded, settings, scoring)
         wanted = source.named or tuning_epochs or scoring.needs_examples or depends_on_basis(kinds)
         most = max(source.max_examples, refit_examples)
         examples = load_examples(loaded, source, most, hold_out=True, trim=trim_vocabulary) if wanted else None
@@ -103,6 +101,14 @@ def prune(
     }
     write_pruned(output, loaded, chosen, scores, results)
     _print(results, chosen, _how(chosen, refitted is not None, epochs), loaded.pruned_before, output, json_)
+
+
+def _kinds(loaded: Loaded, settings: PlanningSettings, scoring: Scoring) -> tuple[str, ...]:
+    """The kinds of component that may go."""
+    kinds = kinds_to_prune(scoring.components, scoring.method, settings, loaded.model)
+    if settings.uniform:
+        validate_uniform(loaded.model, kinds)
+    return kinds
 
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
