@@ -240,3 +240,5 @@ if __name__ == "__main__":
     mode, where = sys.argv[1], Path(sys.argv[2])
     result = {f.__name__: f for f in (score, prune, others, tune, differ, shard, die, fail)}[mode](where)
     (where / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # Its threads may otherwise outlive what they use.
