@@ -4,7 +4,7 @@
 
 The model is a Llama shape with random weights, in float32, so time and memory say what they would for a trained one,
 and nothing else. The sums of scoring and refit may take as much memory as the model. The command runs the road in a
-process of its own (Linux), prints a table and writes JSON. A billion parameters take most of an hour on two cores.
+process of its own (Linux), prints a table and writes JSON.
 """
 
 import gc

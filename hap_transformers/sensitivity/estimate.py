@@ -83,8 +83,8 @@ def estimate_sensitivity(
         num_probes (`int`, *optional*, defaults to 4): Random probes per batch, for `"hessian_trace"`, and for
             `"kronecker"`, `"gauss_newton_trace"` and `"fisher"` where examples have more directions than the next.
         exact_directions (`int`, *optional*, defaults to 16): Directions of an example's outputs up to which these
-            backpropagate all of them, one pass each, in place of random mixtures. A classifier of C classes has C - 1;
-            a lower number halves the time of ten classes, at some noise.
+            backpropagate all of them, one pass each. A classifier of C classes has C - 1. Above, `num_probes` random
+            mixtures take a pass each, and add noise.
         tolerance (`float`, *optional*): Stop as soon as the split-half reliability of the scores reaches this, in
             (0, 1). `Sensitivity.converged` reports whether it did.
         precision (`str`, *optional*): `"bf16"` or `"fp16"` to run forward passes and products in low precision, as in

@@ -28,8 +28,9 @@ class HapConfig(PlanningSettings):
     Parameters that control which kinds of component go:
         components (`list[str]`, *optional*): Kinds that are scored and may go, such as `["heads", "neurons"]` or
             `["query_key_dims", "value_dims", "neurons"]`. By default dimensions of heads and neurons for
-            `method="kronecker"`, unless `min_heads` or `uniform` is set or the budget is a kind's; otherwise whole
-            heads and neurons. A budget named after a kind is for that kind alone. Where dimensions of heads may go,
+            `method="kronecker"`, unless the model has rotary embeddings, `min_heads` or `uniform` is set, or a latency
+            budget cannot time narrower heads (encoder-decoders, layers of several sizes); otherwise whole heads and
+            neurons. A budget named after a kind is for that kind alone. Where dimensions of heads may go,
             heads are aligned before they are scored ([`align_heads`]).
 
         trim_vocabulary (`bool`, *optional*, defaults to `False`): Whether [`HapTrainer`], when it is made, removes
