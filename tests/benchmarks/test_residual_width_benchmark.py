@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from encoders import TEXTS
-from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import residual_width
 from benchmarks.embeddings_data import Encoder, HeldOut
@@ -15,13 +14,6 @@ from benchmarks.whole_model_table import width_table
 
 
 pytestmark = pytest.mark.any_release
-
-
-@pytest.fixture
-def encoder(model_dir):
-    torch.manual_seed(0)
-    model = AutoModel.from_pretrained(model_dir).eval()
-    return Encoder("tiny", model, AutoTokenizer.from_pretrained(model_dir))
 
 
 def test_the_output_aware_projection_is_the_best_in_both_metrics():

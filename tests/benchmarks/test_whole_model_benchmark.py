@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from encoders import TEXTS
-from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import whole_model
 from benchmarks.embeddings_data import Encoder, HeldOut
@@ -14,13 +13,6 @@ from benchmarks.whole_model_table import vocabulary_table, whole_model_table
 
 
 pytestmark = pytest.mark.any_release
-
-
-@pytest.fixture
-def encoder(model_dir):
-    torch.manual_seed(0)
-    model = AutoModel.from_pretrained(model_dir).eval()
-    return Encoder("tiny", model, AutoTokenizer.from_pretrained(model_dir))
 
 
 def test_cells_of_one_share_have_as_many_parameters(encoder, tmp_path, monkeypatch):
