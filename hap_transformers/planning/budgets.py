@@ -211,9 +211,9 @@ def _budget_of_wholes(kind: str, given: Surroundings, original: PreTrainedModel)
     present = {group.layer for group in now if group.num_components}
     costs: list[Callable[[int], float]] = []
     for group in given.groups:
-        counted = group.layer in present and group.num_components and not group.kind.outside
+        counted = group.block in present and group.num_components and not group.kind.outside
         costs.append(partial(mul, 1 / group.num_components if counted else 0.0))
-        present -= {group.layer} if counted else set()
+        present -= {group.block} if counted else set()
     return Budget(float(len(dense)), float(sum(group.num_components for group in now)), costs, 0.0)
 
 

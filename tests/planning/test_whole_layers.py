@@ -236,6 +236,16 @@ def test_a_layer_of_a_decoder_goes_with_its_cross_attention(family):
         plan_pruning(hand_made("kronecker", layers=wanted), tiny.model(), budget="layers", ratio=0.2, uniform=True)
 
 
+def test_a_layer_of_cross_attention_alone_counts_as_one():
+    tiny = SEQ2SEQ["bart"]
+    model, layer = tiny.model(), SELF[1]
+    gone = {kind: range(g.num_components) for g in find_groups(model) if g.layer == layer for kind in [g.kind.name]}
+    apply_plan(model, PruningPlan.for_model(model, **{kind: {layer: numbers} for kind, numbers in gone.items()}))
+    worth = [torch.tensor([float(i != layer)]).double() for i in range(ENCODER + DECODER)]
+    plan = plan_pruning(hand_made("kronecker", layers=worth), model, budget="layers", ratio=0.2)
+    assert sorted(plan.heads) == [CROSS[1]] and not plan.neurons
+
+
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_encoder_and_decoder_keep_a_layer_each(family):
     """The decoder's layers are worth the least, but without them no input would matter."""
