@@ -6,13 +6,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from convnets import QUICK
 from matplotlib.figure import Figure
 from own_convnet import NETS, own_entry
 from script_inputs import save_model
 from tiny import LONG, ROOT, SCORED_MODELS
+from transformers import AutoModel, AutoTokenizer
 from zoo import ZOO
+
+from benchmarks.embeddings_data import Encoder
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +67,14 @@ def scored_model_type(request) -> str:
 def model_dir(tmp_path):
     """The folder of a tiny BERT with a tokenizer."""
     return save_model(tmp_path)
+
+
+@pytest.fixture
+def encoder(model_dir):
+    """A tiny BERT as the benchmarks' sentence encoder."""
+    torch.manual_seed(0)
+    model = AutoModel.from_pretrained(model_dir).eval()
+    return Encoder("tiny", model, AutoTokenizer.from_pretrained(model_dir))
 
 
 @pytest.fixture
