@@ -14,6 +14,8 @@ EXACT_DIRECTIONS = 16
 # Classes up to which the Hessian of each position is formed and factored; that costs one Hessian product per class and
 # classes^2 numbers per position. Above, the Hessian must be that of a softmax, which is factored without forming it.
 EXPLICIT_CLASSES = 64
+# Curvature below so many roundings is none: no weight is derived from it, and no factor has to match it.
+SURE = 4
 
 
 class UnsuitableLossError(ValueError):
@@ -296,7 +298,7 @@ def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.T
     variance = (probabilities * (vector - mean) ** 2).sum(-1)
     # The loss determines each position's weight: one over the number of positions, or zero for an ignored label. A
     # position with a probability of nearly 1 has no curvature to derive its weight from; its weight is set to zero.
-    sure = variance < 64 * torch.finfo(vector.dtype).eps * (mean**2).squeeze(-1).clamp_min(1)
+    sure = variance < SURE * torch.finfo(vector.dtype).eps * (mean**2).squeeze(-1).clamp_min(1)
     weight = ((vector * product).sum(-1) / variance.masked_fill(sure, 1)).clamp_min(0).masked_fill(sure, 0)
     return _SoftmaxFactor(probabilities, weight)
 
@@ -305,7 +307,7 @@ def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: 
     """Compares the factored Hessian with the loss's Hessian on one vector."""
     error = (factor.product(vector) - product).norm()
     # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match.
-    noise = torch.finfo(output.dtype).eps * vector.norm()
+    noise = SURE * torch.finfo(output.dtype).eps * vector.norm()
     return bool(error <= _tolerance(output.dtype) * product.norm() + noise)
 
 

@@ -297,3 +297,20 @@ def test_no_memory_is_kept_from_batch_to_batch():
     finally:
         gc.enable()
     assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("sure", [10.0, 15.0, 17.0, 19.0, 22.0])
+def test_many_classes_of_which_one_is_nearly_certain(sure):
+    """In float32 the curvature of 1,000 classes is as small as rounding; it is no other loss for that."""
+    logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] = sure
+    own = logits.double().softmax(-1)
+    logits.requires_grad_()
+    for seed in range(10):
+        loss = -(logits.log_softmax(-1) * own.float()).sum(-1).mean()
+        generator = torch.Generator().manual_seed(seed)
+        directions = output_curvature.output_directions(loss, [logits], len(logits), 100, generator)
+        drawn = torch.stack([cotangent for (cotangent,) in directions.cotangents]).double()
+        expected, found = (own * (1 - own)).sum(), drawn.square().sum((1, 2)).mean()
+        rounding = len(logits) * torch.finfo(torch.float32).eps
+        assert (found - expected).abs() <= 0.3 * expected + 16 * rounding
