@@ -253,8 +253,8 @@ def _factor(
     else:
         (sums,) = _hessian_product([gradient], [output], [torch.ones_like(output)], examples / scale)
         factors = [_DiagonalFactor(_positions(sums, examples)), _softmax_factor(output, vector, product)]
-    found = next((factor for factor in factors if _fits(factor, output, vector, product)), None)
-    if found is None:
+    found = min(factors, key=lambda factor: _error(factor, vector, product))
+    if not _fits(found, output, vector, product):
         raise ValueError(
             "The loss's Hessian in the model's logits cannot be factored. Either the loss couples examples or "
             f"positions, or it has more than {EXPLICIT_CLASSES} classes and is neither a softmax cross-entropy nor a "
@@ -305,10 +305,13 @@ def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.T
 
 def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor) -> bool:
     """Compares the factored Hessian with the loss's Hessian on one vector."""
-    error = (factor.product(vector) - product).norm()
     # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match.
     noise = SURE * torch.finfo(output.dtype).eps * vector.norm()
-    return bool(error <= _tolerance(output.dtype) * product.norm() + noise)
+    return _error(factor, vector, product) <= float(_tolerance(output.dtype) * product.norm() + noise)
+
+
+def _error(factor: _Factor, vector: torch.Tensor, product: torch.Tensor) -> float:
+    return float((factor.product(vector) - product).norm())
 
 
 def _hessian_product(
