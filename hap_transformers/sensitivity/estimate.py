@@ -24,7 +24,7 @@ from .output_curvature import EXACT_DIRECTIONS
 from .precision import Precision
 from .sensitivity import Sensitivity
 from .state_file import Progress
-from .task import LossFunction, ScoringTask, model_loss
+from .task import LossFunction, ScoringTask, model_loss, validate_directions
 
 
 logger = logging.get_logger(__name__)
@@ -176,11 +176,9 @@ def validate_scoring(
         ValueError: If the method is unknown or a number is out of range.
     """
     get_method(method)
-    for name, value in (("num_probes", num_probes), ("max_examples", max_examples)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if type(exact_directions) is not int or exact_directions < 0:
-        raise ValueError(f"`exact_directions` must be a whole number, 0 or more, got {exact_directions!r}.")
+    validate_directions(num_probes, exact_directions)
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"`max_examples` must be at least 1, got {max_examples}.")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` is a reliability and must be in (0, 1), got {tolerance}.")
     memory_limit(max_memory)

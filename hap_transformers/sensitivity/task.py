@@ -61,6 +61,18 @@ class Samples:
     sums: Iterable[torch.Tensor] = ()
 
 
+def validate_directions(num_probes: int, exact_directions: int) -> None:
+    """Checks how many directions of the outputs are backpropagated.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    if num_probes < 1:
+        raise ValueError(f"`num_probes` must be at least 1, got {num_probes}.")
+    if type(exact_directions) is not int or exact_directions < 0:
+        raise ValueError(f"`exact_directions` must be a whole number, 0 or more, got {exact_directions!r}.")
+
+
 @dataclass
 class ScoringTask:
     """A model and the components to score: the first argument of a method's functions.
@@ -90,6 +102,9 @@ class ScoringTask:
     precision: Precision
     seed: int
     exact_directions: int = EXACT_DIRECTIONS
+
+    def __post_init__(self):
+        validate_directions(self.num_probes, self.exact_directions)
 
     @property
     def loss_name(self) -> str:

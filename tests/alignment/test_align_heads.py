@@ -337,3 +337,12 @@ def test_compiled_models():
     align(eager, [make_batch(8)])
     align(torch.compile(inside, backend="eager"), [make_batch(8)])
     assert same(inside, weights(eager))
+
+
+@pytest.mark.parametrize("name, value", [("num_probes", 0), ("exact_directions", -1), ("exact_directions", 2.5)])
+def test_numbers_of_directions_out_of_range(name, value):
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        align(model, [make_batch(8)], **{name: value})
+    assert same(model, before)
