@@ -11,6 +11,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from benchmarks.convnets import convnets_table, describe_convnets
 from benchmarks.device_tables import section_text
 from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
@@ -34,6 +35,7 @@ from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
 from benchmarks.whole_model import Key as WholeModelKey
 from benchmarks.whole_model_table import vocabulary_table, whole_model_table, width_table
+from benchmarks.whole_road import describe_road, road_table
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
@@ -254,6 +256,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     refit = read(BENCHMARKS / "refit.json")
     tables = refit_examples_table(refit["rows"]), refit_costs_table(refit["costs"]), describe_refit(refit)
     found[speed, "refit"] = "\n\n".join(tables)
+    convnets, road = read(BENCHMARKS / "convnets.json"), read(BENCHMARKS / "whole_road.json")
+    found[speed, "convnets"] = f"{convnets_table(convnets)}\n\n{textwrap.fill(describe_convnets(convnets), 119)}"
+    found[speed, "road"] = f"{road_table(road)}\n\n{textwrap.fill(describe_road(road), 119)}"
     found[speed, "device"] = describe_device(BENCHMARKS / "device.json")
     found[speed, "imports"] = describe_imports(read(BENCHMARKS / "imports.json"))
     encoders = read_cells(BENCHMARKS / "embeddings.jsonl", Key)

@@ -100,7 +100,7 @@ def prune(
         "seconds": steps.seconds,
     }
     write_pruned(output, loaded, chosen, scores, results)
-    _print(results, chosen, _how(chosen, refitted is not None, epochs), loaded.pruned_before, output, json_)
+    _print(results, chosen, _how(chosen, refitted is not None, epochs), output, json_)
 
 
 def _kinds(loaded: Loaded, settings: PlanningSettings, scoring: Scoring) -> tuple[str, ...]:
@@ -198,11 +198,9 @@ def _how(plan: PruningPlan, refitted: bool, epochs: int) -> str:
     return "refitted, layers tuned" if epochs else "refitted"
 
 
-def _print(
-    results: dict[str, Any], plan: PruningPlan, how: str, pruned_before: bool, output: Path, as_json: bool
-) -> None:
+def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, as_json: bool) -> None:
     """Prints the pruned model beside the one that it was made from."""
-    rows = [["", "before" if pruned_before else "dense", "pruned", "left"]]
+    rows = [["", "before" if results["pruned_before"] else "dense", "pruned", "left"]]
     rows += [[label, dense, pruned, f"{share:.1%}"] for label, dense, pruned, share in cost_rows(results)]
     rows += [[label, dense, pruned, ""] for label, dense, pruned in fidelity_rows(results)]
     for name in results["metrics"].get("pruned", {}):
@@ -218,7 +216,16 @@ def _print(
         title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
     if (warning := slowness(results)) and not _is_empty(plan):
         typer.echo(f"hap: {warning}", err=True)
-    costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
+    costs = (
+        "parameters",
+        "encoder_parameters",
+        "parts",
+        "flops",
+        "latency_ms",
+        "bytes",
+        "vocabulary",
+        "pruned_before",
+    )
     names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}
     figures["saved"] = plan.saved

@@ -14,6 +14,7 @@ from ..version import __version__
 from .costs import part_rows
 from .wording import (
     COSTS,
+    PRUNED_BEFORE,
     budget_in_words,
     count_left,
     enumerated,
@@ -123,6 +124,7 @@ def make_model_card(
         has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),
         fidelity=fidelity_rows(results),
         recovery=recovery_in_words(results),
+        before=PRUNED_BEFORE if results.get("pruned_before") else "",
         costs={label: results[key] for key, label in COSTS.items() if key in results},
         pictures=pictures or {},
         version=__version__,

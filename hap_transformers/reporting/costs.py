@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..components.groups import by_kind, find_groups, layers
+from ..components.record import recorded_structure
 from ..efficiency import count_encoder_parameters, count_flops, count_parameters
 from ..surgery.shared_weights import counted_twice, shared_by_pairs
 from ..vocabulary.plan import VocabularyPlan
@@ -24,20 +25,24 @@ def costs_of(
     models: Mapping[str, PreTrainedModel],
     inputs: Mapping[str, torch.Tensor] | None = None,
     seconds: Mapping[str, float] | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Parameters, bytes, FLOPs and milliseconds of each model, by the names in `COSTS`.
+
+    Beside them, `parts` has parameters by part, and `pruned_before` says whether the first model is no dense one.
 
     Args:
         models (`Mapping[str, PreTrainedModel]`): The models by phase.
         inputs (`Mapping[str, torch.Tensor]`, *optional*): The batch whose FLOPs are counted.
         seconds (`Mapping[str, float]`, *optional*): What a forward pass of each model takes.
     """
-    costs: dict[str, dict[str, float]] = {
+    first = next(iter(models.values()))
+    costs: dict[str, Any] = {
         "parameters": {name: count_parameters(model) for name, model in models.items()},
         "encoder_parameters": {name: count_encoder_parameters(model) for name, model in models.items()},
         "bytes": {name: model.get_memory_footprint(return_buffers=False) for name, model in models.items()},
     }
-    costs["parts"] = parts_of(models)  # type: ignore[assignment]  # A number a part.
+    costs["parts"] = parts_of(models)
+    costs["pruned_before"] = recorded_structure(first.config) is not None
     if inputs is not None:
         costs["flops"] = {name: count_flops(model, inputs) for name, model in models.items()}
     if seconds is not None:

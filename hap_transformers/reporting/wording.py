@@ -35,6 +35,7 @@ FIDELITY = {
 }
 
 
+PRUNED_BEFORE = "The model that is called dense here was pruned before."
 # A pruned model that takes more of the dense model's time saves none: repeated measurements differ by as much.
 NOTICEABLY_FASTER = 0.95
 

@@ -4,6 +4,7 @@ from trainers import make_trainer
 
 from hap_transformers import PruningPlan, apply_plan
 from hap_transformers.reporting.card import make_model_card
+from hap_transformers.reporting.costs import costs_of
 
 
 RESULTS = {
@@ -28,6 +29,16 @@ def test_what_became_of_the_recovery(tmp_path):
     assert "Its weights are those of step 1,200, which were the best. `config.json`" in text
     text = make_card(tmp_path, results={**RESULTS, "recovery": {**watched, "step": 0}}).text
     assert "did not help and was undone. `config.json`" in text and "was fine-tuned again" not in text
+
+
+def test_a_model_that_was_pruned_before_is_no_dense_one(tmp_path):
+    model = make_model()
+    sentence = "The model that is called dense here was pruned before."
+    for pruned_before in (False, True):
+        found = costs_of({"dense": model, "pruned": model})
+        assert found["pruned_before"] is pruned_before
+        assert (sentence in make_card(tmp_path, results=found).text) is pruned_before
+        apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}))
 
 
 def test_card(tmp_path):
