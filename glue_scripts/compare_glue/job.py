@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,11 @@ from .remembered_teacher import remember_logits
 from .settings import (
     COMPONENTS,
     MAX_LENGTH,
-    RECOVERY_LEARNING_RATE,
-    RECOVERY_STEPS,
-    REFIT_EXAMPLES,
+    RECIPE,
     SCORES,
     SETTINGS,
     WARMUP_STEPS,
+    Recipe,
 )
 
 
@@ -53,12 +53,20 @@ class Job:
         output_dir (`str` or `Path`): Folder of dense models and scores.
         fold (`bool`, *optional*, defaults to `False`): Whether to evaluate on a held-out part of the training split.
         model (`str`, *optional*): A name in `BASE_MODELS`.
+        recipe (`Recipe`, *optional*): What all methods have in common.
     """
 
     def __init__(
-        self, task: str, seed: int, data_dir: str, output_dir: str | Path, fold: bool = False, model: str = MINILM
+        self,
+        task: str,
+        seed: int,
+        data_dir: str,
+        output_dir: str | Path,
+        fold: bool = False,
+        model: str = MINILM,
+        recipe: Recipe = RECIPE,
     ):
-        self.name, self.seed, self.fold, self.setting = task, seed, fold, SETTINGS[task]
+        self.name, self.seed, self.fold, self.setting, self.recipe = task, seed, fold, SETTINGS[task], recipe
         self.model, self.output_dir = model, Path(output_dir)
         self.folder = Path(model) / f"{task}-{seed}{'-fold' * fold}"
         self.base = BASE_MODELS[model].folder(self.output_dir / "downloads")
@@ -137,9 +145,10 @@ class Job:
             `dict[str, Any]`: The cell, as it is written to `cells.jsonl`.
         """
         method = METHODS[name]
-        changes = {"budget": budget, "ratio": ratio, "refit_examples": REFIT_EXAMPLES, "tuning_epochs": 0}
+        recipe = self.recipe
+        changes = {"budget": budget, "ratio": ratio, "refit_examples": recipe.refit_examples, "tuning_epochs": 0}
         # All methods train on all examples, and are measured after the last step.
-        changes |= {"recovery_learning_rate": RECOVERY_LEARNING_RATE, "recovery_check": "none"}
+        changes |= {"recovery_learning_rate": recipe.recovery_learning_rate, "recovery_check": "none"}
         if budget not in COMPONENTS:
             changes["components"] = method.components
         dense, sensitivity = self.scored(method.score)
@@ -152,7 +161,7 @@ class Job:
             "ratio": ratio,
             "seed": self.seed,
         }
-        cell |= {"fold": self.fold, "bf16": bf16_is_fast(), "dense": self.dense_metrics}
+        cell |= {"fold": self.fold, "recipe": asdict(recipe), "bf16": bf16_is_fast(), "dense": self.dense_metrics}
         set_seed(self.seed)
         start = time.perf_counter()
         trainer.prune(method.plan(trainer, sensitivity))
@@ -177,7 +186,8 @@ class Job:
         """A trainer that fine-tunes for some epochs; without them, one that recovers."""
         duration = {"num_train_epochs": epochs, "warmup_steps": WARMUP_STEPS}
         if epochs is None:
-            duration = {"max_steps": RECOVERY_STEPS, "warmup_steps": RECOVERY_STEPS // 10}
+            steps = self.recipe.recovery_steps
+            duration = {"max_steps": steps, "warmup_steps": steps // 10}
         args = TrainingArguments(
             output_dir=str(self.output_dir / "trainer"),
             learning_rate=BASE_MODELS[self.model].learning_rate,

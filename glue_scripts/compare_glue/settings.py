@@ -26,6 +26,25 @@ class Setting:
     grouped: bool = True
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What all methods of a comparison have in common after scoring.
+
+    Args:
+        refit_examples (`int`, *optional*, defaults to 1024): Examples to refit on; by default those that are scored.
+        recovery_steps (`int`, *optional*, defaults to 100): Batches to recover on. The study has hundreds of cells, so
+            they are few.
+        recovery_learning_rate (`float`, *optional*, defaults to 5e-5): The highest learning rate of the recovery.
+    """
+
+    refit_examples: int = 1024
+    recovery_steps: int = 100
+    recovery_learning_rate: float = 5e-5
+
+
+RECIPE = Recipe()
+
+
 # Few examples and epochs, so that the full preset takes hours on two cores.
 SETTINGS = {
     "mrpc": Setting(None, 3),
@@ -36,12 +55,8 @@ SETTINGS = {
 
 # The warmup is for the classifier, whose weights start at random.
 WARMUP_STEPS = 50
-# All methods get this same recovery. It is short, as the study has hundreds of cells.
-RECOVERY_LEARNING_RATE, RECOVERY_STEPS = 5e-5, 100
 # Whole heads, so that all methods choose among the same components, but for one that is named after dimensions.
 COMPONENTS = ["heads", "neurons"]
-# All methods refit on the examples that the default method scores.
-REFIT_EXAMPLES = 1024
 # Nearly all examples of these tasks are shorter.
 MAX_LENGTH = 128
 # The file of scores in the folder of a way to score.

@@ -17,7 +17,6 @@ from datasets import ClassLabel, Dataset, load_dataset
 from script_inputs import ROWS, save_model
 from tiny import ROOT, make_batch, make_model
 
-from glue_scripts.compare_glue import job as job_module
 from glue_scripts.compare_glue.base_models import BASE_MODELS, MINILM, MPNET, BaseModel
 from glue_scripts.compare_glue.cells import axes_of
 from glue_scripts.compare_glue.folds import split_fold
@@ -47,9 +46,8 @@ def make_tiny(folder, model_dir, patch):
         Dataset.from_dict(rows, features=features).to_parquet(folder / "sst2" / f"{split}.parquet")
     patch.setitem(BASE_MODELS, MINILM, BaseModel(lambda cache: model_dir, 1e-4))
     patch.setitem(SETTINGS, "sst2", Setting(16, 1, held_out=8))
-    patch.setattr(job_module, "RECOVERY_STEPS", 2)
     folders = ["--data_dir", str(folder), "--output_dir", str(folder / "out")]
-    return [*folders, "--tasks", "sst2", "--seeds", "0", "--ratios", "0.5"]
+    return [*folders, "--tasks", "sst2", "--seeds", "0", "--ratios", "0.5", "--recovery_steps", "2"]
 
 
 @pytest.fixture
@@ -138,7 +136,7 @@ def test_recovery_has_its_steps_and_evaluation_little_padding(tiny, tmp_path, mo
     train = HapTrainer.train
     monkeypatch.setattr(HapTrainer, "train", lambda self: train(self) and taken.append(self.state.global_step))
     (cell,) = main([*tiny, "--methods", DEFAULT])["grid"]
-    assert taken == [1, 2]  # An epoch of 16 examples; then RECOVERY_STEPS.
+    assert taken == [1, 2]  # An epoch of 16 examples; then --recovery_steps.
     assert cell["recovered"]["loss"] != cell["pruned"]["loss"]
     job = Job("sst2", 0, str(tmp_path), tmp_path / "out")
     assert [len(ids) - 2 for ids in job.evaluated["input_ids"]] == [1, 1, 2, 4]
@@ -168,6 +166,15 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
     main([*tiny, "--methods", "random", "--recover", "False"])  # Nothing is missing.
     with pytest.raises(ValueError, match="sst2, seed 0, that start from another dense model"):
         main([*tiny, "--methods", "gradient", "--recover", "False"])
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_cells_of_one_file_share_a_recipe(tiny, tmp_path):
+    main([*tiny, "--methods", "random", "--recover", "False"])
+    file = tmp_path / "out" / "cells.jsonl"
+    for other in (("--recovery_steps", "3"), ("--refit_examples", "8"), ("--recovery_learning_rate", "1e-3")):
+        with pytest.raises(ValueError, match="cells of another recipe"):
+            main([*tiny, "--methods", "gradient", "--recover", "False", *other])
     assert len(file.read_text().splitlines()) == 1
 
 
