@@ -85,8 +85,7 @@ def make_model_card(
         `ModelCard`: The card; `card.save(path)` writes it.
     """
     results = {"parameters": {"pruned": count_parameters(model)}, **(results or {})}
-    metrics = results.get("metrics") or {}
-    title = model_name or f"pruned {base_model or type(model).__name__}"
+    metrics, title = results.get("metrics") or {}, model_name or f"pruned {base_model or type(model).__name__}"
     dataset_name, groups = _joined(dataset or dataset_tags), find_groups(model)
     of_sentences = (loader := loader or loader_of(model)).startswith("sentence_transformers.")
     data = ModelCardData(
