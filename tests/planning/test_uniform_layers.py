@@ -31,9 +31,10 @@ COMPONENTS = ("heads", "neurons")
 PLAIN = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    torch.save(model(torch.arange(3, 12)[None]).logits, folder + "/logits.pt")
 assert not any(name.startswith("hap_transformers") for name in sys.modules)
-torch.save(model(torch.arange(3, 12)[None]).logits, sys.argv[1] + "/logits.pt")
 """
 
 
@@ -197,8 +198,9 @@ def test_plain_transformers_loads_fewer_layers(llama, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["num_hidden_layers"] == 2 and config["num_key_value_heads"] == 2
     assert "quantization_config" not in config and not config.get("pruned_heads")
-    for folder in (tmp_path, tmp_path / "given"):
-        subprocess.run([sys.executable, "-c", PLAIN, str(folder)], check=True)
+    folders = (tmp_path, tmp_path / "given")
+    subprocess.run([sys.executable, "-c", PLAIN, *map(str, folders)], check=True)
+    for folder in folders:
         torch.testing.assert_close(torch.load(folder / "logits.pt"), model(ids).logits, rtol=1e-12, atol=1e-12)
     again = LlamaForCausalLM.from_pretrained(tmp_path).double()
     assert again.generate(ids, max_new_tokens=5).tolist() == model.generate(ids, max_new_tokens=5).tolist()
