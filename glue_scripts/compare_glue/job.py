@@ -90,7 +90,7 @@ class Job:
         if not (folder / "config.json").exists():
             set_seed(self.seed)
             model = AutoModelForSequenceClassification.from_pretrained(self.base, num_labels=self.task.num_labels)
-            self._trainer(model, epochs=self.setting.epochs).train()
+            self.trainer(model, epochs=self.setting.epochs).train()
             unfinished = folder.with_name(folder.name + ".unfinished")
             model.save_pretrained(unfinished)
             unfinished.rename(folder)
@@ -108,7 +108,7 @@ class Job:
 
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         """The task's metrics of a model."""
-        return self._measure(self._trainer(model))
+        return self._measure(self.trainer(model))
 
     def scored(self, score: Score) -> tuple[PreTrainedModel, Sensitivity]:
         """Loads the dense model and its scores; scores it first, if they are not on disk.
@@ -120,7 +120,7 @@ class Job:
         """
         folder = self.output_dir / "scores" / self.folder / score.name
         if not folder.exists():
-            trainer = self._trainer(self.dense(), HapConfig(method=score.method, components=score.components))
+            trainer = self.trainer(self.dense(), HapConfig(method=score.method, components=score.components))
             unfinished = folder.with_name(folder.name + ".unfinished")
             unfinished.mkdir(parents=True, exist_ok=True)
             sensitivity = trainer.estimate_sensitivity()
@@ -152,7 +152,7 @@ class Job:
         if budget not in COMPONENTS:
             changes["components"] = method.components
         dense, sensitivity = self.scored(method.score)
-        trainer = self._trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))
+        trainer = self.trainer(copy.deepcopy(dense), HapConfig(**{**changes, **method.config}))
         cell = {
             "model": self.model,
             "task": self.name,
@@ -180,7 +180,7 @@ class Job:
         cell["parameters"] = trainer.results["parameters"]
         return cell
 
-    def _trainer(
+    def trainer(
         self, model: PreTrainedModel, hap_config: HapConfig | None = None, epochs: int | None = None
     ) -> HapTrainer:
         """A trainer that fine-tunes for some epochs; without them, one that recovers."""
