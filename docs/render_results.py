@@ -33,6 +33,8 @@ from benchmarks.markdown_table import (
 from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
+from benchmarks.whole_classifiers import Key as ClassifiersKey
+from benchmarks.whole_classifiers import classifiers_table
 from benchmarks.whole_model import Key as WholeModelKey
 from benchmarks.whole_model_table import vocabulary_table, whole_model_table, width_table
 from benchmarks.whole_road import describe_road, road_table
@@ -273,6 +275,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[HERE / "ranks.md", "rank latency"] = rank_latency_table(read(BENCHMARKS / "rank_latency.json")["rows"])
     of_whole_model = read_cells(BENCHMARKS / "whole_model.jsonl", WholeModelKey)
     found[HERE / "whole_model.md", "whole model"] = whole_model_table(list(of_whole_model.values()))
+    classifiers = read_cells(BENCHMARKS / "whole_classifiers.jsonl", ClassifiersKey)
+    found[HERE / "whole_model.md", "classifiers"] = classifiers_table(list(classifiers.values()))
     found[HERE / "whole_model.md", "vocabulary"] = vocabulary_table(read(BENCHMARKS / "vocabulary.json"))
     found[HERE / "whole_model.md", "width"] = width_table(read(BENCHMARKS / "residual_width.json"))
     cifar, precision = read_cells(BENCHMARKS / "cifar.jsonl", CifarKey), read(BENCHMARKS / "cifar_precision.json")
