@@ -31,11 +31,12 @@ def summary(cells: list[Cell], methods: dict[str, str]) -> str:
 
     Args:
         cells (`list[Cell]`): Cells of one base model.
-        methods (`dict[str, str]`): Words for the methods to name.
+        methods (`dict[str, str]`): Words for the methods to name. A sentence has the ratios of the first.
     """
-    _, tasks, ratios = axes_of(cells)
-    sentences = []
+    _, tasks, all_ratios = axes_of(cells)
+    sentences, first = [], next(iter(methods))
     for task in tasks:
+        ratios = [ratio for ratio in all_ratios if gains(cells, "pruned", first, task, ratio)]
         values = {
             words: [list(gains(cells, "pruned", method, task, ratio).values()) for ratio in ratios]
             for method, words in methods.items()
@@ -45,7 +46,10 @@ def summary(cells: list[Cell], methods: dict[str, str]) -> str:
             for words, found in values.items()
             if all(found)
         ]
-        shares, seeds = " / ".join(f"{100 * ratio:.0f}" for ratio in ratios), len({c["seed"] for c in cells})
+        shares, seeds = (
+            " / ".join(f"{100 * ratio:.0f}" for ratio in ratios),
+            len({c["seed"] for c in cells if c["task"] == task}),
+        )
         sentences.append(
             f"With {shares} % of its encoder removed and without training, {cells[0]['model']} fine-tuned on {task} "
             f"({seeds} seed{'s' * (seeds > 1)}) has these points over dense: {', '.join(parts)}."

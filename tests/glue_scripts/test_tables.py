@@ -54,6 +54,9 @@ def test_a_sentence_has_the_points_of_every_ratio():
         f"With 60 / 80 % of its encoder removed and without training, {MINILM} fine-tuned on mrpc (2 seeds) has these "
         "points over dense: -6.0 / -8.0 by the default."
     )
+    short = summary([*cells, make_cell(task="sst2", ratio=0.8)], {DEFAULT: "the default"})
+    assert short.count("With 60 / 80 % ") == short.count("With 80 % ") == 1
+    assert short.endswith("fine-tuned on sst2 (1 seed) has these points over dense: -10.0 by the default.")
 
 
 def test_differences_are_paired():
