@@ -5,8 +5,8 @@
 
 A cell is a method, a ratio, and a number of tokens to refit on. Each is a line of `language.jsonl`; a cell that is
 there is not computed again. Scores, and models that are recovered later, are kept in `--cache`. Delete both after a
-change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, with tuned layers
-or a recovery half an hour.
+change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, and
+half an hour with tuned layers.
 """
 
 import copy
@@ -33,6 +33,7 @@ from hap_transformers import (
     tune_layers,
 )
 from hap_transformers.efficiency import count_encoder_parameters
+from hap_transformers.files import whole_files
 from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
@@ -97,7 +98,8 @@ class Bench:
         """Loads the model and both texts."""
         model, tokenizer = load(args.model or smollm2())
         test = windows(Path(args.text_dir) / "test.txt", tokenizer, args.test_windows)
-        counts = (max(args.score_tokens, *args.tokens) // LENGTH, args.recovery_tokens // LENGTH)
+        needed, recovers = max(args.score_tokens, *args.tokens), not RECOVERED.keys().isdisjoint(args.methods)
+        counts = (needed // LENGTH, args.recovery_tokens // LENGTH if recovers else 0)
         calibration, training = (windows(Path(args.text_dir) / "validation.txt", tokenizer, n) for n in counts)
         return cls(args, model, test, calibration, training)
 
@@ -148,7 +150,8 @@ class Bench:
         if way.tuned:
             _, seconds["tuning"] = timed(lambda: tune_layers(model, dense, batches, progress=False))
         if key.method in RECOVERED.values():
-            model.save_pretrained(self.folder(key))
+            with whole_files(self.folder(key)) as unfinished:
+                model.save_pretrained(unfinished)
         return model
 
     def kept(self, key: Key) -> PreTrainedModel:
@@ -181,6 +184,11 @@ class Bench:
             "num_probes": self.args.num_probes,
             "ridge": self.args.ridge,
             "bf16": self.args.bf16,
+            **(
+                {name: getattr(self.args, name) for name in ("recovery_tokens", "recovery_learning_rate")}
+                if key.method in RECOVERED
+                else {}
+            ),
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         }
 
@@ -220,7 +228,7 @@ WAYS: dict[str, Way] = {
     "magnitude": by_scores("magnitude"),
 }
 # Ways that go on with the pruned model of another.
-RECOVERED = {f"{name}, recovered": name for name in ("kronecker, layers tuned",)}
+RECOVERED = {"kronecker, layers tuned, recovered": "kronecker, layers tuned"}
 
 
 def keys_of(args: Arguments) -> list[Key]:

@@ -118,7 +118,7 @@ def describe_road(result: dict) -> str:
         f"{shape['layers']} layers of width {shape['width']} with {shape['neurons']:,} neurons and {shape['heads']} "
         f"heads; {1 - result['kept']:.0%} of the layers' parameters are removed, on {result['batches']} texts of "
         f"{result['tokens']} tokens with one probe each. The loaded model generates {same} the one that was saved. "
-        f"The peak should be at most {MOST_GIB} GiB. {result['threads']} threads, torch {result['torch']}."
+        f"The peak should be at most {MOST_GIB} GiB. Threads: {result['threads']}; torch {result['torch']}."
     )
 
 

@@ -35,11 +35,19 @@ class Recipe:
         recovery_steps (`int`, *optional*, defaults to 100): Batches to recover on. The study has hundreds of cells, so
             they are few.
         recovery_learning_rate (`float`, *optional*, defaults to 5e-5): The highest learning rate of the recovery.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
     refit_examples: int = 1024
     recovery_steps: int = 100
     recovery_learning_rate: float = 5e-5
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
 RECIPE = Recipe()

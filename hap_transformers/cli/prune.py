@@ -15,7 +15,7 @@ from ..planning.settings import PlanningSettings
 from ..planning.uniform_layers import validate_uniform
 from ..refit.tune_layers import epochs_to_tune
 from ..reporting.costs import cost_rows
-from ..reporting.wording import fidelity_rows, slowness, words_for
+from ..reporting.wording import fidelity_rows, name_of_first, slowness, words_for
 from ..sensitivity import Sensitivity, validate_scoring
 from ..surgery.plan import PruningPlan
 from ..training.config import HapConfig
@@ -200,7 +200,7 @@ def _how(plan: PruningPlan, refitted: bool, epochs: int) -> str:
 
 def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, as_json: bool) -> None:
     """Prints the pruned model beside the one that it was made from."""
-    rows = [["", "before" if results["pruned_before"] else "dense", "pruned", "left"]]
+    rows = [["", name_of_first(results), "pruned", "left"]]
     rows += [[label, dense, pruned, f"{share:.1%}"] for label, dense, pruned, share in cost_rows(results)]
     rows += [[label, dense, pruned, ""] for label, dense, pruned in fidelity_rows(results)]
     for name in results["metrics"].get("pruned", {}):
@@ -216,18 +216,9 @@ def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, a
         title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
     if (warning := slowness(results)) and not _is_empty(plan):
         typer.echo(f"hap: {warning}", err=True)
-    costs = (
-        "parameters",
-        "encoder_parameters",
-        "parts",
-        "flops",
-        "latency_ms",
-        "bytes",
-        "vocabulary",
-        "pruned_before",
-    )
+    costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
     names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}
-    figures["saved"] = plan.saved
+    figures |= {"saved": plan.saved, "pruned_before": results["pruned_before"]}
     figures["removed"] = {kind: plan.count(kind) for kind in plan.removed}
     print_result({**figures, "refitted": how.startswith("refitted"), "folder": str(output)}, rows, title, as_json)

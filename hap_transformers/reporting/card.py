@@ -14,7 +14,6 @@ from ..version import __version__
 from .costs import part_rows
 from .wording import (
     COSTS,
-    PRUNED_BEFORE,
     budget_in_words,
     count_left,
     enumerated,
@@ -22,6 +21,7 @@ from .wording import (
     loading_code,
     metric_cells,
     metric_names,
+    name_of_first,
     numbering_in_words,
     recovery_in_words,
     saved_in_words,
@@ -123,7 +123,7 @@ def make_model_card(
         has_intervals=any(results.get("intervals", {}).get(phase) for phase in metrics),
         fidelity=fidelity_rows(results),
         recovery=recovery_in_words(results),
-        before=PRUNED_BEFORE if results.get("pruned_before") else "",
+        first=name_of_first(results),
         costs={label: results[key] for key, label in COSTS.items() if key in results},
         pictures=pictures or {},
         version=__version__,

@@ -15,13 +15,13 @@ from ..surgery.plan import PruningPlan
 from ..version import __version__
 from .costs import cost_rows, part_rows
 from .wording import (
-    PRUNED_BEFORE,
     budget_in_words,
     enumerated,
     fidelity_rows,
     label_of,
     loading_code,
     metric_names,
+    name_of_first,
     recovery_in_words,
     slowness,
 )
@@ -99,7 +99,7 @@ def render_report(name: str, results: Mapping[str, Any], plan: PruningPlan, scor
         costs=cost_rows(results),
         parts=part_rows(results),
         fidelity=fidelity_rows(results),
-        before=PRUNED_BEFORE if results.get("pruned_before") else "",
+        first=name_of_first(results),
         recovery=recovery_in_words(results),
         loading=loading_code(results.get("loader", LOADER), name),
         warning=slowness(results),

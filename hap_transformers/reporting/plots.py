@@ -17,6 +17,7 @@ from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .costs import part_rows
 from .ranks import head_ranks, left_of
+from .wording import name_of_first
 
 
 COLORS = ("#5e81ac", "#2a7f62", "#8fbc8f", "#c9a227", "#b0b8c1", "#bf616a")
@@ -108,7 +109,9 @@ def plot_parts(results: Mapping[str, Any], path: str | Path) -> None:
     axes, before = figure.subplots(), np.zeros(2)
     for number, (label, dense, pruned, _) in enumerate(rows):
         counts = np.array([pruned, dense]) / 1e6
-        axes.barh(["pruned", "dense"], counts, left=before, color=COLORS[number % len(COLORS)], label=label)
+        axes.barh(
+            ["pruned", name_of_first(results)], counts, left=before, color=COLORS[number % len(COLORS)], label=label
+        )
         before += counts
     axes.set_xlabel("million parameters")
     axes.spines[["top", "right"]].set_visible(False)

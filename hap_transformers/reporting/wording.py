@@ -35,7 +35,6 @@ FIDELITY = {
 }
 
 
-PRUNED_BEFORE = "The model that is called dense here was pruned before."
 # A pruned model that takes more of the dense model's time saves none: repeated measurements differ by as much.
 NOTICEABLY_FASTER = 0.95
 
@@ -48,6 +47,11 @@ def budget_in_words(budget: str) -> str:
 def saved_in_words(plan: PruningPlan) -> str:
     """The parameters that every kind of a plan gave, such as "1,152 of attention heads and 816 of FFN neurons"."""
     return enumerated(f"{saved:,} parameters of {label_of(kind)}" for kind, saved in plan.saved.items())
+
+
+def name_of_first(results: Mapping[str, Any]) -> str:
+    """What the model is called that was pruned: `"dense"`, unless it had been pruned before."""
+    return "before" if results.get("pruned_before") else "dense"
 
 
 def no_faster(dense: float, pruned: float, batch: str, device: str) -> str | None:

@@ -14,8 +14,8 @@ EXACT_DIRECTIONS = 16
 # Classes up to which the Hessian of each position is formed and factored; that costs one Hessian product per class and
 # classes^2 numbers per position. Above, the Hessian must be that of a softmax, which is factored without forming it.
 EXPLICIT_CLASSES = 64
-# Curvature below so many roundings is none: no weight is derived from it, and no factor has to match it.
-SURE = 4
+# Curvature of a position below so many roundings of the loss is none: no factor has to match it.
+ROUNDINGS = 4
 
 
 class UnsuitableLossError(ValueError):
@@ -101,8 +101,9 @@ def output_directions(
         products = _hessian_product(gradients, tensors, vectors, examples / scale)
         if all(product.isfinite().all() for product in products):
             break
+    noise = ROUNDINGS * torch.finfo(loss.dtype).eps
     factors = [
-        _factor(gradient, tensor, _positions(v, examples), _positions(hv, examples), scale)
+        _factor(gradient, tensor, _positions(v, examples), _positions(hv, examples), scale, noise)
         for gradient, tensor, v, hv in zip(gradients, tensors, vectors, products, strict=True)
     ]
     count = sum(factor.positions * factor.rank for factor in factors)
@@ -240,41 +241,48 @@ _Factor = _ExplicitFactor | _DiagonalFactor | _SoftmaxFactor
 
 
 def _factor(
-    gradient: torch.Tensor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, scale: float
+    gradient: torch.Tensor,
+    output: torch.Tensor,
+    vector: torch.Tensor,
+    product: torch.Tensor,
+    scale: float,
+    noise: float,
 ) -> _Factor:
-    """Factors the Hessian in one output, given its product with a random vector.
+    """Factors the Hessian in one output, given its product with a random vector and the rounding of the loss.
 
     Raises:
         ValueError: If it has no factor that is known here.
     """
     examples = len(vector)
     if vector.shape[2] <= EXPLICIT_CLASSES:
-        factors: list[_Factor] = [_explicit_factor(gradient, output, examples, scale)]
+        factors: list[_Factor] = [_explicit_factor(gradient, output, examples, scale, noise)]
     else:
         (sums,) = _hessian_product([gradient], [output], [torch.ones_like(output)], examples / scale)
-        factors = [_DiagonalFactor(_positions(sums, examples)), _softmax_factor(output, vector, product)]
+        factors = [_DiagonalFactor(_positions(sums, examples)), _softmax_factor(output, vector, product, noise)]
     found = min(factors, key=lambda factor: _error(factor, vector, product))
-    if not _fits(found, output, vector, product):
+    if not _fits(found, output, vector, product, noise):
         raise ValueError(
             "The loss's Hessian in the model's logits cannot be factored. Either the loss couples examples or "
             f"positions, or it has more than {EXPLICIT_CLASSES} classes and is neither a softmax cross-entropy nor a "
             "sum over outputs. Use method='hessian_trace' or 'gradient'."
         )
     if isinstance(found, _DiagonalFactor):
-        _validate_convex(found.entries, output.dtype)
+        _validate_convex(found.entries, output.dtype, noise)
     return found
 
 
-def _validate_convex(values: torch.Tensor, dtype: torch.dtype) -> None:
+def _validate_convex(values: torch.Tensor, dtype: torch.dtype, noise: float) -> None:
     """Refuses eigenvalues of a Hessian that are negative beyond rounding."""
-    if values.min() < -_tolerance(dtype) * values.abs().max() - torch.finfo(dtype).eps:
+    if values.min() < -_tolerance(dtype) * values.abs().max() - noise:
         raise ValueError(
             "The loss is not convex in the model's logits, so its Gauss-Newton matrix has no square root. Use "
             "method='hessian_trace'."
         )
 
 
-def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int, scale: float) -> _ExplicitFactor:
+def _explicit_factor(
+    gradient: torch.Tensor, output: torch.Tensor, examples: int, scale: float, noise: float
+) -> _ExplicitFactor:
     classes = _positions(output, examples).shape[2]
     basis = torch.eye(classes, dtype=output.dtype, device=output.device)
     rows = []
@@ -285,29 +293,31 @@ def _explicit_factor(gradient: torch.Tensor, output: torch.Tensor, examples: int
         rows.append(_positions(product, examples))
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    _validate_convex(values, output.dtype)
+    _validate_convex(values, output.dtype, noise)
     # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass.
     rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
     kept = (values > rounding * values.max()).any(1).any(0)
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
 
 
-def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor) -> _SoftmaxFactor:
+def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, noise: float) -> _SoftmaxFactor:
     probabilities = _positions(output.detach(), len(vector)).to(vector.dtype).softmax(-1)
     mean = (probabilities * vector).sum(-1, keepdim=True)
     variance = (probabilities * (vector - mean) ** 2).sum(-1)
     # The loss determines each position's weight: one over the number of positions, or zero for an ignored label. A
     # position with a probability of nearly 1 has no curvature to derive its weight from; its weight is set to zero.
-    sure = variance < SURE * torch.finfo(vector.dtype).eps * (mean**2).squeeze(-1).clamp_min(1)
+    least = min(noise, ROUNDINGS * torch.finfo(torch.float32).eps)  # Variances are of float32 or better.
+    sure = variance < least * (mean**2).squeeze(-1).clamp_min(1)
     weight = ((vector * product).sum(-1) / variance.masked_fill(sure, 1)).clamp_min(0).masked_fill(sure, 0)
     return _SoftmaxFactor(probabilities, weight)
 
 
-def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor) -> bool:
+def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, noise: float) -> bool:
     """Compares the factored Hessian with the loss's Hessian on one vector."""
-    # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match.
-    noise = SURE * torch.finfo(output.dtype).eps * vector.norm()
-    return _error(factor, vector, product) <= float(_tolerance(output.dtype) * product.norm() + noise)
+    # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match. Of a
+    # mean over positions each has its share.
+    least = noise * vector.norm() / vector.shape[1]
+    return _error(factor, vector, product) <= float(_tolerance(output.dtype) * product.norm() + least)
 
 
 def _error(factor: _Factor, vector: torch.Tensor, product: torch.Tensor) -> float:

@@ -198,7 +198,7 @@ def finish_job(
     if more_costs is not None:
         results.update(more_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}))
     trainer.save_model()
-    trainer.results.update({name: results[name] for name in (*COSTS, "parts", "pruned_before") if name in results})
+    trainer.results.update({name: results[name] for name in (*COSTS, "parts") if name in results})
     folder = Path(str(trainer.args.output_dir))
     if trainer.is_world_process_zero():
         save_results(folder, results, run)

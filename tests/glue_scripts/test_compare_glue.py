@@ -163,6 +163,8 @@ def test_cells_of_one_file_share_a_recipe(tiny, tmp_path):
         with pytest.raises(ValueError, match="cells of another recipe"):
             main([*tiny, "--methods", "gradient", "--recover", "False", *other])
     assert len(file.read_text().splitlines()) == 1
+    with pytest.raises(ValueError, match="`recovery_steps` must be positive, got 0"):
+        main([*tiny, "--recovery_steps", "0"])
 
 
 def test_another_base_model(tiny, tmp_path, model_dir, monkeypatch, capsys):

@@ -299,18 +299,30 @@ def test_no_memory_is_kept_from_batch_to_batch():
     assert counts[0] == counts[1] == counts[2]
 
 
-@pytest.mark.parametrize("sure", [10.0, 15.0, 17.0, 19.0, 22.0])
-def test_many_classes_of_which_one_is_nearly_certain(sure):
-    """In float32 the curvature of 1,000 classes is as small as rounding; it is no other loss for that."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("sure", [10.0, 15.0, 17.0, 19.0])
+def test_many_classes_of_which_one_is_nearly_certain(sure, dtype):
+    """The curvature of 1,000 classes may be as small as the loss's rounding; it is no other loss for that."""
     logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))
     logits[:, 0] = sure
+    logits = logits.to(dtype)
     own = logits.double().softmax(-1)
     logits.requires_grad_()
     for seed in range(10):
-        loss = -(logits.log_softmax(-1) * own.float()).sum(-1).mean()
+        # As in Transformers, whose causal models compute the loss in float32 whatever the logits are of.
+        loss = -(logits.float().log_softmax(-1) * own.float()).sum(-1).mean()
         generator = torch.Generator().manual_seed(seed)
         directions = output_curvature.output_directions(loss, [logits], len(logits), 100, generator)
         drawn = torch.stack([cotangent for (cotangent,) in directions.cotangents]).double()
         expected, found = (own * (1 - own)).sum(), drawn.square().sum((1, 2)).mean()
-        rounding = len(logits) * torch.finfo(torch.float32).eps
-        assert (found - expected).abs() <= 0.3 * expected + 16 * rounding
+        assert (found - expected).abs() <= 0.4 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_another_loss_of_many_positions_is_not_taken_for_rounding(dtype):
+    """A mean over positions has a small curvature in each, which is no reason to fit anything to it."""
+    logits = torch.randn(2, 256, 500, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    warm = logits.float() / 4
+    loss = -(warm.detach().softmax(-1) * warm.log_softmax(-1)).sum(-1).mean()
+    with pytest.raises(ValueError, match="cannot be factored"):
+        output_curvature.output_directions(loss, [logits], 2, 4, torch.Generator().manual_seed(0))
