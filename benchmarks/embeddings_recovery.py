@@ -5,8 +5,9 @@ from itertools import chain
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback
 
+from glue_scripts.compare_glue.quiet_training import quiet_arguments
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.components.releases import GROUPED_BY_LENGTH
 from hap_transformers.efficiency import bf16_is_fast
@@ -50,8 +51,8 @@ def recover(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            output_dir=folder,
+        args = quiet_arguments(
+            folder,
             learning_rate=learning_rate,
             num_train_epochs=EPOCHS,
             warmup_steps=EPOCHS * len(sentences) // (10 * BATCH_SIZE),
@@ -59,10 +60,6 @@ def recover(
             seed=seed,
             bf16=bf16_is_fast(),
             use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             **GROUPED_BY_LENGTH,
         )
         trainer = HapTrainer(

@@ -5,8 +5,8 @@
 
 A cell is a method, a ratio, and a number of tokens to refit on. Each is a line of `language.jsonl`; a cell that is
 there is not computed again. Scores, and models that are recovered later, are kept in `--cache`. Delete both after a
-change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, and
-half an hour with tuned layers.
+change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, and half an hour
+with tuned layers.
 """
 
 import copy
@@ -184,11 +184,8 @@ class Bench:
             "num_probes": self.args.num_probes,
             "ridge": self.args.ridge,
             "bf16": self.args.bf16,
-            **(
-                {name: getattr(self.args, name) for name in ("recovery_tokens", "recovery_learning_rate")}
-                if key.method in RECOVERED
-                else {}
-            ),
+            "recovery_tokens": self.args.recovery_tokens if key.method in RECOVERED else 0,
+            "recovery_learning_rate": self.args.recovery_learning_rate if key.method in RECOVERED else 0.0,
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         }
 

@@ -4,8 +4,9 @@ import tempfile
 
 import torch
 from datasets import Dataset
-from transformers import DefaultDataCollator, PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import DefaultDataCollator, PreTrainedModel, PrinterCallback
 
+from glue_scripts.compare_glue.quiet_training import quiet_arguments
 from hap_transformers import HapConfig, HapTrainer
 
 
@@ -26,18 +27,14 @@ def recover(
     """
     rows = Dataset.from_dict({"input_ids": windows.tolist(), "labels": windows.tolist()})
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            output_dir=folder,
+        args = quiet_arguments(
+            folder,
             learning_rate=learning_rate,
             num_train_epochs=1,
             warmup_steps=len(rows) // (10 * BATCH_SIZE),
             per_device_train_batch_size=BATCH_SIZE,
             seed=seed,
             use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         )
         trainer = HapTrainer(
             model=model,

@@ -7,8 +7,6 @@ MiniLM is fine-tuned on each task, as in `glue_scripts.compare_glue`, whose dens
 of the file; one that is there is not computed again. It takes some three minutes of a core.
 """
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import NamedTuple
 
 from transformers import HfArgumentParser, set_seed
 
-from glue_scripts.compare_glue.cells import Cell, gain, main_metric, read_cells
+from glue_scripts.compare_glue.cells import Cell, read_cells
 from glue_scripts.compare_glue.job import Job
-from glue_scripts.compare_glue.settings import RECIPE
+from glue_scripts.compare_glue.settings import COMMON
 from hap_transformers import HapConfig
 
 from .embeddings_cells import append_cell
@@ -49,7 +47,7 @@ class Arguments:
 
 def cell_of(job: Job, ratio: float) -> Cell:
     """Prunes and recovers the dense model of a job."""
-    settings = {"refit_examples": RECIPE.refit_examples, "recovery_learning_rate": RECIPE.recovery_learning_rate}
+    settings = {"refit_examples": COMMON.refit_examples, "recovery_learning_rate": COMMON.recovery_learning_rate}
     config = HapConfig(budget="model", ratio=ratio, recovery_check="none", **settings)
     trainer = job.trainer(job.dense(), config)
     set_seed(job.seed)
@@ -60,28 +58,6 @@ def cell_of(job: Job, ratio: float) -> Cell:
     set_seed(job.seed)
     trainer.train()
     return cell | {"recovered": job.measure(trainer.model), "parameters": trainer.results["parameters"]}
-
-
-def classifiers_table(cells: Sequence[Cell]) -> str:
-    """Formats the points over dense before and after recovery, a line a task and share, means over seeds."""
-    if not cells:
-        return "These figures are open: `python -m benchmarks.whole_classifiers` makes them."
-    lines = [
-        "| task | dense | removed | of that embeddings | points over dense, pruned | recovered |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in cells}):
-        seeds = [cell for cell in cells if (cell["task"], cell["ratio"]) == (task, ratio)]
-        dense = statistics.mean(100 * cell["dense"][main_metric(cell)] for cell in seeds)
-        embeddings = statistics.mean(cell["saved"]["embedding_dims"] / sum(cell["saved"].values()) for cell in seeds)
-        figures = [_spread([gain(cell, phase) for cell in seeds]) for phase in ("pruned", "recovered")]
-        lines.append(f"| {' | '.join([task, f'{dense:.1f}', f'{ratio:.0%}', f'{embeddings:.0%}', *figures])} |")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f}{spread}"
 
 
 def main() -> None:

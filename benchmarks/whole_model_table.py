@@ -45,7 +45,6 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
         row, measured = seeds[0], [row for row in seeds if "trimmed" in row]
         gone = 1 - row["parameters"]["after"] / row["parameters"]["before"]
         changes = [gain(seed, "trimmed") for seed in measured]
-        spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
         cells = [
             row["task"],
             f"{row['texts']:,}",
@@ -54,10 +53,33 @@ def vocabulary_table(rows: Sequence[dict]) -> str:
             f"{row['split_otherwise'] / row['validation_texts']:.0%}",
             str(row["unknown_tokens"]),
             f"{100 * statistics.mean(seed['dense'][main_metric(seed)] for seed in measured):.1f}" if measured else "",
-            f"{statistics.mean(changes):+.1f}{spread}" if changes else "",
+            _points(changes) if changes else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def classifiers_table(cells: Sequence[Cell]) -> str:
+    """Formats the points over dense before and after recovery, a line a task and share, means over seeds."""
+    if not cells:
+        return "These figures are open: `python -m benchmarks.whole_classifiers` makes them."
+    lines = [
+        "| task | dense | removed | of that embeddings | points over dense, pruned | recovered |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for task, ratio in sorted({(cell["task"], cell["ratio"]) for cell in cells}):
+        seeds = [cell for cell in cells if (cell["task"], cell["ratio"]) == (task, ratio)]
+        dense = statistics.mean(100 * cell["dense"][main_metric(cell)] for cell in seeds)
+        embeddings = statistics.mean(cell["saved"]["embedding_dims"] / sum(cell["saved"].values()) for cell in seeds)
+        figures = [_points([gain(cell, phase) for cell in seeds]) for phase in ("pruned", "recovered")]
+        lines.append(f"| {' | '.join([task, f'{dense:.1f}', f'{ratio:.0%}', f'{embeddings:.0%}', *figures])} |")
+    return "\n".join(lines)
+
+
+def _points(changes: Sequence[float]) -> str:
+    """Their mean, and their range if there are several."""
+    spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
+    return f"{statistics.mean(changes):+.1f}{spread}"
 
 
 def width_table(rows: Sequence[dict]) -> str:

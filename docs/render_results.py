@@ -34,9 +34,8 @@ from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
 from benchmarks.whole_classifiers import Key as ClassifiersKey
-from benchmarks.whole_classifiers import classifiers_table
 from benchmarks.whole_model import Key as WholeModelKey
-from benchmarks.whole_model_table import vocabulary_table, whole_model_table, width_table
+from benchmarks.whole_model_table import classifiers_table, vocabulary_table, whole_model_table, width_table
 from benchmarks.whole_road import describe_road, road_table
 from glue_scripts.compare_glue.cells import read_cells
 from glue_scripts.compare_glue.grids import PRESETS
@@ -239,7 +238,10 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
-    names = {TUNED: "this package's defaults", "gradient, floor and refit": "*gradient* with our floors and refit"}
+    names = {
+        TUNED: "this package's defaults on 1,024 examples",
+        "gradient, floor and refit": "*gradient* with our floors and refit",
+    }
     found[README, "base"] = textwrap.fill(summary(cells_of["base"], names), 119)
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))

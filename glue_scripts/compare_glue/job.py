@@ -15,7 +15,6 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PrinterCallback,
-    TrainingArguments,
     set_seed,
 )
 
@@ -31,15 +30,16 @@ from .base_models import BASE_MODELS, MINILM
 from .cells import Cell
 from .folds import split_fold
 from .methods import METHODS, Score
+from .quiet_training import quiet_arguments
 from .remembered_teacher import remember_logits
 from .settings import (
+    COMMON,
     COMPONENTS,
     MAX_LENGTH,
-    RECIPE,
     SCORES,
     SETTINGS,
     WARMUP_STEPS,
-    Recipe,
+    CommonSettings,
 )
 
 
@@ -53,7 +53,7 @@ class Job:
         output_dir (`str` or `Path`): Folder of dense models and scores.
         fold (`bool`, *optional*, defaults to `False`): Whether to evaluate on a held-out part of the training split.
         model (`str`, *optional*): A name in `BASE_MODELS`.
-        recipe (`Recipe`, *optional*): What all methods have in common.
+        common (`CommonSettings`, *optional*): What all methods have in common.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Job:
         output_dir: str | Path,
         fold: bool = False,
         model: str = MINILM,
-        recipe: Recipe = RECIPE,
+        common: CommonSettings = COMMON,
     ):
-        self.name, self.seed, self.fold, self.setting, self.recipe = task, seed, fold, SETTINGS[task], recipe
+        self.name, self.seed, self.fold, self.setting, self.common = task, seed, fold, SETTINGS[task], common
         self.model, self.output_dir = model, Path(output_dir)
         self.folder = Path(model) / f"{task}-{seed}{'-fold' * fold}"
         self.base = BASE_MODELS[model].folder(self.output_dir / "downloads")
@@ -145,10 +145,10 @@ class Job:
             `dict[str, Any]`: The cell, as it is written to `cells.jsonl`.
         """
         method = METHODS[name]
-        recipe = self.recipe
-        changes = {"budget": budget, "ratio": ratio, "refit_examples": recipe.refit_examples, "tuning_epochs": 0}
+        common = self.common
+        changes = {"budget": budget, "ratio": ratio, "refit_examples": common.refit_examples, "tuning_epochs": 0}
         # All methods train on all examples, and are measured after the last step.
-        changes |= {"recovery_learning_rate": recipe.recovery_learning_rate, "recovery_check": "none"}
+        changes |= {"recovery_learning_rate": common.recovery_learning_rate, "recovery_check": "none"}
         if budget not in COMPONENTS:
             changes["components"] = method.components
         dense, sensitivity = self.scored(method.score)
@@ -161,7 +161,7 @@ class Job:
             "ratio": ratio,
             "seed": self.seed,
         }
-        cell |= {"fold": self.fold, "recipe": asdict(recipe), "bf16": bf16_is_fast(), "dense": self.dense_metrics}
+        cell |= {"fold": self.fold, "common": asdict(common), "bf16": bf16_is_fast(), "dense": self.dense_metrics}
         set_seed(self.seed)
         start = time.perf_counter()
         trainer.prune(method.plan(trainer, sensitivity))
@@ -186,20 +186,16 @@ class Job:
         """A trainer that fine-tunes for some epochs; without them, one that recovers."""
         duration = {"num_train_epochs": epochs, "warmup_steps": WARMUP_STEPS}
         if epochs is None:
-            steps = self.recipe.recovery_steps
+            steps = self.common.recovery_steps
             duration = {"max_steps": steps, "warmup_steps": steps // 10}
-        args = TrainingArguments(
-            output_dir=str(self.output_dir / "trainer"),
+        args = quiet_arguments(
+            self.output_dir / "trainer",
             learning_rate=BASE_MODELS[self.model].learning_rate,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=64,
             seed=self.seed,
             bf16=bf16_is_fast(),
             use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             **duration,
             **(GROUPED_BY_LENGTH if self.setting.grouped else {}),
         )

@@ -15,7 +15,7 @@ from .grids import ALL_RATIOS, ALL_SEEDS, PRESETS, RIVALS, Grid
 from .job import Job
 from .methods import METHODS
 from .report import write_report
-from .settings import RECIPE, SETTINGS, Recipe
+from .settings import COMMON, SETTINGS, CommonSettings
 from .workers import make_pool, run_each
 
 
@@ -34,16 +34,16 @@ class Arguments:
     seeds: list[int] = field(default_factory=lambda: list(ALL_SEEDS))
     fold: bool = field(default=False, metadata={"help": "Evaluate on a held-out part of the training split."})
     recover: bool = field(default=True, metadata={"help": "Train after pruning, too."})
-    refit_examples: int = field(default=RECIPE.refit_examples, metadata={"help": "Examples to refit on."})
-    recovery_steps: int = field(default=RECIPE.recovery_steps, metadata={"help": "Batches to recover on."})
-    recovery_learning_rate: float = RECIPE.recovery_learning_rate
+    refit_examples: int = field(default=COMMON.refit_examples, metadata={"help": "Examples to refit on."})
+    recovery_steps: int = field(default=COMMON.recovery_steps, metadata={"help": "Batches to recover on."})
+    recovery_learning_rate: float = COMMON.recovery_learning_rate
     workers: int = field(default=1, metadata={"help": "Number of processes; they share the cores."})
     report_only: bool = field(default=False, metadata={"help": "Run nothing; report on the cells there are."})
 
     @property
-    def recipe(self) -> Recipe:
+    def common(self) -> CommonSettings:
         """What all methods have in common."""
-        return Recipe(self.refit_examples, self.recovery_steps, self.recovery_learning_rate)
+        return CommonSettings(self.refit_examples, self.recovery_steps, self.recovery_learning_rate)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
@@ -69,10 +69,10 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
 def _run(args: Arguments, keys: Sequence[Key], file: Path) -> None:
     """Runs the missing cells, for as many tasks and seeds at a time as there are workers."""
     cells = read_cells(file)
-    if others := [cell for cell in cells.values() if cell.get("recipe", asdict(RECIPE)) != asdict(args.recipe)]:
+    if others := [cell for cell in cells.values() if cell.get("common", asdict(COMMON)) != asdict(args.common)]:
         raise ValueError(
-            f"'{file}' has cells of another recipe, {others[0].get('recipe', asdict(RECIPE))}, than "
-            f"{asdict(args.recipe)}. Choose another --output_dir."
+            f"'{file}' has cells with other common settings, {others[0].get('common', asdict(COMMON))}, than "
+            f"{asdict(args.common)}. Choose another --output_dir."
         )
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
     jobs = sorted(dict.fromkeys(key.job for key in missing), key=lambda job: job[2])
@@ -101,18 +101,18 @@ def _validate_same_dense(job: tuple[str, str, int], metrics: dict[str, float], c
 
 
 @lru_cache(maxsize=2)  # A worker's current job, and one before: their data are tokenized once.
-def _job(model: str, task: str, seed: int, data_dir: str, output_dir: str, fold: bool, recipe: Recipe) -> Job:
-    return Job(task, seed, data_dir, output_dir, fold, model, recipe)
+def _job(model: str, task: str, seed: int, data_dir: str, output_dir: str, fold: bool, common: CommonSettings) -> Job:
+    return Job(task, seed, data_dir, output_dir, fold, model, common)
 
 
 def _dense(args: Arguments, *job: Any) -> tuple[tuple[Any, ...], dict[str, float]]:
-    return job, _job(*job, args.data_dir, args.output_dir, args.fold, args.recipe).dense_metrics
+    return job, _job(*job, args.data_dir, args.output_dir, args.fold, args.common).dense_metrics
 
 
 def _score(args: Arguments, model: str, task: str, seed: int, method: str) -> None:
-    _job(model, task, seed, args.data_dir, args.output_dir, args.fold, args.recipe).scored(METHODS[method].score)
+    _job(model, task, seed, args.data_dir, args.output_dir, args.fold, args.common).scored(METHODS[method].score)
 
 
 def _cell(args: Arguments, key: Key) -> Cell:
-    job = _job(*key.job, args.data_dir, args.output_dir, args.fold, args.recipe)
+    job = _job(*key.job, args.data_dir, args.output_dir, args.fold, args.common)
     return job.run(key.method, key.budget, key.ratio, args.recover)

@@ -27,7 +27,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CommonSettings:
     """What all methods of a comparison have in common after scoring.
 
     Args:
@@ -50,7 +50,7 @@ class Recipe:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
-RECIPE = Recipe()
+COMMON = CommonSettings()
 
 
 # Few examples and epochs, so that the full preset takes hours on two cores.

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,6 @@ import transformers
 import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..components.record import recorded_structure
 from ..data.tokenizers import load_tokenizer, longest_text
 from ..reporting.card import loader_of
 from ..reporting.fidelity import Embed
@@ -47,9 +46,6 @@ class Loaded:
         self_loss (`SelfLoss`, *optional*): The loss of a model without a head, if its embeddings are not made as by
             default.
         vocabulary (`VocabularyPlan`, *optional*): What was trimmed.
-
-    Attributes:
-        pruned_before (`bool`): Whether the model had been pruned when it was loaded.
     """
 
     name: str
@@ -58,10 +54,6 @@ class Loaded:
     kind: str = ""
     self_loss: SelfLoss | None = None
     vocabulary: VocabularyPlan | None = None
-    pruned_before: bool = field(init=False)
-
-    def __post_init__(self):
-        self.pruned_before = recorded_structure(self.model.config) is not None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..alignment.basis_name import depends_on_basis
 from ..components.groups import KINDS
+from ..components.record import recorded_structure
 from ..forward_modes import validate_mode
 from ..planning.kinds import WHOLE_MODEL, kinds_to_prune
 from ..planning.settings import PlanningSettings
@@ -178,7 +179,7 @@ def _compared(
     loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, batch: int, length: int | None, steps: Steps
 ) -> dict[str, Any]:
     held_out = 0 if examples is None else len(examples.held_out)
-    what = f"comparing with the {'model before' if loaded.pruned_before else 'dense model'}"
+    what = f"comparing with the {'model before' if recorded_structure(dense.config) else 'dense model'}"
     what += f" on {held_out:,} held-out examples" if held_out else ""
     with steps.step("compare", what):
         return compare(loaded, dense, examples, batch, length)

@@ -156,11 +156,11 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
     assert len(file.read_text().splitlines()) == 1
 
 
-def test_cells_of_one_file_share_a_recipe(tiny, tmp_path):
+def test_cells_of_one_file_share_their_settings(tiny, tmp_path):
     main([*tiny, "--methods", "random", "--recover", "False"])
     file = tmp_path / "out" / "cells.jsonl"
     for other in (("--recovery_steps", "3"), ("--refit_examples", "8"), ("--recovery_learning_rate", "1e-3")):
-        with pytest.raises(ValueError, match="cells of another recipe"):
+        with pytest.raises(ValueError, match="cells with other common settings"):
             main([*tiny, "--methods", "gradient", "--recover", "False", *other])
     assert len(file.read_text().splitlines()) == 1
     with pytest.raises(ValueError, match="`recovery_steps` must be positive, got 0"):
