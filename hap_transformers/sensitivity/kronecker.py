@@ -209,9 +209,10 @@ def _alike(task: ScoringTask) -> Iterator[list[int]]:
     for i, group in enumerate(task.groups):
         inputs = group.reader.in_features if group.readers else 0
         shapes.setdefault((inputs, group.num_components), []).append(i)
-    for (inputs, _), positions in shapes.items():
-        # A processor's caches hold no more than one.
-        count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // elimination_bytes(inputs))
+    for (inputs, components), positions in shapes.items():
+        # Groups without readers have matrices over their components. A processor's caches hold no more than one.
+        size = elimination_bytes(inputs or components)
+        count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // size)
         for start in range(0, len(positions), count):
             yield positions[start : start + count]
 

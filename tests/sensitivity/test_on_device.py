@@ -3,10 +3,14 @@
 Tensors on the device "meta" have shapes, but no values: to copy them to the host, or to ask for a value, is an error.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tiny import DIMENSIONS, make_model
 
-from hap_transformers.sensitivity import surgeon
+from hap_transformers.components.groups import find_groups
+from hap_transformers.sensitivity import kronecker, surgeon
 from hap_transformers.sensitivity.statistics import SampleMoments
 
 
@@ -30,6 +34,15 @@ def test_eliminations(size, groups, monkeypatch):
     order, costs = surgeon.removal_costs(matrices, matrices.clone(), size)
     assert order.shape == costs.shape == (3, groups)
     assert order.device == costs.device == META
+
+
+def test_layers_are_eliminated_together_and_groups_without_readers_too():
+    groups = find_groups(make_model(), DIMENSIONS)
+    together = list(kronecker._alike(SimpleNamespace(groups=groups, sums_device=META)))
+    assert sorted(sum(together, [])) == list(range(len(groups)))
+    for positions in together:
+        assert len({(groups[i].kind, bool(groups[i].readers)) for i in positions}) == 1
+        assert len(positions) > 1  # Both layers, or all their heads.
 
 
 @pytest.mark.parametrize("add", ["examples", "probes"])
