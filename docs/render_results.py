@@ -42,7 +42,7 @@ from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
 from glue_scripts.compare_glue.methods import DEFAULT, TUNED
 from glue_scripts.compare_glue.plots import plot_gains, plot_kept, plot_latency
-from glue_scripts.compare_glue.table import differences_table, seconds_table, summary, table
+from glue_scripts.compare_glue.table import differences_table, seconds_table, table
 from vision_scripts.compare_cifar.cells import Key as CifarKey
 from vision_scripts.compare_cifar.plot import plot_accuracy
 from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
@@ -238,11 +238,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
-    names = {
-        TUNED: "this package's defaults on 1,024 examples",
-        "gradient, floor and refit": "*gradient* with our floors and refit",
-    }
-    found[README, "base"] = textwrap.fill(summary(cells_of["base"], names), 119)
+    found[README, "base"] = differences_table(cells_of["base"], TUNED, "pruned")
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)

@@ -24,6 +24,7 @@ from hap_transformers.components.releases import GROUPED_BY_LENGTH
 from hap_transformers.data.metrics import quality_metrics
 from hap_transformers.data.tasks import load_task
 from hap_transformers.efficiency import bf16_is_fast
+from hap_transformers.forward_modes import device_name
 from hap_transformers.reporting.ranks import head_ranks
 
 from .base_models import BASE_MODELS, MINILM
@@ -162,6 +163,7 @@ class Job:
             "seed": self.seed,
         }
         cell |= {"fold": self.fold, "common": asdict(common), "bf16": bf16_is_fast(), "dense": self.dense_metrics}
+        cell["device"] = device_name(trainer.args.device)
         set_seed(self.seed)
         start = time.perf_counter()
         trainer.prune(method.plan(trainer, sensitivity))

@@ -26,37 +26,6 @@ def table(cells: list[Cell]) -> str:
     return "\n\n".join(tables)
 
 
-def summary(cells: list[Cell], methods: dict[str, str]) -> str:
-    """Says in a sentence a task how many points over dense methods have before recovery, means over seeds.
-
-    Args:
-        cells (`list[Cell]`): Cells of one base model.
-        methods (`dict[str, str]`): Words for the methods to name. A sentence has the ratios of the first.
-    """
-    _, tasks, all_ratios = axes_of(cells)
-    sentences, first = [], next(iter(methods))
-    for task in tasks:
-        ratios = [ratio for ratio in all_ratios if gains(cells, "pruned", first, task, ratio)]
-        values = {
-            words: [list(gains(cells, "pruned", method, task, ratio).values()) for ratio in ratios]
-            for method, words in methods.items()
-        }
-        parts = [
-            f"{' / '.join(_signed(mean(seeds)) for seeds in found)} by {words}"
-            for words, found in values.items()
-            if all(found)
-        ]
-        shares, seeds = (
-            " / ".join(f"{100 * ratio:.0f}" for ratio in ratios),
-            len({c["seed"] for c in cells if c["task"] == task}),
-        )
-        sentences.append(
-            f"With {shares} % of its encoder removed and without training, {cells[0]['model']} fine-tuned on {task} "
-            f"({seeds} seed{'s' * (seeds > 1)}) has these points over dense: {', '.join(parts)}."
-        )
-    return " ".join(sentences)
-
-
 def _phase_table(cells: list[Cell], phase: str) -> str:
     """Points over dense of a phase, a row a method."""
     methods, tasks, ratios = axes_of(cells)

@@ -11,7 +11,7 @@ from glue_scripts.compare_glue.cells import shared, write_csv
 from glue_scripts.compare_glue.grids import PRESETS, Grid
 from glue_scripts.compare_glue.methods import CONTROL, DEFAULT
 from glue_scripts.compare_glue.plots import COLOURS
-from glue_scripts.compare_glue.table import differences, differences_table, seconds_table, summary, table
+from glue_scripts.compare_glue.table import differences, differences_table, seconds_table, table
 
 
 pytestmark = pytest.mark.any_release
@@ -45,18 +45,6 @@ def test_table_of_means_over_seeds_and_tasks():
     assert dense == "| the dense model | 80.0 ± 0.0 | 80.0 ± 0.0 |"
     assert default == f"| {DEFAULT} | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
     assert nothing == f"| {CONTROL} | +2.0 [1] | +2.0 [1] | +2.0 |"
-
-
-def test_a_sentence_has_the_points_of_every_ratio():
-    cells = [make_cell(ratio=ratio, seed=seed, pruned=0.8 - ratio / 10) for ratio in (0.6, 0.8) for seed in (0, 1)]
-    cells.append(make_cell("gradient", pruned=0.7))  # Not at both ratios.
-    assert summary(cells, {DEFAULT: "the default", "gradient": "another"}) == (
-        f"With 60 / 80 % of its encoder removed and without training, {MINILM} fine-tuned on mrpc (2 seeds) has these "
-        "points over dense: -6.0 / -8.0 by the default."
-    )
-    short = summary([*cells, make_cell(task="sst2", ratio=0.8)], {DEFAULT: "the default"})
-    assert short.count("With 60 / 80 % ") == short.count("With 80 % ") == 1
-    assert short.endswith("fine-tuned on sst2 (1 seed) has these points over dense: -10.0 by the default.")
 
 
 def test_differences_are_paired():
