@@ -10,12 +10,15 @@ from own_convnet import NETS
 from tiny import DIMENSIONS, WHOLE_HEADS, make_batches, make_model
 from trainers import Rows, make_trainer
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 from zoo import ZOO
 
 from hap_transformers import (
     METHODS,
     HapConfig,
     LatencyTable,
+    PruningPlan,
+    align_embeddings,
     align_heads,
     apply_plan,
     estimate_sensitivity,
@@ -23,6 +26,7 @@ from hap_transformers import (
     reconstruct,
     tune_layers,
 )
+from hap_transformers.cli import app
 from hap_transformers.efficiency import compare_latency
 from hap_transformers.forward_modes import device_name
 
@@ -121,6 +125,62 @@ def test_low_precision_ranks_alike(precision):
     coarse = road(model, batches, "gauss_newton_trace", DEVICE, components=WHOLE_HEADS, precision=precision)[0]
     for kind, scores in exact.items():
         assert torch.corrcoef(torch.stack([scores, coarse[kind].to(scores.dtype)]))[0, 1] > 0.99
+
+
+def aligned_and_narrowed(model, batches, device):
+    """Outputs of a model whose residual stream has been aligned, and has lost its last four directions."""
+    narrow, batches = copy.deepcopy(model).to(device), moved(batches, device)
+    align_embeddings(narrow, batches, progress=False)
+    scores = estimate_sensitivity(narrow, batches, components=["embedding_dims"], progress=False)
+    dense = copy.deepcopy(narrow)
+    apply_plan(narrow, PruningPlan.for_model(narrow, embedding_dims={0: range(12, 16)}))
+    reconstruct(narrow, dense, batches, progress=False)
+    with torch.no_grad():
+        return scores.scores["embedding_dims"][0].cpu(), narrow(**batches[0]).logits.cpu()
+
+
+def test_dimensions_of_embeddings():
+    model = make_model()
+    batches = list(labelled(make_batches(ZOO["bert"], 2), model))
+    scores, logits = aligned_and_narrowed(model, batches, "cpu")
+    found = aligned_and_narrowed(model, batches, DEVICE)
+    torch.testing.assert_close(found[0], scores, rtol=0.0, atol=1e-5 * scores.max().item())
+    torch.testing.assert_close(found[1], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_whole_layers():
+    model = make_model()
+    batches = list(labelled(make_batches(ZOO["bert"], 2), model))
+    (first, _, _), (second, _, _) = (
+        road(model, batches, device=device, components=["layers"]) for device in ("cpu", DEVICE)
+    )
+    torch.testing.assert_close(second["layers"], first["layers"], rtol=1e-6, atol=0.0)
+
+
+def test_implants():
+    model = make_model()
+    batches = list(labelled(make_batches(ZOO["bert"], 2), model))
+    scores = estimate_sensitivity(model, batches, components=WHOLE_HEADS, progress=False)
+    plan = plan_pruning(scores, model, ratio=0.5, min_neurons=0.0, neuron_multiple=2, implant_ratio=0.3)
+    assert plan.implants
+    outputs = []
+    for device in ("cpu", DEVICE):
+        dense, own = copy.deepcopy(model).to(device), moved(batches, device)
+        pruned = copy.deepcopy(dense)
+        apply_plan(pruned, plan)
+        reconstruct(pruned, dense, own, init_implants=tuple(plan.implants), progress=False)
+        with torch.no_grad():
+            outputs.append(pruned(**own[0]).logits.cpu())
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_command(tmp_path, model_dir):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"a good film {letter} {other}" for letter in "abcdefgh" for other in "abcdefgh"))
+    command = ["prune", str(model_dir), "--texts", str(texts), "--ratio", "0.4", "--output", str(tmp_path / "small")]
+    result = CliRunner().invoke(app, [*command, "--length", "12", "--device", DEVICE.type], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").config.model_type == "bert"
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "cuda_graphs"])
