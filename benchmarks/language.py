@@ -217,6 +217,7 @@ def by_scores(method: str, kinds: Sequence[str] = WHOLE, tuned: bool = False, **
 WAYS: dict[str, Way] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, layers tuned": by_scores("kronecker", tuned=True),
+    "kronecker, dimensions": by_scores("kronecker", FINER),
     "kronecker, dimensions, layers tuned": by_scores("kronecker", FINER, tuned=True),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_scores("kronecker", LAYERS),
