@@ -12,6 +12,7 @@ from .examples import load_examples
 from .loading import load
 from .options import Device, Json, Model, Passes, Source, print_result, require_own_folder, takes_settings
 from .road import align as align_loaded
+from .writing import write_dense
 
 
 ALIGNED = [name for name, kind in KINDS.items() if kind.basis]
@@ -43,7 +44,7 @@ def align(
     loaded = load(model, device, passes.embedding)
     examples = load_examples(loaded, source, source.max_examples)
     align_loaded(loaded, examples, source, passes, kinds)
-    loaded.save(output)
+    write_dense(output, loaded)
     basis = basis_of(loaded.model.config)
     title = f"{words_for(kinds)} are in the basis '{basis}': {output}"
     print_result({"basis": basis, "folder": str(output)}, [], title, json_)

@@ -37,7 +37,7 @@ from .options import (
     takes_settings,
 )
 from .road import Steps, align, make_plan, make_scores, nothing_to_remove, prune_and_refit
-from .writing import write_pruned
+from .writing import write_dense, write_pruned
 
 
 @takes_settings
@@ -114,8 +114,7 @@ def _kinds(loaded: Loaded, settings: PlanningSettings, scoring: Scoring) -> tupl
 
 def _copy_unchanged(loaded: Loaded, plan: PruningPlan, output: Path, why: str, json_: bool) -> None:
     """Saves a model of which nothing is to be removed, and says so."""
-    loaded.save(output)
-    plan.save(output / "pruning_plan.json")
+    write_dense(output, loaded, plan)
     title = f"{why.rstrip('.')}; the model was copied unchanged: {output}"
     print_result({"removed": {}, "refitted": False, "folder": str(output)}, [], title, json_)
 

@@ -1,5 +1,6 @@
 """Reads plain texts or pairs of texts without labels: lines, columns of tables, or standard input."""
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def _rows_of(file: str, columns: Sequence[str], encoding: str | None) -> list[tu
 def _lines(name: str, text: str) -> list[str]:
     if "\0" in text:
         raise ValueError(f"'{name}' is no text: it has null characters. Give a file with one text a line.")
-    return text.splitlines()
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]  # Not at other separators, as U+2028.
 
 
 def _parquet_rows(file: str) -> list[dict]:

@@ -1,11 +1,12 @@
 """What `HapTrainer` refuses when it is made, instead of after hours of training."""
 
 import inspect
+from collections.abc import Sized
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..components.architectures import get_architecture
 from ..components.forwards import validate_forwards
@@ -71,6 +72,25 @@ def validate_latency(
     elif config.budget == "latency":
         validate_mode(config.latency_mode, device)
         validate_measurable(model)
+
+
+def validate_arguments(args: TrainingArguments, model: PreTrainedModel, config: HapConfig, train_dataset: Any) -> None:
+    """Checks that training arguments and data can be used for recovery.
+
+    Raises:
+        ValueError: If evaluation would cast the model in place, or epochs are asked for of data without a length.
+    """
+    for flag, dtype in (("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16)):
+        if getattr(args, flag) and model.dtype != dtype:
+            raise ValueError(
+                f"{flag}=True casts the weights to {dtype} in evaluate() for good, so that recovery and the saved "
+                f"model would be of low precision. Leave it out; {flag[:4]}=True evaluates in {flag[:4]}, too."
+            )
+    if config.recovery_epochs is not None and train_dataset is not None and not isinstance(train_dataset, Sized):
+        raise ValueError(
+            f"recovery_epochs={config.recovery_epochs} needs a data set with a length, and the train_dataset is a "
+            f"{type(train_dataset).__name__}. Leave it out; recovery then takes max_steps as fine-tuning does."
+        )
 
 
 def validate_recovery_check(config: HapConfig, eval_dataset: Any) -> None:

@@ -24,7 +24,7 @@ from ..surgery.plan import PruningPlan
 from ..vocabulary.plan import VocabularyPlan
 from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
 from . import sentence_trainers as sentence_trainers
-from .checks import validate_latency, validate_prunable, validate_recovery_check
+from .checks import validate_arguments, validate_latency, validate_prunable, validate_recovery_check
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
 from .dropout import without_dropout
@@ -85,6 +85,7 @@ class HapTrainerMixin(PruningMixin):
             validate_latency(hap_config, self._unwrapped_model(), latency_table, self.args.device)
             self.hooks.validate_labels(super().compute_loss, hap_config)
             validate_recovery_check(hap_config, self.eval_dataset)
+            validate_arguments(self.args, self._unwrapped_model(), hap_config, self.train_dataset)
             if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)
         if teacher is not None:

@@ -1,9 +1,9 @@
 """Watches a recovery: measures it on examples that it does not see, and undoes it where it does not help."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..efficiency import evaluating
 from .best_state import BestState
 from .config import HapConfig
 from .held_out import MOST, split
-from .pruning import PreparedBatches
 
 
 logger = logging.get_logger(__name__)
@@ -61,7 +60,7 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
         kept = BestState(partial(_badness, trainer), lambda steps: 0, folder)
     else:
         examples = trainer.eval_dataset if config.recovery_check == "eval" else held_out
-        measure = partial(_distance, trainer, compute_loss, _batches(trainer, examples))
+        measure = partial(_distance, trainer, compute_loss, cache(partial(_batches, trainer, examples)))
         kept = BestState(measure, partial(_checks, trainer, examples), folder)
     trainer.callback_handler.callbacks.insert(0, kept)  # Others shall find the best weights when training ends.
     trainer.train_dataset = rest
@@ -86,22 +85,27 @@ def _badness(trainer: Any, state: TrainerState) -> float:
     return -value if trainer.args.greater_is_better else value
 
 
-def _batches(trainer: Any, examples: Any) -> Iterable[dict[str, Any]]:
-    """Batches of the examples to watch on, or of training examples where there are none."""
+def _batches(trainer: Any, examples: Any) -> list[Any]:
+    """This process's batches of the examples to watch on, or of training examples where there are none.
+
+    All weights are measured on these: a collator that masks tokens at random, say, must not draw anew for each.
+    """
     loader = trainer._scoring_loader(MOST) if examples is None else trainer.hooks.loader(examples, MOST)
-    return PreparedBatches(loader, lambda batch: [trainer._prepare_inputs(batch)])
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    torch.manual_seed(trainer.args.seed)  # A run that is resumed draws what the first one did.
+    return [batch for place, batch in enumerate(loader) if place % world == rank]
 
 
-def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Iterable[dict[str, Any]], *_: Any) -> float:
+def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]], *_: Any) -> float:
     """The mean distance to the dense model over the batches, which processes share."""
-    accelerator, total = trainer.accelerator, torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64)
     # Loaders draw a seed, which the order of training batches must not depend on.
     with evaluating(trainer.model), torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
-        for place, batch in enumerate(batches):
-            if place % accelerator.num_processes == accelerator.process_index:
-                total[0] += trainer.hooks.distance_to_dense(compute_loss, trainer.model, batch).item()
-                total[1] += 1
-    found, count = accelerator.reduce(total.float().to(trainer.args.device), "sum").tolist()
+        for batch in batches():
+            inputs = trainer._prepare_inputs(batch)
+            total[0] += trainer.hooks.distance_to_dense(compute_loss, trainer.model, inputs).item()
+            total[1] += 1
+    found, count = trainer.accelerator.reduce(total.float().to(trainer.args.device), "sum").tolist()
     trainer.log({"hap_distance": found / count})
     return found / count
 

@@ -36,6 +36,12 @@ def test_every_form_gives_the_same_texts(tmp_path, monkeypatch):
     assert read_texts(["-"]) == TEXTS
 
 
+def test_only_ends_of_lines_end_texts(tmp_path):
+    lines = ["one\u2028text", "with\x0cform feed", "wait\x85 and see", *TEXTS]
+    for end in ("\n", "\r\n", "\r"):
+        assert read_texts([written(tmp_path, "a.txt", end.join(lines) + end)]) == lines
+
+
 def test_several_files_are_one_list_without_repetitions(tmp_path):
     first = written(tmp_path, "a.txt", "\n".join(TEXTS[:6]))
     second = written(tmp_path, "b.txt", "\n".join([" " + TEXTS[0], "", *TEXTS[5:], TEXTS[3]]))

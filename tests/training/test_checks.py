@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from datasets import IterableDataset
 from tiny import make_batch, untouched
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +23,28 @@ def bert(task="ForSequenceClassification", **config):
 
 def projection_of(model):
     return model.bert.encoder.layer[0].attention.self.query
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("flag, dtype", [("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16)])
+def test_evaluation_that_casts_for_good_is_refused(tmp_path, flag, dtype):
+    with pytest.raises(ValueError, match=f"{flag}=True casts the weights to {dtype}.*{flag[:4]}=True evaluates in"):
+        make_trainer(tmp_path, **{flag: True})
+    make_trainer(tmp_path, hap_config=None, **{flag: True})
+    make_trainer(tmp_path, model=bert().to(dtype), **{flag: True})  # Casts nothing.
+
+
+def test_epochs_of_a_stream_are_refused(tmp_path):
+    def stream(**config):
+        rows = IterableDataset.from_generator(lambda: iter(Rows(8).rows))
+        config = HapConfig(ratio=0.5, budget="heads", **config)
+        return make_trainer(tmp_path, rows=rows, max_steps=2, hap_config=config)
+
+    with pytest.raises(ValueError, match="recovery_epochs=2 needs a data set with a length, and the train_"):
+        stream(recovery_epochs=2)
+    stream()
 
 
 # Models

@@ -9,7 +9,7 @@ from tiny import make_model
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from trainers import Rows, make_trainer
-from transformers import TrainerCallback
+from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback, default_data_collator
 
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.training import best_state, watching
@@ -264,3 +264,40 @@ def test_a_twentieth_at_most_512(tmp_path):
     assert set_aside({"a": range(40), "b": range(9)}, seed=0)[1] is None
     stream = IterableDataset.from_generator(lambda: iter([{"a": 1}] * 99))
     assert set_aside(stream, seed=0) == (stream, None)
+
+
+class Masking:
+    """A collator that draws at random which rows it leaves out, as one that masks tokens does."""
+
+    def __call__(self, rows):
+        batch = default_data_collator(rows)
+        batch["input_ids"] = torch.where(torch.rand(batch["input_ids"].shape) < 0.5, 3, batch["input_ids"])
+        return batch
+
+
+def test_all_weights_are_measured_on_the_same_draw(tmp_path):
+    measured = []
+    for place in range(2):
+        trainer = pruned_trainer(tmp_path / str(place), learning_rate=1e-30)
+        trainer.data_collator = Masking()
+        torch.manual_seed(place)  # A later process, which resumes a run, draws other numbers.
+        trainer.train()
+        measured += told(trainer)
+    assert len(measured) > 4 and len(set(measured)) == 1
+
+
+def test_layouts_of_weights_that_files_do_not_have(tmp_path):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=2)
+    model = ResNetForImageClassification(config).to(memory_format=torch.channels_last)
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i in range(24)]
+    hap_config = HapConfig(ratio=0.4, max_examples=8, refit_examples=8, tuning_epochs=0, recovery_learning_rate=HARMS)
+    arguments = {"hap_config": hap_config, "watched": True, "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(tmp_path, model=model, rows=rows, **arguments)
+    trainer.prune()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    assert trainer.results["recovery"]["step"] == 0 and (tmp_path / "_recovery" / BEST_STATE).exists()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0.0, atol=0.0)
+        assert parameter.stride() == before[name].stride()
+    assert not all(parameter.is_contiguous() for parameter in model.parameters())
