@@ -92,8 +92,11 @@ class BestState(TrainerCallback):
         value, self._measured = self.measure(state), state.global_step
         if not self._weights or value < self.best:  # A value that is not finite is never better.
             self.best, self.step = value, state.global_step
-            plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}  # Others are not saved.
-            self._weights = {name: tensor.detach().to(**plain) for name, tensor in _tensors(model).items()}
+            plain = torch.contiguous_format  # Other layouts are not saved.
+            self._weights = {
+                name: tensor.detach().to("cpu", copy=True, memory_format=plain)
+                for name, tensor in _tensors(model).items()
+            }
         return value
 
     def _save(self) -> None:
