@@ -49,7 +49,7 @@ from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
 
 
 # Tables of a grid; by default all: points over dense, leads, and seconds.
-SHOWN = {"longer": 2, "compression": 1, "base": 1}
+SHOWN = {"longer": 2, "compression": 1, "base": 1, "base longer": 1}
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
@@ -227,8 +227,9 @@ def grids() -> dict[str, list[dict]]:
     found = {name: grid.cells_in(results / "cells.jsonl") for name, grid in full.items()}
     high = (grid.cells_in(results / "compression.jsonl") for grid in PRESETS["compression"].values())
     longer = full["main"].cells_in(results / "longer_recovery.jsonl")
-    base = PRESETS["base"]["base"].cells_in(results / "base.jsonl")
-    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells], "base": base}
+    names = {"base": "base.jsonl", "base longer": "base_longer.jsonl"}
+    base = {name: PRESETS["base"]["base"].cells_in(results / file) for name, file in names.items()}
+    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells]} | base
 
 
 def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:

@@ -1,6 +1,7 @@
 """Dimensions of heads on the command line: aligned by `hap prune`, or step by step."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from hap_transformers.cli import app
 from hap_transformers.reporting.ranks import head_ranks
 
 
+WRITTEN = {"README.md", "pruning_plan.json", "report.html", "results.json", "sensitivity.safetensors"}
+WRITTEN |= {"head_ranks.png", "structure.png"}
 KINDS = [word for kind in DIMENSIONS for word in ("--components", kind)]
 
 
@@ -101,3 +104,22 @@ def test_a_model_that_lost_dimensions(source):
     hap(*again)
     left = [sum(p.numel() for p in SentenceTransformer(n, device="cpu").parameters()) for n in ("small", "smaller")]
     assert left[1] < left[0]
+
+
+@pytest.mark.parametrize("command", ["align", "prune"])
+def test_nothing_tells_of_an_earlier_model_where_a_dense_one_takes_its_place(source, tmp_path, command):
+    hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
+    assert {file.name for file in (tmp_path / "small").iterdir()} >= WRITTEN
+    shutil.copytree("small", "own")
+    kept = tmp_path / "own" / "README.md"
+    kept.write_text("Somebody wrote this.")
+    for folder in ("small", "own"):
+        ratio = ["--ratio", 0] if command == "prune" else []
+        hap(command, source, "--texts", "texts.txt", *ratio, "--output", folder, "--overwrite")
+        left = {file.name for file in (tmp_path / folder).iterdir()} & WRITTEN
+        plan = {"pruning_plan.json"} if command == "prune" else set()
+        assert left - {"README.md"} == plan
+        torch.testing.assert_close(embedded(folder), embedded(source), rtol=1e-4, atol=1e-5)
+    card = tmp_path / "small" / "README.md"
+    assert not card.exists() or "Written by hap_transformers" not in card.read_text()
+    assert kept.read_text() == "Somebody wrote this."

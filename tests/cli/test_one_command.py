@@ -1,7 +1,6 @@
 """`hap prune --ratio`: one command from a model and texts to a smaller model, and what it says of it."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -250,28 +249,6 @@ def test_a_page_of_an_earlier_model_is_removed(here):
     hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small", *WHOLE)
     hap("prune", source, "--plan", "small/pruning_plan.json", "--output", "small", "--overwrite")
     assert not (here / "small" / "report.html").exists() and (here / "small" / "README.md").exists()
-
-
-@pytest.mark.parametrize("command", ["align", "prune"])
-def test_nothing_tells_of_an_earlier_model_where_a_dense_one_takes_its_place(here, command):
-    source = save_encoder(here)
-    hap("prune", source, "--texts", "texts.txt", "--ratio", 0.5, "--output", "small")
-    assert set(FILES) <= {file.name for file in (here / "small").iterdir()}
-    shutil.copytree("small", "own")
-    kept = here / "own" / "README.md"
-    kept.write_text("Somebody wrote this.")
-    for folder in ("small", "own"):
-        ratio = ["--ratio", 0] if command == "prune" else []
-        arguments = [command, source, "--texts", "texts.txt", *ratio, "--output", folder, "--overwrite"]
-        result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        left = {file.name for file in (here / folder).iterdir()} & {*FILES, "head_ranks.png"}
-        plan = {"pruning_plan.json"} if command == "prune" else set()
-        assert left - {"README.md"} == plan
-        torch.testing.assert_close(embedded(folder), embedded(source), rtol=1e-4, atol=1e-5)
-    card = here / "small" / "README.md"
-    assert not card.exists() or "Written by hap_transformers" not in card.read_text()
-    assert kept.read_text() == "Somebody wrote this."
 
 
 @pytest.mark.parametrize("name", ["results.json", "report.html"])
