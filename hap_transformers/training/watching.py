@@ -92,7 +92,7 @@ def _batches(trainer: Any, examples: Any) -> list[Any]:
     """
     loader = trainer._scoring_loader(MOST) if examples is None else trainer.hooks.loader(examples, MOST)
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    torch.manual_seed(trainer.args.seed)  # A run that is resumed draws what the first one did.
+    torch.default_generator.manual_seed(trainer.args.seed)  # A run that is resumed draws what the first one did.
     return [batch for place, batch in enumerate(loader) if place % world == rank]
 
 
