@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,6 @@ from ..files import whole_files, write_text
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan
 from .loading import Loaded
-
-
-PLAN = "pruning_plan.json"
-# What tells of a pruned model beside its card and its plan.
-TOLD = (
-    *("results.json", "report.html", "sensitivity.safetensors"),
-    *("structure.png", "head_ranks.png", "parts.png", "head_sensitivity.png"),
-)
 
 
 def write_pruned(
@@ -36,7 +27,7 @@ def write_pruned(
     # Matplotlib and Jinja are of use here alone.
     from ..reporting.card import base_model_of
     from ..reporting.hub import write_card
-    from ..reporting.page import write_report
+    from ..reporting.page import PAGE, write_report
     from ..reporting.ranks import head_ranks
     from ..reporting.results import public_name, versions
 
@@ -50,9 +41,9 @@ def write_pruned(
         "training": {},
         "versions": versions(),
     }
-    with _replacing(folder) as unfinished:
+    with whole_files(folder) as unfinished:
         loaded.save(unfinished)
-        plan.save(unfinished / PLAN)
+        plan.save(unfinished / "pruning_plan.json")
         write_text(unfinished / "results.json", json.dumps(whole, indent=2) + "\n")
         if scores is not None:
             scores.model = ""  # The dense model is not kept.
@@ -62,32 +53,26 @@ def write_pruned(
             shutil.copy(folder / "README.md", unfinished)
         card = {"base_model": base, "model_name": f"pruned {whole['model']}", "dataset": whole["task"]}
         write_card(loaded.model, unfinished, results=whole, plan=plan, loader=loaded.loader, **card)
+    if scores is None:  # Those of an earlier model.
+        for name in (PAGE, "sensitivity.safetensors"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_dense(folder: Path, loaded: Loaded, plan: PruningPlan | None = None) -> None:
-    """Writes a model of which nothing was removed, whole or not at all.
+    """Writes a model of which nothing was removed, whole or not at all, in place of all that tells of an earlier one.
 
     Args:
         folder (`Path`): Where to.
         loaded (`Loaded`): The model.
         plan (`PruningPlan`, *optional*): The empty plan.
     """
-    with _replacing(folder) as unfinished:
-        loaded.save(unfinished)
-        if plan is not None:
-            plan.save(unfinished / PLAN)
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yields a folder whose files replace those in `folder` at the end. What tells of an earlier model goes, too."""
-    from ..reporting.hub import MARK
+    from ..reporting.hub import remove_card
+    from ..reporting.page import FILES, PAGE
 
     with whole_files(folder) as unfinished:
-        yield unfinished
-        written = {file.name for file in unfinished.iterdir()}
-    card = folder / "README.md"
-    if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        written.add(card.name)  # Somebody's own.
-    for name in {*TOLD, PLAN, card.name} - written:
-        (folder / name).unlink(missing_ok=True)
+        loaded.save(unfinished)
+        if plan is not None:
+            plan.save(unfinished / "pruning_plan.json")
+        remove_card(folder)
+        for name in (*FILES, PAGE):
+            (folder / name).unlink(missing_ok=True)

@@ -207,6 +207,9 @@ def named_layers(model: PreTrainedModel, architecture: Architecture, kind: str) 
     return [(path, (names if path in of_decoder else architecture.names)[kind]) for path in paths]
 
 
+MERGE = " Merge its adapters first (`merge_and_unload`); `add_adapter` puts others on the pruned model."
+
+
 def _paths_in(model: PreTrainedModel, layers: str, tower: str = "") -> list[str]:
     """Path of every layer of lists of layers."""
     modules, paths = dict(model.base_model.named_modules()), [tower]
@@ -215,8 +218,7 @@ def _paths_in(model: PreTrainedModel, layers: str, tower: str = "") -> list[str]
         missing = [path for path in lists if path not in modules]
         if missing:
             wrapped = getattr(model, "peft_config", None) is not None
-            remedy = " Merge its adapters first (`merge_and_unload`); `add_adapter` puts others on the pruned model."
-            remedy = remedy if wrapped else ""
+            remedy = MERGE if wrapped else ""
             raise ValueError(
                 f"{type(model).__name__} has no module {missing[0]!r}, where the layers of a "
                 f"'{model.config.model_type}' are expected; this model cannot be scored or pruned.{remedy}"

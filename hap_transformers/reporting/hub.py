@@ -71,6 +71,16 @@ def write_card(model: PreTrainedModel, folder: str | Path, *, tags: Sequence[str
     write_eval_results(folder, metrics, dataset, config, about.get("plan"))
 
 
+def remove_card(folder: str | Path) -> None:
+    """Removes the card of [`write_card`] from a folder, with its pictures and results; a custom card stays."""
+    file = Path(folder) / "README.md"
+    if not file.exists() or _is_custom(ModelCard.load(file)):
+        return
+    for name in (file.name, PICTURE, RANKS_PICTURE, PARTS_PICTURE):
+        file.with_name(name).unlink(missing_ok=True)
+    write_eval_results(folder, {}, None)
+
+
 def _only(names: str | Sequence[str] | None) -> str | None:
     """The single name among names: of several data sets, a metric does not say which it is of."""
     if isinstance(names, str) or names is None:

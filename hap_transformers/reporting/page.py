@@ -28,6 +28,7 @@ from .wording import (
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+PAGE = "report.html"
 FILES = ("results.json", "pruning_plan.json", "sensitivity.safetensors")
 # What loads a model of run_glue_hap.py.
 LOADER = "transformers.AutoModelForSequenceClassification"
@@ -67,7 +68,7 @@ def write_report(folder: str | Path, output: str | Path | None = None, name: str
         page = render_report(name or folder.resolve().name, results, plan, scores)
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, jinja2.TemplateError) as error:
         raise ValueError(f"'{folder / 'results.json'}' is not that of a run: {error!r}.") from error
-    output = Path(output or folder / "report.html")
+    output = Path(output or folder / PAGE)
     write_text(output, page)
     return output
 

@@ -205,14 +205,14 @@ def _costs_of(
 
 def _alike(task: ScoringTask) -> Iterator[list[int]]:
     """Positions of the groups to work on together: of one shape, and as many as the memory allows."""
-    shapes: dict[tuple[int, int], list[int]] = {}
+    shapes: dict[tuple[bool, int, int], list[int]] = {}
     for i, group in enumerate(task.groups):
-        inputs = group.reader.in_features if group.readers else 0
-        shapes.setdefault((inputs, group.num_components), []).append(i)
-    for (inputs, components), positions in shapes.items():
-        # Groups without readers have matrices over their components. A processor's caches hold no more than one.
-        size = elimination_bytes(inputs or components)
-        count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // size)
+        # Groups without readers have matrices over their components.
+        size = group.reader.in_features if group.readers else group.num_components
+        shapes.setdefault((bool(group.readers), size, group.num_components), []).append(i)
+    for (_, size, _), positions in shapes.items():
+        # A processor's caches hold no more than one.
+        count = 1 if task.sums_device.type == "cpu" else max(1, TOGETHER // elimination_bytes(size))
         for start in range(0, len(positions), count):
             yield positions[start : start + count]
 
