@@ -19,7 +19,8 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     """Selects the features of the tokens that an attention mask does not exclude.
 
     Args:
-        features (`torch.Tensor`): Shape `(batch, tokens, features)`.
+        features (`torch.Tensor`): Shape `(batch, tokens, features)`, or `(batch * tokens, features)` of a model that
+            flattens its tokens.
         mask (`torch.Tensor`, *optional*): Shape `(batch, tokens)`, zero for padding, or `(examples, choices, tokens)`
             where the model runs each choice as an example. A mask of another shape is ignored, and all tokens count;
             this happens, for example, if the model shortens the sequence.
@@ -29,6 +30,8 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     """
     if mask is not None and mask.ndim == 3:
         mask = mask.flatten(0, 1)
+    if mask is not None and features.ndim == 2:
+        mask = mask.flatten()
     if mask is not None and mask.shape == features.shape[:-1]:
         return features[mask.bool()]
     return features.flatten(0, -2)

@@ -82,7 +82,8 @@ def explicit_factors(model, batch, module):
     handle.remove()
     tokens = torch.cat([inputs for inputs, _ in seen]).detach()
     mask = batch.get("attention_mask")
-    tokens = tokens.flatten(0, 1) if mask is None else tokens[mask.repeat(len(seen), 1).bool()]
+    tokens = tokens.flatten(0, -2)  # Those of OPT's feed-forward blocks are flat.
+    tokens = tokens if mask is None else tokens[mask.repeat(len(seen), 1).flatten().bool()]
     cotangents = 0
     for i, example in enumerate(logits):
         p = example.softmax(0).detach()

@@ -20,6 +20,12 @@ def test_a_mask_of_another_shape_is_passed_over():
     assert len(tokens.valid_tokens(x, mask[:, :2])) == len(tokens.valid_tokens(x, None)) == 6
 
 
+def test_flat_tokens():
+    """OPT's feed-forward block reads the tokens of all texts as rows of one matrix."""
+    x, mask = torch.arange(12.0).view(6, 2), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert tokens.valid_tokens(x, mask).tolist() == [[0, 1], [2, 3], [6, 7]]
+
+
 def test_choices_are_examples():
     """The model sees two choices of two examples as four texts."""
     x, mask = torch.arange(12.0).view(4, 3, 1), torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]])
@@ -30,7 +36,7 @@ def test_choices_are_examples():
     assert longer["attention_mask"].shape == (1, 2, 4)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart", "mpnet"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "gpt2", "bart", "mpnet", "opt"])
 def test_texts_longer_than_the_table_of_positions(model_type):
     model = ZOO[model_type].model(torch.float32, eos_token_id=2)
 

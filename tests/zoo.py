@@ -15,8 +15,8 @@ from hap_transformers.components.releases import DINOV2_RENAMED, VIT_RENAMED
 LAYERS, HEADS, HIDDEN, NEURONS, VOCABULARY = 2, 4, 16, 24, 40
 ALL_HEADS, ALL_NEURONS = list(range(HEADS)), list(range(NEURONS))
 # Their streams have outliers, so each input's ridge is a share of its own second moment.
-NORM_FIRST = {"beit", "clip", "deit", "dinov2", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "siglip"}
-NORM_FIRST |= {"swin", "t5", "t5-gated", "vit", "whisper"}
+NORM_FIRST = {"beit", "clip", "deit", "dinov2", "gpt2", "llama", "mistral", "modernbert", "opt", "qwen2", "qwen3"}
+NORM_FIRST |= {"siglip", "swin", "t5", "t5-gated", "vit", "whisper"}
 
 
 @dataclass
@@ -224,6 +224,13 @@ ZOO: dict[str, Tiny] = {
         "attention.attn.o",
         ("intermediate.dense",),
         "output.dense",
+    ),
+    "opt": Tiny(
+        "OPT",
+        "model.decoder.layers.{}",
+        *BART_PATHS,
+        {**TOKENS, "word_embed_proj_dim": HIDDEN, "activation_function": "gelu"},
+        ("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim"),
     ),
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3", head_dim=6),

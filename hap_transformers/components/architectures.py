@@ -161,6 +161,12 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
             "Architecture(...) with the names of its attention and feed-forward projections."
         )
     architecture = ARCHITECTURES[model_type]
+    for name, value in architecture.requires.items():
+        if (found := getattr(model.config, name)) != value:
+            raise ValueError(
+                f"The config of {type(model).__name__} has {name}={found}; models of type '{model_type}' are supported "
+                f"with {name}={value} only, as others are built otherwise."
+            )
     if architecture.tower and {f"{name}_model" for name in TOWERS} <= dict(model.base_model.named_children()).keys():
         family = type(model).__name__.removesuffix("Model")
         raise ValueError(

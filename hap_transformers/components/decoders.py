@@ -39,6 +39,17 @@ PHI = Architecture(
 # GPT-NeoX are interleaved, and OLMo 2 normalizes the queries of all heads together.
 PHI3_NEURONS = NeuronNames(("mlp.gate_up_proj", "mlp.gate_up_proj"), "mlp.down_proj", "mlp.activation_fn")
 GPT_NEOX_NEURONS = NeuronNames(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "mlp.act")
+# Its feed-forward block reads the tokens of all texts as rows of one matrix.
+OPT = Architecture(
+    "decoder.layers",
+    {
+        "embedding_dims": EmbeddingNames("decoder.embed_tokens"),
+        "heads": SELF_ATTENTION,
+        "neurons": NeuronNames(("fc1",), "fc2", "activation_fn", norm="final_layer_norm", config_neurons="ffn_dim"),
+    },
+    norm_first=True,
+    requires={"do_layer_norm_before": True},
+)
 
 DECODERS: dict[str, Architecture] = {
     "gemma": GEMMA,
@@ -50,6 +61,7 @@ DECODERS: dict[str, Architecture] = {
     "mistral": LLAMA,
     "olmo": GEMMA,
     "olmo2": Architecture("layers", {"neurons": replace(LLAMA_NEURONS, apart=True)}, norm_first=True),
+    "opt": OPT,
     "phi": PHI,
     "phi3": Architecture("layers", {"neurons": PHI3_NEURONS}, norm_first=True),
     "qwen2": LLAMA,

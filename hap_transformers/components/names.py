@@ -1,7 +1,7 @@
 """How the table of architectures names the modules that components own. All paths start at a layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -209,6 +209,8 @@ class Architecture:
             The decoder's are numbered after them.
         tower (`str`, *optional*): `"vision"` or `"text"`, for families with a tower of each. Classes of more than one
             tower hold it as `vision_model` or `text_model`, their config as `vision_config` or `text_config`.
+        requires (`Mapping[str, Any]`, *optional*): Attributes of the config, and the values that they must have.
+            Models of the family with other values are built otherwise, and are refused.
     """
 
     layers: str
@@ -217,3 +219,4 @@ class Architecture:
     also_added: tuple[str, ...] = ()
     decoder: DecoderNames | None = None
     tower: str | None = None
+    requires: Mapping[str, Any] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from tiny import make_model
-from transformers import BertConfig, BertModel, BloomConfig, BloomModel
+from transformers import BertConfig, BertModel, BloomConfig, BloomModel, OPTConfig, OPTForCausalLM
 
 from hap_transformers import (
     ARCHITECTURES,
@@ -27,6 +27,13 @@ def test_quantized_models_are_refused():
 def test_unknown_architecture_names_the_supported_ones():
     model = BloomModel(BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10))
     with pytest.raises(ValueError, match="'bloom'.*albert, bart, beit, bert, .*ARCHITECTURES"):
+        prune_heads(model, {0: [0]})
+
+
+def test_a_model_that_is_built_otherwise_is_refused():
+    sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8, "num_hidden_layers": 1, "vocab_size": 10}
+    model = OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=2, do_layer_norm_before=False))
+    with pytest.raises(ValueError, match="OPTForCausalLM has do_layer_norm_before=False; .*=True only"):
         prune_heads(model, {0: [0]})
 
 

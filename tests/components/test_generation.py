@@ -10,7 +10,7 @@ from zoo import HEADS, ZOO, masked
 from hap_transformers import PruningPlan, apply_plan
 
 
-TINY = dataclasses.replace(ZOO["llama"], task="ForCausalLM")
+TINY, OPT = (dataclasses.replace(ZOO[name], task="ForCausalLM") for name in ("llama", "opt"))
 HEADS_GONE, NEURONS_GONE = {0: [1, 2], 1: [0]}, {0: [0, 5, 7], 1: list(range(24))}
 DIMS_GONE = {0: {0: ([0, 2], [1]), 2: ([1], [0, 1, 3])}, 1: {1: ([], [0, 1]), 3: ([0, 1], [])}}
 LONG = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
@@ -18,17 +18,18 @@ LONG = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 def model_of(gone):
     """The dense model, and it masked and pruned: some heads and neurons, some dimensions, or a layer's attention."""
-    dense = TINY.model(tie_word_embeddings=True)
+    tiny = OPT if gone == "heads of OPT" else TINY
+    dense = tiny.model(tie_word_embeddings=True)
     if gone == "dims":
-        expected, pruned = masked_dims(dense, TINY, DIMS_GONE), without(dense, TINY, DIMS_GONE)
-        return TINY.model(tie_word_embeddings=True), expected, pruned
+        expected, pruned = masked_dims(dense, tiny, DIMS_GONE), without(dense, tiny, DIMS_GONE)
+        return tiny.model(tie_word_embeddings=True), expected, pruned
     heads = {0: list(range(HEADS)), 1: [2]} if gone == "attention" else HEADS_GONE
-    expected = masked(dense, TINY, heads, NEURONS_GONE)
+    expected = masked(dense, tiny, heads, NEURONS_GONE)
     apply_plan(dense, PruningPlan.for_model(dense, heads=heads, neurons=NEURONS_GONE))
-    return TINY.model(tie_word_embeddings=True), expected, dense
+    return tiny.model(tie_word_embeddings=True), expected, dense
 
 
-@pytest.fixture(scope="module", params=["heads", "dims", "attention"])
+@pytest.fixture(scope="module", params=["heads", "dims", "attention", "heads of OPT"])
 def models(request):
     return model_of(request.param)
 

@@ -35,6 +35,7 @@ WIDTHS = {
     "mistral": (1024, 8, 3584, {"num_key_value_heads": 2, "head_dim": 128}),
     "modernbert": (768, 12, 1152, {}),  # ModernBERT base
     "mpnet": (768, 12, 3072, {}),
+    "opt": (768, 12, 3072, {"word_embed_proj_dim": 768}),  # OPT 125M
     "qwen2": (896, 14, 4864, {"num_key_value_heads": 2, "head_dim": 64}),  # Qwen2 0.5B
     "qwen3": (1024, 16, 3072, {"num_key_value_heads": 8, "head_dim": 128}),  # Qwen3 0.6B
     "roberta": (768, 12, 3072, {}),
