@@ -164,8 +164,8 @@ def get_architecture(model: PreTrainedModel) -> Architecture:
     for name, value in architecture.requires.items():
         if (found := getattr(model.config, name)) != value:
             raise ValueError(
-                f"The config of {type(model).__name__} has {name}={found}; models of type '{model_type}' are supported "
-                f"with {name}={value} only, as others are built otherwise."
+                f"The config of {type(model).__name__} has {name}={found}; models of type '{model_type}' are "
+                f"supported with {name}={value} only, as others are built otherwise."
             )
     if architecture.tower and {f"{name}_model" for name in TOWERS} <= dict(model.base_model.named_children()).keys():
         family = type(model).__name__.removesuffix("Model")
