@@ -87,7 +87,8 @@ def shared(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
-    """Returns methods and tasks in the order of their cells, and ratios in rising order, without 0.
+    """Returns methods and tasks in the order of their cells, and ratios in rising order, without the control's
+    0 if there are others.
 
     Raises:
         ValueError: If cells have several base models or budgets, if only some are of a fold, or if cells of one task
@@ -107,4 +108,5 @@ def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
                 "keep those of one run."
             )
     methods, tasks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("method", "task"))
-    return methods, tasks, sorted({cell["ratio"] for cell in cells} - {0})
+    ratios = {cell["ratio"] for cell in cells}
+    return methods, tasks, sorted(ratios - {0} or ratios)

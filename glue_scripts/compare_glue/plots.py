@@ -97,7 +97,7 @@ def plot_kept(cells: list[Cell], path: str | Path) -> None:
         path (`str` or `Path`): The picture's file; the ending says the format.
     """
     methods, _, ratios = axes_of(cells)
-    methods = [name for name in methods if any(cell["method"] == name and cell["ratio"] for cell in cells)]
+    methods = [name for name in methods if any(cell["method"] == name and cell["ratio"] in ratios for cell in cells)]
     figure = Figure(figsize=(2.5 + 2.6 * len(ratios), 1.0 + 0.7 * len(methods)), layout="constrained")
     panels = figure.subplots(2, len(ratios), squeeze=False, sharex=True, sharey=True)
     for row, kind in zip(panels, ("heads", "neurons"), strict=True):

@@ -10,7 +10,7 @@ from glue_scripts.compare_glue.base_models import MINILM
 from glue_scripts.compare_glue.cells import shared, write_csv
 from glue_scripts.compare_glue.grids import PRESETS, Grid
 from glue_scripts.compare_glue.methods import CONTROL, DEFAULT
-from glue_scripts.compare_glue.plots import COLOURS
+from glue_scripts.compare_glue.plots import COLOURS, plot_gains, plot_kept
 from glue_scripts.compare_glue.table import differences, differences_table, seconds_table, table
 
 
@@ -45,6 +45,14 @@ def test_table_of_means_over_seeds_and_tasks():
     assert dense == "| the dense model | 80.0 ± 0.0 | 80.0 ± 0.0 |"
     assert default == f"| {DEFAULT} | -2.0 ± 1.4 | +1.0 ± 0.0 | -0.5 |"
     assert nothing == f"| {CONTROL} | +2.0 [1] | +2.0 [1] | +2.0 |"
+
+
+def test_the_control_alone_has_tables_and_pictures(tmp_path):
+    cells = [make_cell(CONTROL, ratio=0, pruned=0.8)]
+    assert "| nothing removed | 0.0 | 0.0 |" in table(cells)
+    for name, plot in (("gains", plot_gains), ("kept", plot_kept)):
+        plot(cells, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").exists()
 
 
 def test_differences_are_paired():
