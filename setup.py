@@ -17,6 +17,7 @@ TEST = [
     "pytest",
     "pytest-xdist",
     "hypothesis",
+    "jiwer",
     "scikit-learn",
     "peft",
     "onnx",
