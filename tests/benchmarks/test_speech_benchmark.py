@@ -48,8 +48,8 @@ def variables_of(model):
 
 def block_of(weights, layer):
     found = {}
-    norms = {"self_attn_layer_norm": "self_attention", "encoder_attn_layer_norm": "attention", "final_layer_norm": "ffn"}
-    for own, place in norms.items():
+    places = {"self_attn_layer_norm": "self_attention", "encoder_attn_layer_norm": "attention"}
+    for own, place in {**places, "final_layer_norm": "ffn"}.items():
         if f"{layer}{own}.weight" in weights:
             found[f"{place}/layer_norm/gamma"] = weights[f"{layer}{own}.weight"]
             found[f"{place}/layer_norm/beta"] = weights[f"{layer}{own}.bias"]
@@ -98,7 +98,8 @@ def folder(model, tmp_path_factory):
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
     words.save(str(folder / "tokenizer.json"))
-    lines = ["; Some", "", "beep: [a tone]", "digits/one:  One.", "gone: Gone.", "hello: Hello again.", "bye: Good bye."]
+    lines = ["; Some", "", "beep: [a tone]", "digits/one:  One.", "gone: Gone.", "hello: Hello again."]
+    lines.append("bye: Good bye.")
     (folder / "texts.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     (folder / "digits").mkdir()
     noise = np.random.default_rng(0).normal(0, 3000, 8000 * 12).astype(np.int16)
