@@ -33,6 +33,8 @@ from benchmarks.markdown_table import (
 from benchmarks.markdown_table import table as table_of_ratios
 from benchmarks.ranks import Key as RanksKey
 from benchmarks.ranks_plot import plot_ranks
+from benchmarks.speech import Key as SpeechKey
+from benchmarks.speech import table as word_errors_table
 from benchmarks.whole_classifiers import Key as ClassifiersKey
 from benchmarks.whole_model import Key as WholeModelKey
 from benchmarks.whole_model_table import classifiers_table, vocabulary_table, whole_model_table, width_table
@@ -266,6 +268,9 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[README, "encoders"] = summary_of_embeddings(encoders)
     for name, text in sections_on_embeddings(encoders).items():
         found[HERE / "embeddings.md", name] = text
+    found[HERE / "how_to" / "seq2seq.md", "word errors"] = word_errors_table(
+        read_cells(BENCHMARKS / "speech.jsonl", SpeechKey)
+    )
     found[HERE / "language.md", "perplexity"] = perplexity_table(
         read_cells(BENCHMARKS / "language.jsonl", LanguageKey)
     )
