@@ -85,11 +85,11 @@ def differences(cells: list[Cell], method: str, phase: str = "recovered") -> lis
         `list[dict]`: With `other`, `ratio`, `pairs`, `mean`, and `low` and `high` where there are enough pairs.
     """
     methods, tasks, ratios = axes_of(cells)
+    # Before the recovery the control is the dense model.
+    without = {method, CONTROL} if phase == "pruned" else {method}
     rows = []
-    for other in (DENSE, *methods):
+    for other in (DENSE, *(name for name in methods if name not in without)):
         for ratio in ratios:
-            if other == method:
-                continue
             pairs = []
             for task in tasks:
                 leads, others = (gains(cells, phase, name, task, ratio) for name in (method, other))

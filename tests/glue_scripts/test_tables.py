@@ -67,6 +67,9 @@ def test_differences_are_paired():
     assert dense == {"other": "the dense model", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(-1.0)}
     assert row == {"other": "gradient", "ratio": 0.6, "pairs": 3, "mean": pytest.approx(2.0)}  # Too few to resample.
     assert differences_table(cells, DEFAULT).splitlines()[-1] == "| over gradient | +2.0 |"
+    cells.append(make_cell(CONTROL, ratio=0, dense=0.8, pruned=0.8, recovered=0.77))
+    assert differences_table(cells, DEFAULT).splitlines()[-1] == "| over nothing removed | +2.0 [1] |"
+    assert differences_table(cells, DEFAULT, "pruned").splitlines()[-1] == "| over gradient | 0.0 |"
 
 
 def test_what_rounds_to_zero_has_no_sign():
