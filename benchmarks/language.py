@@ -37,6 +37,7 @@ from hap_transformers.files import whole_files
 from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
+from . import flap as flap
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
 from .language_recovery import recover
 
@@ -224,6 +225,7 @@ WAYS: dict[str, Way] = {
     "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
     "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
     "magnitude": by_scores("magnitude"),
+    "fluctuation (FLAP)": by_scores("flap"),
 }
 # Ways that go on with the pruned model of another.
 RECOVERED = {"kronecker, layers tuned, recovered": "kronecker, layers tuned"}
