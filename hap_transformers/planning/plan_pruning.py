@@ -144,8 +144,7 @@ def _chosen(
     saved = sum(unit.saves for unit in units)
     most = saved - counted_twice(budget.pairs, lost)
     # Parts save something more when the last of their components goes.
-    present = {place: runs.places_left() for place in budget.whole_parts if (runs := groups[place].runs)}
-    others = {(groups[place].layer, part) for place, parts in present.items() for part in parts} - gone
+    others = parts_without(groups, units) - gone
     _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, floors)
     rankings = [units] if comparable else _apart(units, groups)
     removed: list[Unit] = []
