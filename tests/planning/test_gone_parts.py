@@ -85,6 +85,23 @@ def test_parts_make_up_for_what_their_components_do_not_reach():
     assert [left_of(group) for group in find_groups(model, ["value_dims"])] == LAYERS * [HEADS * [0]]
 
 
+@pytest.mark.parametrize("kinds, ratio", [(["value_dims"], 0.2), (DIMS[1:], 0.4), (DIMS[1:], 0.7)])
+@pytest.mark.parametrize("comparable", [True, False])
+def test_query_key_dimensions_that_are_not_scored_count(kinds, ratio, comparable):
+    """They go with their heads, so fewer others do: a head's at most, and eight neurons, beyond the share."""
+    dense = ZOO["bert"].model(torch.float32, hidden_size=64, intermediate_size=256)
+    scores = made_scores(dense, {0: [1, 2], 1: [0, 2, 3]})
+    own = Sensitivity(
+        "made", {kind: scores.scores[kind] for kind in kinds}, comparable=comparable, foresees_refit=True
+    )
+    model = copy.deepcopy(dense)
+    apply_plan(model, plan_pruning(own, model, ratio=ratio))
+    gone = 1 - count_encoder_parameters(model) / count_encoder_parameters(dense)
+    head = (4 * 64 * 16 + 2 * 8 * 64) / count_encoder_parameters(dense)
+    assert ratio <= gone <= ratio + (1 if comparable else 2) * head
+    assert any(0 in left_of(group) for group in find_groups(model, ["query_key_dims"]))
+
+
 def test_heads_that_stay_save_nothing():
     """Floors keep a head or more of every layer, and attention between projections works with it."""
     tiny = ZOO["llama"]
