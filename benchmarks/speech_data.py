@@ -27,7 +27,9 @@ class Speech:
 
 
 def read_prompts(sounds: Path, transcripts: Path) -> list[Speech]:
-    """Reads all prompts that have a recording and are more than tones.
+    """Reads all prompts that have a recording, are more than tones, and fit into half a minute.
+
+    Whisper hears 30 seconds. Of a longer recording the rest would count as words that it missed.
 
     Args:
         sounds (`Path`): The folder of recordings, from Debian's package `asterisk-core-sounds-en-wav`.
@@ -44,7 +46,8 @@ def read_prompts(sounds: Path, transcripts: Path) -> list[Speech]:
     lines = gzip.decompress(transcripts.read_bytes()).decode().splitlines()
     named = (re.fullmatch(r"([\w/-]+):\s+([^\[\]]+)", line) for line in lines)
     found = [(sounds / f"{match[1]}.wav", match[2]) for match in named if match]
-    return [Speech(read_wave(file), text) for file, text in found if file.is_file()]
+    prompts = [Speech(read_wave(file), text) for file, text in found if file.is_file()]
+    return [prompt for prompt in prompts if len(prompt.samples) <= SECONDS * RATE]
 
 
 def read_wave(file: Path) -> np.ndarray:

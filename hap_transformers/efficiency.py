@@ -102,15 +102,21 @@ def _counter(model: PreTrainedModel, forward: Callable[[], Any]) -> FlopCounterM
     counter = FlopCounterMode(display=False)
     # The counter fails if a parameter that requires gradients is passed to a module, as DeBERTa's positions are.
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Or a view of embeddings that require gradients for gradient checkpointing, as BART's positions are.
+    embeddings_do = "_require_grads_hook" in vars(model)
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
         try:
             for parameter in required:
                 parameter.requires_grad_(False)
+            if embeddings_do:
+                model.disable_input_require_grads()
             with counter:
                 forward()
         finally:
             for parameter in required:
                 parameter.requires_grad_(True)
+            if embeddings_do:
+                model.enable_input_require_grads()
     return counter
 
 

@@ -18,6 +18,17 @@ def test_flops_of_a_head_by_hand(attention):
     assert dense - count_flops(model, batch) == projections + scores_and_context
 
 
+@pytest.mark.parametrize("model_type", ["bart", "deberta-v2"])
+def test_gradient_checkpointing_changes_no_flops(model_type):
+    tiny = ZOO[model_type]
+    model, batch = tiny.model(torch.float32), tiny.batch(dtype=torch.float32)
+    expected = count_flops(model, batch)
+    model.gradient_checkpointing_enable()
+    hooks = len(model.get_input_embeddings()._forward_hooks)
+    assert count_flops(model, batch) == expected
+    assert len(model.get_input_embeddings()._forward_hooks) == hooks
+
+
 def test_shared_parameters_count_once():
     model = make_model()
     before = count_parameters(model)

@@ -62,8 +62,9 @@ def align_heads(
 
     Raises:
         ValueError: If the architecture is unknown, weights cannot be changed because they are quantized, sharded or
-            shared, there are no examples, a moment is not finite, or the model's outputs change, because its attention
-            is not what its entry in `ARCHITECTURES` says; the model is then as it was.
+            shared, there are no examples, a moment is not finite, the dtype does not hold the new weights, or the
+            model's outputs change, because its attention is not what its entry in `ARCHITECTURES` says; the model is
+            then as it was.
 
     Example:
 
@@ -113,6 +114,7 @@ def align_heads(
     with plain_forward(model), values_undone(changed), _unchanged(model, layers[-1].values.reader, task, inputs):
         for projection, matrix, bias in changes:
             projection.write(matrix, bias)
+        _validate_held(model, changes)
     name_basis(model.config, "value_dims", digest(done.moments.sums))
 
 
@@ -133,6 +135,17 @@ def _validate_finite(model: PreTrainedModel, layers: list[Attention], parts: Seq
             raise ValueError(
                 f"Sums over what the heads of layer {layer.values.layer} of this {type(model).__name__} read and give "
                 "are not finite. Check its weights, or give the model in float32. Nothing was changed."
+            )
+
+
+def _validate_held(model: PreTrainedModel, changes: Sequence[Change]) -> None:
+    """Checks that the model's dtype holds the new weights, which are large where contexts hardly vary."""
+    for projection, _, _ in changes:
+        if not all(parameter.isfinite().all() for parameter in projection.parameters):
+            raise ValueError(
+                f"The weights of '{projection.name}' of this {type(model).__name__} are too large for "
+                f"{projection.module.weight.dtype} in another basis. Give the model in float32 or bfloat16. The model "
+                "is as it was."
             )
 
 

@@ -36,7 +36,7 @@ def headless(
             # Models read the number of tokens seen so far from a layer's cache.
             placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             position = ({"cache_position": arguments.get("cache_position")},) if TRANSFORMERS_4 else ()
-            seen = cache.get_seq_length(self.layer_idx)
+            seen = cache.get_seq_length(self.layer_idx) + 0  # A static cache counts on in the same tensor.
             total = cache.update(placeholder, placeholder, self.layer_idx, *position)[0].shape[-2]
         result = hidden_states[..., :0].clone()
         if output is not None:

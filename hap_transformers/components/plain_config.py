@@ -58,10 +58,9 @@ def validate_plain(model: PreTrainedModel, groups: Sequence[Group], left: Sequen
             )
         numbers |= {(kind, members[places[0]].plain): counts[places[0]] for places in alike}
     left = [numbers.get((group.kind, group.plain), group.num_components) for group in groups]
-    wanted = [(group.kind, count, group.head_size) for group, count in zip(groups, left, strict=True)]
     made = _made(model, groups, left)
     found = [] if made is None else find_groups(made, _names(groups))
-    fits = [(group.kind, group.num_components, group.head_size) for group in found] == wanted
+    fits = len(found) == len(groups) and all(map(_is_made, found, groups, left))
     if made is None or not fits or _shapes_around(made, found) != _shapes_around(model, groups):
         raise ValueError(
             f"The config of a '{model.config.model_type}' has no numbers for such layers alone: the size of heads "
@@ -118,6 +117,19 @@ def _made(
         return made
     except (TypeError, ValueError):  # Raised by configs whose numbers do not belong together, or are several.
         return None
+
+
+def _is_made(made: Group, group: Group, count: int) -> bool:
+    """Whether a group of a model that was made of a config is what so many components of another model's are."""
+    if (made.kind, made.num_components, made.head_size) != (group.kind, count, group.head_size):
+        return False
+    # ELECTRA takes numbers of heads that do not divide the hidden size, and makes heads of another size than asked.
+    features = [
+        [*(writer.out_features for writer in each.writers), *(reader.in_features for reader in each.readers)]
+        for each in (made, group)
+    ]
+    share = group.num_components
+    return not share or [own * share for own in features[0]] == [whole * count for whole in features[1]]
 
 
 def _names(groups: Sequence[Group]) -> set[str]:

@@ -1,6 +1,6 @@
 """Parts that are gone as a whole: a head without value dimensions has no use for its query/key dimensions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -30,6 +30,30 @@ def parts_without(groups: Sequence[Group], removed: Sequence[Unit]) -> set[Part]
         left = {part for position, part in enumerate(group.runs.of_each()) if position not in gone}
         found |= {(group.layer, part) for part in group.runs.places_left() - left}
     return found
+
+
+def freed_with(
+    groups: Sequence[Group], scored: Scored, costs: Sequence[Callable[[int], float]]
+) -> dict[int, list[float]]:
+    """What parts save that go as a whole by components that have no scores, and go only with others.
+
+    Args:
+        groups (`Sequence[Group]`): All groups.
+        scored (`Mapping[int, tuple[torch.Tensor, torch.Tensor]]`): Scores, and the order of removal, by place.
+        costs (`Sequence[Callable[[int], float]]`): For each group, the cost of so many of its components.
+
+    Returns:
+        `dict[int, list[float]]`: By place of a group without whose components a part is gone, for each part.
+    """
+    freed: dict[int, list[float]] = {}
+    for place in scored:
+        for other, cost in zip(groups, costs, strict=True):
+            if other.runs is None or (other.kind.needs, other.layer) != (groups[place].kind.name, groups[place].layer):
+                continue
+            if not any(groups[own] is other for own in scored):
+                count = other.num_components
+                freed[place] = [cost(count) - cost(count - own) for own in other.runs.left]
+    return freed
 
 
 def positions_of(group: Group, parts: set[Part]) -> list[int]:

@@ -18,7 +18,7 @@ from ..surgery.shared_weights import counted_twice, spared
 from .budgets import Budget, Surroundings, dense_counts, make_budget
 from .choosing import Unit, cheapest, ranked_in_runs
 from .even_parts import even_units, evened_layers
-from .gone_parts import Part, Scored, parts_without, positions_of, scored_without
+from .gone_parts import Part, Scored, freed_with, parts_without, positions_of, scored_without
 from .kinds import validate_view
 from .latency_table import LatencyTable
 from .settings import PlanningSettings
@@ -107,12 +107,13 @@ def _choose(
     floors = settings.floors(groups, dense_counts(model, groups), sensitivity.foresees_refit)
     if settings.uniform:
         floors = [max(floor, 1) for floor in floors]
+    freed = freed_with(groups, scored, budget.costs)
     gone: set[Part] = set()
     while True:
         left = scored_without(scored, groups, gone)
         units = [unit for places in evened for unit in _even_units(places, groups, left, floors, budget)]
         alone = {
-            place: _units(place, groups[place], left[place], floors[place], budget, settings)
+            place: _units(place, groups[place], left[place], floors[place], budget, settings, freed.get(place, ()))
             for place in left.keys() - {place for places in evened for place in places}
         }
         units += uniform_units(alone, groups, settings, model.config) if settings.uniform else chain(*alone.values())
@@ -144,8 +145,7 @@ def _chosen(
     saved = sum(unit.saves for unit in units)
     most = saved - counted_twice(budget.pairs, lost)
     # Parts save something more when the last of their components goes.
-    present = {place: runs.places_left() for place in budget.whole_parts if (runs := groups[place].runs)}
-    others = {(groups[place].layer, part) for place, parts in present.items() for part in parts} - gone
+    others = parts_without(groups, units) - gone
     _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, floors)
     rankings = [units] if comparable else _apart(units, groups)
     removed: list[Unit] = []
@@ -202,9 +202,14 @@ def _units(
     floor: int,
     budget: Budget,
     settings: PlanningSettings,
+    freed: Sequence[float],
 ) -> list[Unit]:
-    """What can go from a group, first unit first, in steps that leave multiples."""
+    """What can go from a group, first unit first, in steps that leave multiples.
+
+    Where its components are parts of others, `freed` is what each of these saves beside them once it has none.
+    """
     values, order = scores
+    owners, left = (group.runs.of_each(), list(group.runs.left)) if freed and group.runs else ([], [])
     count, cost, step = group.num_components, budget.costs[place], settings.step_of(group.kind)
     if not count:
         return []
@@ -224,6 +229,9 @@ def _units(
         components = order[gone : gone + size]
         score = float(values[components].mean()) / weight
         saves = cost(count - gone) - cost(count - gone - size)
+        for part in [owners[position] for position in components.tolist()] if freed else ():
+            left[part] -= 1
+            saves += 0.0 if left[part] else freed[part]
         harm = float(values[components].sum())
         units.append(Unit({place: components.tolist()}, len(units), score, harm, saves))
         gone += size

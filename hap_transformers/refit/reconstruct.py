@@ -171,7 +171,9 @@ def _keep_seen(
     totals = {layer: [[call.total for call in calls] for calls in found] for layer, found in seen.items()}
     if len(layers) > 1:
         place = [group is in_front(pruned, layers[0]) for group in pruned.of_layer(layers[0])].index(True)
-        totals[layers[0]][place] = totals[layers[-1]][-1]
+        # OPT's feed-forward blocks see the tokens of all texts as rows of one matrix, its attention does not.
+        behind = zip(totals[layers[0]][place], totals[layers[-1]][-1], strict=True)
+        totals[layers[0]][place] = [total.view_as(own) for own, total in behind]
     kept["total", position] = totals
 
 

@@ -13,9 +13,13 @@ from torch import nn
 from ..components.projections import Projection
 from .batches import ScoredBatch
 from .output_curvature import OutputDirections, output_directions
-from .outputs import logits_of, noted_outputs
+from .outputs import graph_nodes, logits_of, noted_outputs
 from .second_derivatives import named_second_derivatives
 from .task import ScoringTask
+
+
+# Name of the nodes in which a graph ends.
+LEAF = "torch::autograd::AccumulateGrad"
 
 
 class SharedByExamplesError(Exception):
@@ -25,8 +29,9 @@ class SharedByExamplesError(Exception):
 class BackwardPass(ABC):
     """Backpropagates output directions, and passes the projections' inputs and cotangents to `receive`.
 
-    Weights are frozen. The graph starts at the first projections' outputs, which are made to require gradients. If
-    their inputs already require gradients, the graph starts there. Nothing before is differentiated.
+    Weights are frozen. The graph starts at the first projections' outputs, which are made to require gradients. With
+    gradient checkpointing it starts at embeddings, which require gradients even if frozen, of an encoder and a decoder
+    at both. Nothing before is differentiated.
 
     A module may be called several times per pass: layers may share weights, a feed-forward block may run in chunks.
     Its gradient is then the sum over the tokens of all calls.
@@ -86,6 +91,7 @@ class BackwardPass(ABC):
                 handle.remove()
         outputs = captured_logits(self.task, captured, loss)
         directions = directions_of_batch(self.task, self.batch, loss, outputs)
+        self.leaves = [node.variable for node in graph_nodes(loss) if node.name() == LEAF]
         del loss
         try:
             for k, cotangents in enumerate(directions.cotangents):
@@ -114,9 +120,7 @@ class BackwardPass(ABC):
         call = len(self.inputs[module])
         self.inputs[module].append(args[0].detach())
         if not output.requires_grad:
-            self.leaves.append(output.requires_grad_())
-        elif not self.leaves:  # With gradient checkpointing embeddings require gradients, even if frozen.
-            self.leaves.append(args[0])
+            output.requires_grad_()
         output.register_hook(functools.partial(self._collect, module, call))
 
     def _collect(self, module: nn.Module, call: int, cotangent: torch.Tensor) -> None:

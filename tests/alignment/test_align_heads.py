@@ -292,6 +292,19 @@ def test_moments_that_are_not_finite_are_named():
     assert same(model, before)
 
 
+def test_weights_that_half_precision_does_not_hold():
+    """Contexts hardly vary about a large bias, which becomes large in units of how much they do."""
+    model = make_model(dtype=torch.float16)
+    values = model.bert.encoder.layer[0].attention.self.value
+    with torch.no_grad():
+        values.weight.mul_(1e-3)
+        values.bias.fill_(30)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"layer.0.attention.self.value' .* too large for torch.float16"):
+        align_heads(model, [make_batch()], progress=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_model_without_heads_stays_as_it_is():
     model = make_model()
     apply_plan(model, PruningPlan.for_model(model, heads={layer: range(HEADS) for layer in range(LAYERS)}))

@@ -91,7 +91,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
-    """Files of a model, and of four prompts of noise, of which one is a tone and one has no recording."""
+    """Files of a model, and of prompts of noise, of which one is a tone, one has no recording and one is too long."""
     folder = tmp_path_factory.mktemp("speech")
     write_variables(folder / "model.bin", variables_of(model))
     (folder / "config.json").write_text(json.dumps({"suppress_ids": [1], "suppress_ids_begin": [2]}))
@@ -99,14 +99,14 @@ def folder(model, tmp_path_factory):
     words.pre_tokenizer = Whitespace()
     words.save(str(folder / "tokenizer.json"))
     lines = ["; Some", "", "beep: [a tone]", "digits/one:  One.", "gone: Gone.", "hello: Hello again."]
-    lines.append("bye: Good bye.")
+    lines += ["bye: Good bye.", "long: Too long."]
     (folder / "texts.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     (folder / "digits").mkdir()
     noise = np.random.default_rng(0).normal(0, 3000, 8000 * 12).astype(np.int16)
-    for name in ("beep", "digits/one", "hello", "bye"):
+    for name in ("beep", "digits/one", "hello", "bye", "long"):
         with wave.open(str(folder / f"{name}.wav"), "wb") as recording:
             recording.setparams((1, 2, 8000, 0, "NONE", ""))
-            recording.writeframes(noise.tobytes())
+            recording.writeframes(noise.tobytes() * (3 if name == "long" else 1))
     return folder
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from dims import masked_dims, without
+from seq2seq import SELF, SEQ2SEQ
 from zoo import HEADS, ZOO, masked
 
 from hap_transformers import PruningPlan, apply_plan
@@ -53,6 +54,18 @@ def test_caches_hold_the_heads_that_are_left(gone, numbers, prompt):
     cache = model_of(gone)[2](prompt, use_cache=True).past_key_values
     assert [layer.keys.numel() for layer in cache.layers] == [prompt.numel() * count for count in numbers]
     assert [layer.get_seq_length() for layer in cache.layers] == [6, 6]
+
+
+@pytest.mark.parametrize("settings", [{"cache_implementation": "static"}, {}], ids=str)
+def test_caches_where_the_first_layer_of_a_decoder_only_gives_position_biases(settings):
+    """Those of T5, by the place of the token that is decoded."""
+    tiny, gone = SEQ2SEQ["t5"], {SELF[0]: list(range(HEADS))}
+    dense = tiny.model()
+    batch = {name: value for name, value in tiny.batch().items() if name != "labels"}
+    settings = {**batch, **LONG, "return_dict_in_generate": True, "output_logits": True, **settings}
+    wanted = tiny.masked(dense, heads=gone).generate(**settings).logits
+    apply_plan(dense, PruningPlan.for_model(dense, heads=gone))
+    torch.testing.assert_close(dense.generate(**settings).logits, wanted, rtol=0, atol=1e-10)
 
 
 def test_left_padding_changes_nothing(models, prompt):

@@ -1,6 +1,7 @@
 """A head whose value dimensions all go takes its query/key dimensions along, and what attention does with it."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from dims import left_of
 from zoo import HEADS, LAYERS, ZOO
 
 from hap_transformers import PruningPlan, Sensitivity, apply_plan, estimate_sensitivity, plan_pruning
-from hap_transformers.components.groups import find_groups
-from hap_transformers.efficiency import count_encoder_parameters, count_flops, count_parameters
+from hap_transformers.components.groups import find_groups, layers
+from hap_transformers.efficiency import count_encoder_parameters, count_flops, count_flops_by_module, count_parameters
 
 
 DIMS = ["query_key_dims", "value_dims", "neurons"]
@@ -82,6 +83,44 @@ def test_parts_make_up_for_what_their_components_do_not_reach():
     plan = plan_pruning(made_scores(model, {}), model, budget="flops", ratio=0.999, inputs=batch)
     apply_plan(model, plan)
     assert [left_of(group) for group in find_groups(model, ["value_dims"])] == LAYERS * [HEADS * [0]]
+
+
+@pytest.mark.parametrize("kinds, ratio", [(["value_dims"], 0.2), (DIMS[1:], 0.4), (DIMS[1:], 0.7)])
+@pytest.mark.parametrize("comparable", [True, False])
+def test_query_key_dimensions_that_are_not_scored_count(kinds, ratio, comparable):
+    """They go with their heads, so fewer others do: a head's at most, and eight neurons, beyond the share."""
+    dense = ZOO["bert"].model(torch.float32, hidden_size=64, intermediate_size=256)
+    scores = made_scores(dense, {0: [1, 2], 1: [0, 2, 3]})
+    own = Sensitivity(
+        "made", {kind: scores.scores[kind] for kind in kinds}, comparable=comparable, foresees_refit=True
+    )
+    model = copy.deepcopy(dense)
+    apply_plan(model, plan_pruning(own, model, ratio=ratio))
+    gone = 1 - count_encoder_parameters(model) / count_encoder_parameters(dense)
+    head = (4 * 64 * 16 + 2 * 8 * 64) / count_encoder_parameters(dense)
+    assert ratio <= gone <= ratio + (1 if comparable else 2) * head
+    assert any(0 in left_of(group) for group in find_groups(model, ["query_key_dims"]))
+
+
+def test_heads_that_stay_save_nothing():
+    """Floors keep a head or more of every layer, and attention between projections works with it."""
+    tiny = ZOO["llama"]
+    model, batch = tiny.model(), tiny.batch()
+    dense = count_encoder_flops(model, batch)
+    scores = made_scores(model, {})
+    scores.foresees_refit = False
+    settings = {"budget": "flops", "inputs": batch, "even_heads": False, "min_neurons": 0.5}
+    with pytest.raises(ValueError, match=r"at least 1 value_dims .* so at most 0\.\d+ can go") as refused:
+        plan_pruning(scores, model, ratio=0.38, **settings)
+    most = float(re.search(r"at most (0\.\d+)", str(refused.value))[1])
+    apply_plan(model, plan_pruning(scores, model, ratio=most, **settings))
+    assert count_encoder_flops(model, batch) <= (1 - most) * dense
+
+
+def count_encoder_flops(model, batch):
+    """FLOPs of the layers."""
+    counts = count_flops_by_module(model, batch)
+    return sum(counts.get(layer, 0) for layer in layers(model))
 
 
 def test_plans_that_leave_useless_dimensions_are_refused(tmp_path):

@@ -274,3 +274,20 @@ def test_constant_inputs_are_not_divided_by_their_rounding_errors():
     weight, before = (model.bert.encoder.layer[1].output.dense.weight for model in (smaller, dense))
     assert torch.equal(weight, before[:, 8:])
     torch.testing.assert_close(smaller(**batches[0]).logits, dense(**batches[0]).logits, rtol=0, atol=1e-4)
+
+
+def test_attention_in_front_of_emptied_blocks_follows_what_these_gave():
+    """OPT's feed-forward blocks, of which nothing is left here, see tokens as rows of one matrix."""
+    tiny = ZOO["opt"]
+    dense, batches = tiny.model(num_hidden_layers=3), make_batches(tiny)
+    smaller = pruned(dense, heads={0: [1], 1: ALL_HEADS}, neurons={0: ALL_NEURONS, 1: ALL_NEURONS})
+    reconstruct(smaller, dense, batches, ridge=1e-12, progress=False)
+    seen = []
+    smaller.model.decoder.layers[0].self_attn.out_proj.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    states = [[m(**batch, output_hidden_states=True).hidden_states for batch in batches] for m in (smaller, dense)]
+    mask = torch.cat([batch["attention_mask"] for batch in batches]).bool()
+    before, found = (torch.cat([of_batch[place] for of_batch in states[0]])[mask] for place in (0, 2))
+    wanted = torch.cat([of_batch[2] for of_batch in states[1]])[mask] - before
+    x = torch.nn.functional.pad(torch.cat(seen)[mask], (0, 1), value=1.0)
+    expected = before + x @ torch.linalg.lstsq(x, wanted).solution
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

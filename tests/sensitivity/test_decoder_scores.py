@@ -73,6 +73,19 @@ def test_costs_equal_those_of_explicit_factors(family):
         torch.testing.assert_close(scores[order], costs.cummax(0).values, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("method", ["kronecker", "fisher", "gauss_newton_trace"])
+def test_gradient_checkpointing_changes_nothing(family, method):
+    """The graph then begins at what the encoder embeds, and at what the decoder does."""
+    tiny = SEQ2SEQ[family]
+    model, settings = tiny.model(), {"components": ("heads",), "progress": False}
+    expected = estimate_sensitivity(model, [tiny.batch()], method, **settings).scores["heads"]
+    model.gradient_checkpointing_enable()
+    found = estimate_sensitivity(model, [tiny.batch()], method, **settings).scores["heads"]
+    assert all(scores.min() > 0 for scores in expected)
+    torch.testing.assert_close(found, expected)
+
+
 def factors(model, batch, module, counts):
     """The second moment of what a projection reads, and the curvature of the mean loss in what it gives."""
     seen = []
