@@ -216,6 +216,7 @@ def distance(
     divergences, agreements = list[torch.Tensor](), list[torch.Tensor]()
     for batch in batches:
         counted = batch["labels"] != IGNORED
+        counted[:, 0] = False  # That there are no timestamps is given.
         found, wanted = (each(**batch).logits[counted].log_softmax(-1) for each in (model, dense))
         divergences.append(F.kl_div(found, wanted, log_target=True, reduction="none").sum(-1))
         agreements.append((found.argmax(-1) == wanted.argmax(-1)).double())

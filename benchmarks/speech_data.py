@@ -27,7 +27,7 @@ class Speech:
 
 
 def read_prompts(sounds: Path, transcripts: Path) -> list[Speech]:
-    """Reads all prompts that have a recording, are more than tones, and fit into half a minute.
+    """Reads all prompts that have a recording, are more than tones, and fit into half a minute; each text once.
 
     Whisper hears 30 seconds. Of a longer recording the rest would count as words that it missed.
 
@@ -46,7 +46,8 @@ def read_prompts(sounds: Path, transcripts: Path) -> list[Speech]:
     lines = gzip.decompress(transcripts.read_bytes()).decode().splitlines()
     named = (re.fullmatch(r"([\w/-]+):\s+([^\[\]]+)", line) for line in lines)
     found = [(sounds / f"{match[1]}.wav", match[2]) for match in named if match]
-    prompts = [Speech(read_wave(file), text) for file, text in found if file.is_file()]
+    by_text = {text.lower(): (file, text) for file, text in found if file.is_file()}
+    prompts = [Speech(read_wave(file), text) for file, text in by_text.values()]
     return [prompt for prompt in prompts if len(prompt.samples) <= SECONDS * RATE]
 
 
