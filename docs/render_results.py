@@ -39,7 +39,7 @@ from benchmarks.whole_classifiers import Key as ClassifiersKey
 from benchmarks.whole_model import Key as WholeModelKey
 from benchmarks.whole_model_table import classifiers_table, vocabulary_table, whole_model_table, width_table
 from benchmarks.whole_road import describe_road, road_table
-from glue_scripts.compare_glue.cells import read_cells
+from glue_scripts.compare_glue.cells import PHASES, read_cells
 from glue_scripts.compare_glue.grids import PRESETS
 from glue_scripts.compare_glue.latency import measure_latencies
 from glue_scripts.compare_glue.methods import DEFAULT, TUNED
@@ -241,6 +241,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
+    high = [cell for cell in cells_of["compression"] if cell["ratio"] >= 0.9]
+    found[README, "compression"] = "\n\n".join(differences_table(high, TUNED, phase) for phase in PHASES)
     found[README, "base"] = differences_table(cells_of["base"], TUNED, "pruned")
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
