@@ -206,11 +206,15 @@ class Way:
     tuned: bool = False
 
 
-def by_scores(method: str, kinds: Sequence[str] = WHOLE, tuned: bool = False, **settings: Any) -> Way:
-    """Plans by the scores of a method of the package."""
+def by_scores(
+    method: str, kinds: Sequence[str] = WHOLE, tuned: bool = False, apart: bool = False, **settings: Any
+) -> Way:
+    """Plans by the scores of a method; `apart`, every kind loses the same share, as if its scores did not compare."""
 
     def plan(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
-        return plan_pruning(bench.scores(model, method, kinds), model, ratio=ratio, **settings)
+        scores = bench.scores(model, method, kinds)
+        scores.comparable = scores.comparable and not apart
+        return plan_pruning(scores, model, ratio=ratio, **settings)
 
     return Way(plan, kinds, tuned)
 
@@ -220,6 +224,7 @@ WAYS: dict[str, Way] = {
     "kronecker, layers tuned": by_scores("kronecker", tuned=True),
     "kronecker, dimensions": by_scores("kronecker", FINER),
     "kronecker, dimensions, layers tuned": by_scores("kronecker", FINER, tuned=True),
+    "kronecker, each kind apart": by_scores("kronecker", apart=True),
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_scores("kronecker", LAYERS),
     "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
