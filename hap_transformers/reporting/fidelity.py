@@ -155,6 +155,7 @@ _classes = _distributions("logits", counted=lambda logits, inputs: logits)
 _COMPARED: dict[str, _Compare] = {
     "ForSequenceClassification": _classified,
     "ForImageClassification": _classified,
+    "ForAudioClassification": _classified,
     "ForMultipleChoice": _classes,
     "ForTokenClassification": _distributions("logits", counted=_by_mask("attention_mask")),
     "ForMaskedLM": _distributions("logits", counted=_by_mask("attention_mask")),

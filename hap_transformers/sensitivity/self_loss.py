@@ -25,7 +25,7 @@ class SelfLoss:
     cross-entropy, of logistic loss and of squared error does not depend on labels at all. So this loss, in which the
     model's own outputs take the place of labels, has the same matrix:
 
-    - classes (of texts, images, choices, tokens, spans, the next token): cross-entropy to the own distribution;
+    - classes (texts, images, sounds, choices, tokens, spans, the next token): cross-entropy to the own distribution;
     - several labels at once: logistic loss to the own probabilities;
     - values: squared error to the own values;
     - models without a head: squared distance of the embedding to itself, summed over its dimensions.
@@ -168,7 +168,7 @@ def _own_classes(logits: torch.Tensor, counts: torch.Tensor | None = None) -> to
 
 
 def _labels(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> _Loss:
-    """Of sequence and image classifiers: classes, several labels at once, or values."""
+    """Of classifiers of texts, images and sounds: classes, several labels at once, or values."""
     z, config = logits["logits"], model.config
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return (z - z.detach()).square().mean(), [z]
@@ -209,6 +209,7 @@ def _spans(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: M
 _LOSSES: dict[str, Callable[[PreTrainedModel, Mapping[str, torch.Tensor], Mapping[str, Any]], _Loss]] = {
     "ForSequenceClassification": _labels,
     "ForImageClassification": _labels,
+    "ForAudioClassification": _labels,
     "ForMultipleChoice": _choices,
     "ForTokenClassification": _tokens,
     "ForMaskedLM": _tokens,

@@ -77,8 +77,9 @@ def test_values_and_several_labels_at_once(problem, method):
     assert_same(estimate_sensitivity(model, [batch], method, progress=False), expected)
 
 
-def test_a_model_of_images():
-    tiny = ZOO["vit"]
+@pytest.mark.parametrize("name", ["vit", "whisper"])
+def test_models_of_images_and_sounds(name):
+    tiny = ZOO[name]
     model, batch = tiny.model(), tiny.batch()
     expected = estimate_sensitivity(model, [{**batch, "labels": torch.tensor([0, 1, 1])}], progress=False)
     assert_same(estimate_sensitivity(model, [batch], progress=False), expected)
