@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from hap_transformers import Method, register_method
+from hap_transformers import Method
 from hap_transformers.components.groups import Group
 from hap_transformers.sensitivity.batches import ScoredBatch
 from hap_transformers.sensitivity.methods import Finished
@@ -76,12 +76,9 @@ def _length(group: Group) -> int:
     return 1 + 2 * group.reader.in_features
 
 
-register_method(
-    "flap",
-    Method(
-        fluctuations,
-        lambda task, means: means,
-        standardized,
-        lambda task: sum(_length(group) for group in task.groups),
-    ),
+FLAP = Method(
+    fluctuations,
+    lambda task, means: means,
+    standardized,
+    lambda task: sum(_length(group) for group in task.groups),
 )

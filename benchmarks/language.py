@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
 
 from glue_scripts.compare_glue.cells import Cell, read_cells
 from hap_transformers import (
+    METHODS,
     PruningPlan,
     Sensitivity,
     align_heads,
@@ -37,7 +38,7 @@ from hap_transformers.files import whole_files
 from hap_transformers.refit.dense_copy import sharing_copy
 from hap_transformers.sensitivity.self_loss import SelfLoss
 
-from . import flap as flap
+from .flap import FLAP
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
 from .language_recovery import recover
 
@@ -277,6 +278,7 @@ def _figures(cell: Cell, dense: float) -> str:
 
 def main() -> None:
     """Computes the cells that are missing."""
+    METHODS.setdefault("flap", FLAP)
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output = Path(args.output)
     missing = [key for key in keys_of(args) if key not in read_cells(output, Key)]
