@@ -47,6 +47,8 @@ HERE = Path(__file__).parent
 DENSE = "dense"
 WHOLE, FINER = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
 LAYERS = ("layers",)
+# What a plan leaves of every layer where scores do not foresee a refit.
+FLOORS: dict[str, Any] = {"min_heads": 1, "min_neurons": 0.05}
 # Tokens to score whole layers on, as each may take a pass through the model.
 LAYER_TOKENS = 2048
 
@@ -229,7 +231,7 @@ WAYS: dict[str, Way] = {
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_scores("kronecker", LAYERS),
     "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
-    "gradient": by_scores("gradient", min_heads=1, min_neurons=0.05),
+    "gradient": by_scores("gradient", **FLOORS),
     "magnitude": by_scores("magnitude"),
     "fluctuation (FLAP)": by_scores("flap"),
 }

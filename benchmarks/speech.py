@@ -35,8 +35,9 @@ from hap_transformers import (
 )
 from hap_transformers.efficiency import count_encoder_parameters
 from hap_transformers.sensitivity.self_loss import SelfLoss
+from hap_transformers.tokens import IGNORED
 
-from .language import FINER, WHOLE, timed
+from .language import FINER, FLOORS, WHOLE, timed
 from .speech_data import Speech, features_of, read_prompts, split, windows
 from .whisper_model import END, NO_TIMESTAMPS, START, load_whisper, model_folder
 
@@ -46,7 +47,6 @@ DENSE = "dense"
 BATCH, LONGEST = 4, 200
 SOUNDS = "/usr/share/asterisk/sounds/en_US_f_Allison"
 TRANSCRIPTS = "/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-IGNORED = -100
 
 
 @dataclass
@@ -91,7 +91,6 @@ class Way:
     tuned: bool = False
 
 
-FLOORS = {"min_heads": 1, "min_neurons": 0.05}
 WAYS = {
     "kronecker + refit": Way("kronecker"),
     "kronecker + refit, dimensions, layers tuned": Way("kronecker", FINER, tuned=True),

@@ -87,8 +87,7 @@ def shared(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def axes_of(cells: Iterable[Cell]) -> tuple[list[str], list[str], list[float]]:
-    """Returns methods and tasks in the order of their cells, and ratios in rising order, without the control's
-    0 if there are others.
+    """Returns methods and tasks in the order of their cells, and ratios in rising order, 0 only if there is no other.
 
     Raises:
         ValueError: If cells have several base models or budgets, if only some are of a fold, or if cells of one task
