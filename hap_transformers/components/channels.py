@@ -13,7 +13,7 @@ from .convolutions import Convolution, GroupedConvolution, RunningNorm, Squeezed
 from .groups import Group, Kind, layer_paths, register_kind
 from .names import Chain, ChannelNames
 from .pointwise import area_beyond_centre, set_pointwise, view_of
-from .projections import Projection
+from .projections import Projection, without_adapter
 
 
 NAME = "channels"
@@ -36,7 +36,8 @@ def find(model: PreTrainedModel, architecture: Architecture) -> list[Group]:
     names: ChannelNames = architecture.names[NAME]
     groups: list[Group] = []
     for block, path in enumerate(layer_paths(model, architecture)):
-        inside = dict(model.base_model.get_submodule(path[:-1]).named_modules())
+        modules = model.base_model.get_submodule(path[:-1]).named_modules()
+        inside = {name: without_adapter(module) for name, module in modules}
         chains = [chain for chain in names.chains if {chain.writer, chain.reader} <= inside.keys()]
         for chain in chains:
             group = _group(model, path, inside, chain, len(groups))

@@ -288,8 +288,16 @@ STORED_AS: dict[type[nn.Module], type[Projection]] = {nn.Linear: Projection, Con
 
 def make_projection(name: str, module: nn.Module, part: int = 0, parts: int = 1) -> Projection:
     """The view of a module; one of an unknown kind is seen as a `nn.Linear` until it is refused by name."""
+    module = without_adapter(module)
     view = next((view for stored, view in STORED_AS.items() if isinstance(module, stored)), Projection)
     return view(name, module, part, parts)
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The layer inside an adapter of PEFT, or the module itself."""
+    while (inner := module._modules.get("base_layer")) is not None:
+        module = inner
+    return module
 
 
 def find_projections(root: nn.Module, path: str, names: tuple[str, ...], optional: bool = False) -> list[Projection]:

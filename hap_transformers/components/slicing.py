@@ -10,7 +10,7 @@ from torch.nn.utils.prune import is_pruned
 from transformers import PreTrainedModel
 
 from .groups import Group, freeze_idle_parameters
-from .projections import STORED_AS, Projection
+from .projections import STORED_AS, Projection, without_adapter
 from .sharded import is_sharded
 
 
@@ -63,8 +63,9 @@ def validate_writable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
                 f"Cannot prune {type(model).__name__}: processes have a part of '{projection.name}' each (FSDP). "
                 "Prune before the model is wrapped. Nothing was pruned."
             )
-        if not projection.is_plain:
-            kind = f"{type(module).__module__}.{type(module).__name__}"
+        holder = model.base_model.get_submodule(projection.name)
+        if not projection.is_plain or without_adapter(holder) is not holder:
+            kind = f"{type(holder).__module__}.{type(holder).__name__}"
             kinds = ", ".join(stored.__name__ for stored in STORED_AS)
             raise ValueError(
                 f"Cannot prune {type(model).__name__}: '{projection.name}' is a {kind} of dtype "
