@@ -25,7 +25,8 @@ def distillation_loss(
     squared error. For multi-label classification it is the same divergence between the sigmoids.
 
     Args:
-        student (`Mapping[str, torch.Tensor]`): Logits of the pruned model by name, shapes `(..., classes)`.
+        student (`Mapping[str, torch.Tensor]`): Logits of the pruned model by name, shapes `(..., classes)`, or
+            `(batch,)` of models with a single output.
         teacher (`Mapping[str, torch.Tensor]`): Logits of the dense model, by the same names.
         temperature (`float`): T.
         problem_type (`str`, *optional*): The `problem_type` of the model's config. A model with a single output counts
@@ -51,9 +52,11 @@ def distillation_loss(
         logits, target = student[name].float(), teacher[name].float()
         kind = problem_type
         integers = labels is not None and labels.shape == logits.shape and not labels.is_floating_point()
-        if integers and problem_type is None and logits.shape[-1] > 1:
+        if integers and problem_type is None and (logits.ndim == 1 or logits.shape[-1] > 1):
             # Each token has one yes-or-no label, as in ELECTRA's pretraining.
             logits, target, kind = logits[..., None], target[..., None], "multi_label_classification"
+        elif logits.ndim == 1:
+            logits, target = logits[:, None], target[:, None]
         if given is not None and given.shape == logits.shape[:-1]:
             counted = given
             if shifted:

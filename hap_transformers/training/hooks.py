@@ -179,7 +179,7 @@ class TrainerHooks:
             model (`nn.Module`): What the trainer trains.
             inputs (`dict[str, Any]`): A training batch.
         """
-        if self.trainer.teacher is None or not self.config.distils:
+        if not self.has_dense:
             return self.trainer.compute_loss(model, dict(inputs))
         self._instead = replace(self.config, distillation=1.0, distillation_temperature=1.0, distillation_hidden=0.0)
         try:
@@ -198,6 +198,11 @@ class TrainerHooks:
         own = getattr(compute_loss, "__func__", None) is not Trainer.compute_loss
         labelled = any(name in inputs for name in ("labels", *self.trainer.label_names))
         return not (own or labelled or self.trainer.compute_loss_func is not None)
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether the recovery follows a dense model."""
+        return self.trainer.teacher is not None and self.config.distils
 
     @property
     def config(self) -> HapConfig:

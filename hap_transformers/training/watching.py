@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
 from ..efficiency import evaluating
@@ -27,7 +28,6 @@ SHARDED = (
     "The recovery is not watched: weights that are shared out to processes cannot be kept. Compare the metrics before "
     "and after train()."
 )
-DISTANCE = "the distance to the dense model on examples that were held out"
 UNDONE = (
     "The recovery did not help and is undone: by {goal}, no weights of the {model} were better than those from before "
     "train(), which are back in place. Train longer or with another recovery_learning_rate, or leave the recovery out."
@@ -69,7 +69,22 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
     finally:
         trainer.train_dataset = whole
         trainer.remove_callback(kept)
-    _report(trainer, kept)
+    goal = trainer.args.metric_for_best_model if best else f"{_measure(trainer)[1]} on {_where(config, held_out)}"
+    _report(trainer, kept, goal)
+
+
+def _measure(trainer: Any) -> tuple[str, str]:
+    """What a recovery is judged by unless it is a metric: its name in logs, and in words."""
+    if trainer.hooks.has_dense:
+        return "hap_distance", "the distance to the dense model"
+    return "hap_label_loss", "the loss of the labels"
+
+
+def _where(config: HapConfig, held_out: Any) -> str:
+    """The examples to watch on, in words."""
+    if config.recovery_check == "eval":
+        return "the evaluation set"
+    return "training examples" if held_out is None else "examples that were held out"
 
 
 def _badness(trainer: Any, state: TrainerState) -> float:
@@ -93,7 +108,14 @@ def _batches(trainer: Any, examples: Any) -> list[Any]:
     loader = trainer._scoring_loader(MOST) if examples is None else trainer.hooks.loader(examples, MOST)
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     torch.default_generator.manual_seed(trainer.args.seed)  # A run that is resumed draws what the first one did.
-    return [batch for place, batch in enumerate(loader) if place % world == rank]
+    batches, seen = list[Any](), 0
+    for place, batch in enumerate(loader):
+        if place % world == rank:
+            batches.append(batch)
+        seen += find_batch_size(batch) or trainer._train_batch_size
+        if seen >= MOST:  # A stream, or a loader of the trainer's own, may have more.
+            break
+    return batches
 
 
 def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]], *_: Any) -> float:
@@ -106,7 +128,7 @@ def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[
             total[0] += trainer.hooks.distance_to_dense(compute_loss, trainer.model, inputs).item()
             total[1] += 1
     found, count = trainer.accelerator.reduce(total.float().to(trainer.args.device), "sum").tolist()
-    trainer.log({"hap_distance": found / count})
+    trainer.log({_measure(trainer)[0]: found / count})
     return found / count
 
 
@@ -119,9 +141,8 @@ def _checks(trainer: Any, examples: Any, steps: int) -> int:
     return min(max(FEWEST, math.floor(wanted)), MOST_CHECKS)
 
 
-def _report(trainer: Any, kept: BestState) -> None:
+def _report(trainer: Any, kept: BestState, goal: str) -> None:
     """Notes for the card what recovery brought, and tells if it was undone."""
     trainer.results["recovery"] = {"before": kept.before, "after": kept.best, "step": kept.step}
     if kept.step == 0:
-        goal = trainer.args.metric_for_best_model if trainer.args.load_best_model_at_end else DISTANCE
         logger.warning(UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal))

@@ -39,6 +39,18 @@ def test_regression(outputs):
     torch.testing.assert_close(loss, (student["logits"] - target["logits"]).square().mean() / 2)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_logit_an_example(size):
+    """Of models that drop the dimension of their single output."""
+    (student, target), labels = random_logits(size), torch.zeros(size)
+    wanted = (student["logits"] - target["logits"]).square().mean() / 2
+    torch.testing.assert_close(distillation_loss(student, target, T, labels=labels), wanted)
+    torch.testing.assert_close(distillation_loss(student, target, T), wanted)
+    coins = (Bernoulli(logits=of["logits"] / T) for of in (target, student))
+    wanted = T**2 * kl_divergence(*coins).mean()
+    torch.testing.assert_close(distillation_loss(student, target, T, labels=labels.long()), wanted)
+
+
 def test_several_outputs():
     """Question answering: the mean over starts and ends."""
     (student, target), both = random_logits(4, 7), []

@@ -71,8 +71,8 @@ def divergence(trainer, weights, rows):
     return (p * (p / q).log()).sum(-1).mean().item()
 
 
-def told(trainer):
-    return [entry["hap_distance"] for entry in trainer.state.log_history if "hap_distance" in entry]
+def told(trainer, name="hap_distance"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def test_a_recovery_that_harms_is_undone(tmp_path, monkeypatch):
@@ -84,6 +84,64 @@ def test_a_recovery_that_harms_is_undone(tmp_path, monkeypatch):
     assert not same(trainer.before, trainer.notes.after[15]) and same(trainer.before, trainer.notes.ended)
     assert trainer.results["recovery"]["step"] == 0 and min(told(trainer)) == told(trainer)[0]
     assert sum("The recovery did not help and is undone" in words for words in heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "words"),
+    [
+        ({}, ROWS, "by the distance to the dense model on examples that were held out"),
+        ({"distillation": 0.0}, ROWS, "by the loss of the labels on examples that were held out"),
+        ({}, Rows(12), "by the distance to the dense model on training examples"),
+        ({"recovery_check": "eval"}, ROWS, "by the distance to the dense model on the evaluation set"),
+    ],
+)
+def test_the_warning_says_what_was_measured(tmp_path, monkeypatch, config, rows, words):
+    heard = []
+    monkeypatch.setattr(watching.logger, "warning", heard.append)
+    trainer = pruned_trainer(tmp_path, config=config)
+    trainer.train_dataset = rows
+    monkeypatch.setattr(watching, "_distance", lambda trainer, *args: trainer.state.global_step)
+    trainer.train()
+    assert any(words in warning for warning in heard)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Rows without an end, which are counted."""
+
+    count = 0
+
+    def __iter__(self):
+        while True:
+            for row in ROWS:
+                self.count += 1
+                yield row
+
+
+def test_no_more_of_a_stream_is_read_than_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "MOST", 20)
+    trainer = pruned_trainer(tmp_path, max_steps=4)
+    trainer.train_dataset = rows = Endless()
+    trainer.train()
+    assert trainer.state.global_step == 4 and rows.count <= 20 + 4 * 4 + 4  # A batch may be fetched ahead.
+
+
+def test_no_more_of_a_loader_of_ones_own_is_read_than_needed(tmp_path, monkeypatch):
+    measured = []
+
+    class Own(HapTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(ROWS, batch_size=4, collate_fn=default_data_collator)
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            if not model.training:
+                measured.append(len(inputs["input_ids"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(watching, "MOST", 20)
+    trainer = pruned_trainer(tmp_path, trainer_class=Own, config={"distillation": 0.0})
+    measured.clear()
+    trainer.train()
+    assert measured == [4] * 5 * len(told(trainer, "hap_label_loss"))
 
 
 def test_weights_that_are_no_numbers_are_undone(tmp_path):
@@ -237,7 +295,8 @@ def test_without_a_dense_model_the_loss_of_the_labels_judges(tmp_path):
     batch = {name: torch.stack([row[name] for row in held_out]) for name in held_out[0]}
     trainer.model.load_state_dict(trainer.before)
     logits = trainer.model.eval()(**{n: v for n, v in batch.items() if n != "labels"}).logits
-    assert told(trainer)[0] == pytest.approx(F.cross_entropy(logits, batch["labels"]).item(), rel=1e-5)
+    assert not told(trainer)
+    assert told(trainer, "hap_label_loss")[0] == pytest.approx(F.cross_entropy(logits, batch["labels"]).item(), rel=1e-5)
 
 
 def test_a_sampler_of_ones_own_draws_from_all_rows(tmp_path):
