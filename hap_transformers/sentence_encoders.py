@@ -65,7 +65,8 @@ def load_sentence_encoder(name: str, device: str | None = None) -> "SentenceTran
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        encoder = getattr(sentence_transformers, kind)(name, device=device)
+        # Transformers 4 would make the weights float32.
+        encoder = getattr(sentence_transformers, kind)(name, device=device, model_kwargs={"dtype": "auto"})
     except Exception as error:  # Readers of weights raise what they like, and do not name the folder.
         raise ValueError(f"'{name}' cannot be loaded as a {kind}: {error}") from error
     transformer_of(encoder)

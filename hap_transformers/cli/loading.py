@@ -14,6 +14,7 @@ import torch
 import transformers
 import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, has_file
 
 from ..data.tokenizers import load_tokenizer, longest_text
 from ..reporting.card import loader_of
@@ -32,6 +33,8 @@ from ..vocabulary.trim import trim_vocabulary
 
 
 LENGTH = 128
+# The file of PEFT beside an adapter's weights.
+ADAPTER = "adapter_config.json"
 
 
 @dataclass
@@ -117,8 +120,7 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
     Raises:
         FileNotFoundError: If there is no such model.
         ModuleNotFoundError: If it is of the Sentence Transformers library, which is not installed.
-        RuntimeError: If there is no such device.
-        ValueError: If it cannot be loaded, or its embeddings are not for `self_loss` to choose.
+        ValueError: If it cannot be loaded, is an adapter of PEFT, or its embeddings are not for `self_loss` to choose.
     """
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -128,6 +130,11 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
             raise ValueError(f"'{name}' says itself how it pools: leave out --pooling and --no-normalize.")
         encoder = load_sentence_encoder(name, device)
         return Loaded(name, transformer_of(encoder).eval(), encoder, type(encoder).__name__)
+    if _is_adapter(name):
+        raise ValueError(
+            f"'{name}' is an adapter of PEFT. Load it with its model, merge both (`merge_and_unload()`), save the "
+            "result and give that folder."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except OSError as error:
@@ -140,7 +147,7 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
     model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = model_class.from_pretrained(name)
+        model = model_class.from_pretrained(name, dtype="auto")  # Transformers 4 would make it float32.
     except Exception as error:  # Readers of weights raise what they like, and do not name the file.
         raise ValueError(f"'{name}' cannot be loaded as a {model_class.__name__}: {error}") from error
     if self_loss is not None and head_of(model) not in (None, "Model"):
@@ -150,6 +157,13 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
         )
     kind = "CrossEncoder" if is_cross_encoder(config) else ""
     return Loaded(name, model.to(device).eval(), kind=kind, self_loss=self_loss)
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a folder or a model on the Hub is an adapter without a model."""
+    with suppress(OSError, ValueError):  # There is no such model; what loads it says so.
+        return has_file(name, ADAPTER) and not has_file(name, CONFIG_NAME)
+    return False
 
 
 def load_model(name: str, device: str | None = None) -> PreTrainedModel:

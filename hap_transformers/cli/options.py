@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+import torch
 import typer
 
 from ..components.groups import KINDS
@@ -47,8 +48,21 @@ Length = Annotated[
 Encoding = Annotated[str | None, typer.Option(help="Encoding of custom files, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
-Precision = Annotated[str | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
+Low = Literal["bf16", "fp16"]
+Precision = Annotated[Low | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
+
+
+def _present(device: str | None) -> str | None:
+    """Refuses a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's own error asserts that it was built for the device.
+        message = f"there is no device '{device}' for torch here. Leave --device out, or pass cpu."
+        raise typer.BadParameter(message) from error
+    return device
+
+
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", callback=_present)]
 TuningEpochs = Annotated[int | None, typer.Option(help=HELP["tuning_epochs"], min=0)]
 RefitExamples = Annotated[int, typer.Option(help=HELP["refit_examples"], min=1)]
 
@@ -94,7 +108,7 @@ class Passes:
 
     num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes
     exact_directions: Annotated[int, typer.Option(help=HELP["exact_directions"], min=0)] = HapConfig.exact_directions
-    precision: Annotated[str | None, typer.Option(help="bf16 or fp16.")] = None
+    precision: Annotated[Low | None, typer.Option(help="bf16 or fp16.")] = None
     pooling: Annotated[
         str | None,
         typer.Option(help=f"How a model without a head pools its tokens: {', '.join(POOLINGS)}. By default mean."),

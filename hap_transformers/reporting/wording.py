@@ -86,7 +86,8 @@ def slowness(results: Mapping[str, Any]) -> str | None:
 def fidelity_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Every figure of how far outputs moved: its label, and the values of the dense and of the pruned model."""
     found = results.get("fidelity") or {}
-    return [(label, f"{same:.4f}", f"{found[name]:.4f}") for name, (label, same) in FIDELITY.items() if name in found]
+    known = {name: round(found[name], 4) + 0.0 for name in FIDELITY if name in found}  # No zero with a minus.
+    return [(FIDELITY[name][0], f"{FIDELITY[name][1]:.4f}", f"{value:.4f}") for name, value in known.items()]
 
 
 def recovery_in_words(results: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
 from script_inputs import ROWS, WORDS, save_model, write_csv
 from tiny import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -124,3 +126,38 @@ def test_no_padding_token(tmp_path):
     tokenizer.save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "special_tokens_map.json").unlink(missing_ok=True)
     assert "neither a padding token nor an end token" in str(run(*command).exception)
+
+
+def test_weights_keep_their_precision(tmp_path):
+    make_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
+    command = ["prune", tmp_path / "dense", "--ratio", "0.3", "--method", "magnitude", "--output", tmp_path / "pruned"]
+    assert run(*command).exit_code == 0
+    weights = load_file(tmp_path / "pruned" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+def test_adapters_are_named(tmp_path):
+    model = make_model(dtype=torch.float32)
+    model.add_adapter(LoraConfig(target_modules=["query"]))
+    model.save_pretrained(tmp_path)
+    result = run("info", tmp_path)
+    assert result.exit_code == 1 and "is an adapter of PEFT" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--device", "nowhere", "there is no device 'nowhere'"),
+        ("--device", "cuda", "there is no device 'cuda'"),
+        ("--precision", "int8", "'int8' is not one of 'bf16', 'fp16'"),
+    ],
+)
+def test_what_is_not_there_is_named_before_anything_is_read(tmp_path, monkeypatch, flag, value, words):
+    def missing(size, device):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    if value == "cuda":
+        monkeypatch.setattr(torch, "empty", missing)
+    result = run("score", tmp_path / "no model", "--output", tmp_path / "scores", flag, value)
+    message = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and words in message and flag in message
