@@ -37,6 +37,19 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     return features.flatten(0, -2)
 
 
+def relative_distance(states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance from a target, divided by the target's mean square unless that is zero.
+
+    Args:
+        states (`torch.Tensor`): Shape `(tokens, features)`. Without tokens the distance is 0.
+        target (`torch.Tensor`): Of the same shape.
+    """
+    if not states.numel():
+        return states.sum()
+    size = target.square().mean()
+    return (states - target).square().mean() / torch.where(size > 0, size, 1.0)
+
+
 def mask_of(inputs: Mapping[str, Any], decoded: bool = False) -> torch.Tensor | None:
     """The mask of a batch's tokens, for [`valid_tokens`]; `None` if all count.
 
@@ -54,6 +67,12 @@ def mask_of(inputs: Mapping[str, Any], decoded: bool = False) -> torch.Tensor | 
     if isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         return labels != IGNORED
     return None if "decoder_input_ids" in inputs else inputs.get("attention_mask")
+
+
+def has_tokens(inputs: Mapping[str, Any]) -> bool:
+    """Whether a batch has anything but padding."""
+    mask = mask_of(inputs)
+    return mask is None or bool(mask.any())
 
 
 def device_of_sums(device: torch.device) -> torch.device:

@@ -13,6 +13,16 @@ def test_products_are_those_of_the_whole_matrix(features, block, monkeypatch):
     torch.testing.assert_close(tokens.products(x), x.T @ x)
 
 
+def test_relative_distance():
+    states, target = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+    assert tokens.relative_distance(states, target).item() == pytest.approx((4 + 16) / (1 + 9 + 1))
+    assert tokens.relative_distance(states, torch.zeros(2, 2)).item() == pytest.approx((1 + 4 + 9 + 25) / 4)
+    nothing = torch.zeros(0, 2, requires_grad=True)
+    distance = tokens.relative_distance(nothing, nothing.detach())
+    distance.backward()
+    assert distance.item() == 0 and nothing.grad.shape == (0, 2)
+
+
 def test_a_mask_of_another_shape_is_passed_over():
     x = torch.arange(12.0).view(2, 3, 2)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])

@@ -22,6 +22,7 @@ Loss = Callable[[int, bool], torch.Tensor]
 
 def train_layer(
     layer: nn.Module,
+    name: str,
     parameters: Sequence[nn.Parameter],
     loss: Loss,
     counts: Sequence[int],
@@ -33,6 +34,7 @@ def train_layer(
 
     Args:
         layer (`nn.Module`): The layer.
+        name (`str`): What errors call it.
         parameters (`Sequence[nn.Parameter]`): Those of its weights that are trained; all others are frozen.
         loss (`Callable`): Takes the position of a batch of this process, and whether gradients are needed.
         counts (`Sequence[int]`): How many batches each process has.
@@ -56,8 +58,8 @@ def train_layer(
         before = _mean(loss, held_out or trained, accelerator, parameters[0].device)
         if not math.isfinite(before):
             raise ValueError(
-                f"A layer's output is {before} away from the dense model's, and cannot be tuned. Check the dense "
-                "model's weights and the batches."
+                f"The output of {name} is {before} away from the dense model's, so the layer cannot be tuned. Check "
+                "the dense model's weights and the batches, or do without tuning (tuning_epochs=0)."
             )
         _adam(parameters, loss, _order(trained, longest, epochs), epochs * longest, learning_rate, accelerator)
         with torch.no_grad():

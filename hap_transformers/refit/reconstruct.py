@@ -17,7 +17,7 @@ from ..sensitivity.batches import examples_in
 from ..sensitivity.precision import plain_forward
 from ..surgery.implants import set_input_map
 from ..surgery.undo import values_undone
-from ..tokens import mask_of
+from ..tokens import has_tokens, mask_of
 from .dense_copy import own_refitted
 from .emptied_layers import ends_of_emptied, in_front
 from .filters import fit_filters
@@ -137,12 +137,12 @@ def reconstruct(
 def keep_share(batches: Iterable[Mapping[str, Any]], kept: KeptValues, accelerator: Accelerator | None) -> int:
     """Keeps the batches of this process under their positions, where every pass finds them; returns their number.
 
-    Those without examples are left out.
+    Those without examples, or of nothing but padding, are left out.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     count = 0
     for number, batch in enumerate(batches):
-        if number % world == rank and examples_in(batch, number):
+        if number % world == rank and examples_in(batch, number) and has_tokens(batch):
             kept["batch", count] = dict(batch)
             count += 1
     return count

@@ -17,7 +17,7 @@ from ..components.slicing import validate_writable
 from ..memory import memory_limit
 from ..sensitivity.precision import plain_forward
 from ..surgery.undo import values_undone
-from ..tokens import mask_of, valid_tokens
+from ..tokens import mask_of, relative_distance, valid_tokens
 from .dense_copy import own_refitted
 from .emptied_layers import ends_of_emptied
 from .kept_values import KeptValues, default_limit
@@ -96,14 +96,15 @@ def tune_layers(
                     found = tuned.output(position, inputs, layer, graph)
                     mask = mask_of(inputs, tuned.is_decoder(layer))
                     target = valid_tokens(kept["targets", position], mask).to(found.dtype)
-                    return (valid_tokens(found, mask) - target).square().mean() / target.square().mean()
+                    return relative_distance(valid_tokens(found, mask), target)
 
                 for position in range(own):
                     inputs = send_to_device(kept["batch", position], model.device)
                     kept["targets", position] = original.output(position, inputs, ends.get(layer, layer))
                 parameters = written([site for site in sites if site.block == layer])
                 trained = [p for p in parameters if isinstance(p, nn.Parameter) and p.numel()]  # No statistics.
-                train_layer(tuned.layers[layer], trained, loss, counts, epochs, learning_rate, accelerator)
+                name = f"layer {layer} of {type(model).__name__}"
+                train_layer(tuned.layers[layer], name, trained, loss, counts, epochs, learning_rate, accelerator)
 
 
 def epochs_to_tune(epochs: int | None, refit: bool, model: PreTrainedModel) -> int:

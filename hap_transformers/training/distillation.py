@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..tokens import mask_of, valid_tokens
+from ..tokens import mask_of, relative_distance, valid_tokens
 
 
 def distillation_loss(
@@ -106,7 +106,7 @@ def hidden_loss(
     distances = []
     for pair in zip(student, teacher, strict=True):
         states, target = (valid_tokens(hidden.float(), mask) for hidden in pair)
-        distances.append(F.mse_loss(states, target) / target.square().mean())
+        distances.append(relative_distance(states, target))
     return torch.stack(distances).mean()
 
 

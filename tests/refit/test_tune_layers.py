@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from convnets import CONVNETS
 from tiny import make_batch, make_batches, make_model, untouched
 from trainers import Rows, make_trainer
 from zoo import ZOO
@@ -109,6 +110,32 @@ def test_a_dense_model_that_shares_weights_gets_its_own():
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
 
 
+@pytest.mark.parametrize("place", [2, 9])  # Trained on, held out.
+def test_batches_in_which_nothing_counts(place):
+    model, dense, batches = pruned_pair("bert")
+    batches[place]["attention_mask"] = torch.zeros_like(batches[place]["attention_mask"])
+    before = distance(model, dense, [batch for i, batch in enumerate(batches) if i != place])
+    tune_layers(model, dense, batches, progress=False)
+    assert distance(model, dense, [batch for i, batch in enumerate(batches) if i != place]) < before
+
+
+def test_images_of_which_nothing_is_left():
+    """The dense model's layers give zeros."""
+    net = CONVNETS["resnet-basic"]
+    dense = net.model()
+    for module in dense.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.zeros_(module.bias)
+            torch.nn.init.zeros_(module.running_mean)
+    model = copy.deepcopy(dense)
+    apply_plan(model, PruningPlan.for_model(model, channels={0: [1, 2]}))
+    batches = [net.batch(seed=seed) for seed in range(10)]
+    batches[3] = {"pixel_values": torch.zeros_like(batches[3]["pixel_values"])}
+    before = distance(model, dense, batches[:3])
+    tune_layers(model, dense, batches, progress=False)
+    assert distance(model, dense, batches[:3]) < before
+
+
 def test_what_cannot_be_tuned_is_named(monkeypatch):
     model, dense, batches = pruned_pair("bert", count=2)
     for changes, words in (({"epochs": 0}, "must be positive, got 0"), ({"learning_rate": 0.0}, "must be positive")):
@@ -169,7 +196,7 @@ def test_outputs_that_are_not_finite_are_named():
     with torch.no_grad():
         dense.get_submodule("bert.encoder.layer.1.output.dense").bias[0] = float("nan")
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="output is nan away from the dense model's"):
+    with pytest.raises(ValueError, match=r"output of layer \d of Bert\w+ is nan away from the dense model's.*tuning_epochs=0"):
         tune_layers(model, dense, batches, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -147,7 +147,7 @@ def tuned(places: slice, counts: list[int], accelerator: Accelerator | None = No
         with torch.set_grad_enabled(graph):
             return (layer(own[place][0]) - own[place][1]).square().mean()
 
-    train_layer(layer, list(layer.parameters()), loss, counts, 2, 1e-2, accelerator)
+    train_layer(layer, "a layer", list(layer.parameters()), loss, counts, 2, 1e-2, accelerator)
     return [parameter.flatten().tolist() for parameter in layer.parameters()]
 
 
