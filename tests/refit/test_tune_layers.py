@@ -123,10 +123,10 @@ def test_images_of_which_nothing_is_left():
     """The dense model's layers give zeros."""
     net = CONVNETS["resnet-basic"]
     dense = net.model()
-    for module in dense.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.zeros_(module.bias)
-            torch.nn.init.zeros_(module.running_mean)
+    for norm in dense.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.zeros_(norm.bias)
+            torch.nn.init.zeros_(norm.running_mean)
     model = copy.deepcopy(dense)
     apply_plan(model, PruningPlan.for_model(model, channels={0: [1, 2]}))
     batches = [net.batch(seed=seed) for seed in range(10)]
@@ -196,7 +196,9 @@ def test_outputs_that_are_not_finite_are_named():
     with torch.no_grad():
         dense.get_submodule("bert.encoder.layer.1.output.dense").bias[0] = float("nan")
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"output of layer \d of Bert\w+ is nan away from the dense model's.*tuning_epochs=0"):
+    with pytest.raises(
+        ValueError, match=r"output of layer \d of Bert\w+ is nan away from the dense model's.*tuning_epochs=0"
+    ):
         tune_layers(model, dense, batches, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
