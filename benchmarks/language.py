@@ -265,7 +265,10 @@ WAYS: dict[str, Way] = {
     "fluctuation (FLAP)": by_scores("flap"),
 }
 # Ways that go on with the pruned model of another.
-RECOVERED = {"kronecker, layers tuned, recovered": "kronecker, layers tuned"}
+RECOVERED = {
+    "kronecker, layers tuned, recovered": "kronecker, layers tuned",
+    "kronecker, dimensions, layers tuned, recovered": "kronecker, dimensions, layers tuned",
+}
 
 
 def keys_of(args: Arguments) -> list[Key]:
