@@ -15,7 +15,7 @@ from ..components.forwards import eager_model, validate_forwards
 from ..components.groups import kinds_in_use
 from ..components.slicing import validate_writable
 from ..memory import memory_limit
-from ..sensitivity.precision import plain_forward
+from ..sensitivity.precision import plain_forward, validate_gradients
 from ..surgery.undo import values_undone
 from ..tokens import mask_of, relative_distance, valid_tokens
 from .dense_copy import own_refitted
@@ -65,11 +65,13 @@ def tune_layers(
         max_memory (`int` or `str`, *optional*): As for [`reconstruct`].
 
     Raises:
-        ValueError: If `epochs` or the learning rate is not positive, there are no batches, layers share weights,
-            outputs are not finite, or the models do not fit each other; the model is then as it was.
+        ValueError: If gradients cannot be computed, `epochs` or the learning rate is not positive, there are no
+            batches, layers share weights, outputs are not finite, or the models do not fit each other; the model is
+            then as it was.
     """
     if epochs < 1 or not learning_rate > 0:
         raise ValueError(f"`epochs` and `learning_rate` must be positive, got {epochs} and {learning_rate}.")
+    validate_gradients()
     model, dense = eager_model(model), eager_model(dense)
     validate_forwards(model)
     validate_forwards(dense)

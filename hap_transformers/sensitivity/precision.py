@@ -52,6 +52,16 @@ class Precision:
         return True
 
 
+def validate_gradients() -> None:
+    """Checks that gradients can be computed. Under `no_grad` they can, as what needs them switches them on.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("Scores and tuned layers take gradients, which torch.inference_mode() excludes. Leave it.")
+
+
 class AttentionInFloat32(TorchFunctionMode):
     """Computes fused attention of bfloat16 in float32.
 

@@ -15,7 +15,7 @@ from ..tokens import device_of_sums
 from .batches import ScoredBatch
 from .output_curvature import EXACT_DIRECTIONS
 from .outputs import loss_of
-from .precision import Precision
+from .precision import Precision, validate_gradients
 from .self_loss import SelfLoss, validate_decoded
 
 
@@ -104,6 +104,7 @@ class ScoringTask:
     exact_directions: int = EXACT_DIRECTIONS
 
     def __post_init__(self):
+        validate_gradients()
         validate_directions(self.num_probes, self.exact_directions)
 
     @property

@@ -8,8 +8,9 @@ from ..components.forwards import eager_model
 from ..components.groups import Group, find_groups, of_kind
 from ..components.slicing import keep_components, validate_in_memory, validate_sliceable
 from ..components.structure import join_whole, record_structure, validate_record
+from .component_numbers import validate_numbers
 from .implants import insert_implant, validate_implantable
-from .plan import PruningPlan, validate_numbers
+from .plan import PruningPlan
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> None:

@@ -1,7 +1,6 @@
 """`PruningPlan`: what to remove from a model, as data."""
 
 import json
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,10 +14,8 @@ from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..components.plain_config import validate_plain
 from ..efficiency import count_parameters
 from ..files import write_text
+from .component_numbers import Removed, plain_implant, plain_removals, validate_numbers
 from .plan_costs import parameters_removed
-
-
-Removed = dict[int, list[int]]
 
 
 @dataclass(repr=False)
@@ -62,8 +59,8 @@ class PruningPlan:
     uniform: bool = False
 
     def __post_init__(self):
-        self.removed = {kind: _plain(layers) for kind, layers in self.removed.items()}
-        self.implants = dict(sorted((int(layer), _implant(found)) for layer, found in self.implants.items()))
+        self.removed = {kind: plain_removals(layers) for kind, layers in self.removed.items()}
+        self.implants = dict(sorted((int(layer), plain_implant(found)) for layer, found in self.implants.items()))
 
     def __repr__(self) -> str:
         """What goes in numbers; the components themselves are thousands."""
@@ -333,42 +330,6 @@ def validate_basis(basis: str, model: PreTrainedModel, kinds: Iterable[str]) -> 
         )
 
 
-def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int]]) -> Removed:
-    """Checks that every named layer and component exists.
-
-    Args:
-        groups (`Sequence[Group]`): All groups of one kind.
-        removed (`Mapping[int, Sequence[int]]`): Layer number to numbers of components.
-
-    Returns:
-        `dict[int, list[int]]`: The same removals with sorted, plain integers, each once.
-
-    Raises:
-        ValueError: If a layer or number is out of range.
-    """
-    kind, by_layer = groups[0].kind, {group.layer: group for group in groups}
-    for layer, numbers in removed.items():
-        if int(layer) not in by_layer:
-            raise ValueError(
-                f"Cannot prune {kind.name} of layer {layer}: the model has layers 0 to {len(groups) - 1}. "
-                "Nothing was pruned."
-            )
-        total = by_layer[int(layer)].original
-        wrong = [number for number in numbers if not 0 <= number < total]
-        if wrong:
-            where = "original model" if kind.keeps_numbers else "model as it is now"
-            numbered = f"they are numbered 0 to {total - 1}, as in the {where}" if total else "it has none left"
-            raise ValueError(f"Cannot prune {kind.name} {wrong} of layer {layer}: {numbered}. Nothing was pruned.")
-    return {layer: sorted(set(numbers)) for layer, numbers in _plain(removed).items()}
-
-
-def _implant(found: Any) -> int | list[int]:
-    """A rank, or ascending numbers of components, each once, as plain integers."""
-    if isinstance(found, Iterable):
-        return sorted({operator.index(number) for number in found})
-    return operator.index(found)
-
-
 def _basis(name: str) -> str:
     return f"the basis '{name}'" if name else "the basis that they were trained in"
 
@@ -376,12 +337,6 @@ def _basis(name: str) -> str:
 def _named(removed: Mapping[str, Any]) -> list[str]:
     """The kinds of which something is removed."""
     return [kind for kind, layers in removed.items() if layers]
-
-
-def _plain(removed: Mapping[Any, Iterable[Any]]) -> Removed:
-    """Removals as sorted, plain integers."""
-    numbers = {int(layer): sorted(operator.index(number) for number in chosen) for layer, chosen in removed.items()}
-    return dict(sorted(numbers.items()))
 
 
 def _by_kind(values: dict[str, Any]) -> dict[str, Any]:

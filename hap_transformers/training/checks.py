@@ -93,13 +93,19 @@ def validate_arguments(args: TrainingArguments, model: PreTrainedModel, config: 
         )
 
 
-def validate_recovery_check(config: HapConfig, eval_dataset: Any) -> None:
+def validate_recovery_check(config: HapConfig, eval_dataset: Any, several: bool) -> None:
     """Checks that there is an evaluation set if recovery shall be judged by it.
 
+    Args:
+        config (`HapConfig`): The configuration.
+        eval_dataset (`Any`): The evaluation set.
+        several (`bool`): Whether the trainer takes several data sets for one.
+
     Raises:
-        ValueError: If there is none, or there are several.
+        ValueError: If there is none, or there are several for a trainer that takes one.
     """
-    if config.recovery_check == "eval" and (eval_dataset is None or type(eval_dataset) is dict):
+    several = several and type(eval_dataset) is not dict
+    if config.recovery_check == "eval" and (eval_dataset is None or isinstance(eval_dataset, dict) and not several):
         given = "has no eval_dataset" if eval_dataset is None else f"has {len(eval_dataset)} evaluation sets"
         raise ValueError(
             f"recovery_check='eval' judges recovery by the evaluation set, and HapTrainer {given}. Pass one, or set "

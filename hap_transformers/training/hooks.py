@@ -47,9 +47,11 @@ class TrainerHooks:
         scores (`bool`): Whether `compute_loss` is called to score or refit, not to train.
         package (`str`): The package of the trainer. A method of its class that makes loaders of training batches is
             not taken for one of the user's own, whose batches are scored as they come.
+        several_datasets (`bool`): Whether the trainer takes a mapping of data sets (`DatasetDict`) for one.
     """
 
     package = "transformers"
+    several_datasets = False
 
     def __init__(self, trainer: Any):  # Its module imports this one.
         self.trainer, self.scores = trainer, False

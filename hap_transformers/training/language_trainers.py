@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..sensitivity.batches import counts, shifts_labels
 from ..tokens import IGNORED
+from .config import HapConfig
 from .distillation import distillation_loss, hidden_distance
 from .hooks import ComputeLoss, TrainerHooks, register_hooks
 
@@ -81,4 +82,22 @@ def _logits(model: PreTrainedModel, outputs: Any, counted: torch.Tensor) -> dict
     return {"logits": model.get_output_embeddings()(outputs.last_hidden_state[:, :-1][counted])}
 
 
+class DPOHooks(TrainerHooks):
+    """Refuses `DPOTrainer`: TRL replaces its model's forward, and its loss compares two answers."""
+
+    package = "trl"
+
+    def validate(self, config: HapConfig) -> None:
+        """Refuses all settings.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"{type(self.trainer).__name__} is a DPOTrainer, whose replaced forward cannot be scored or refitted. "
+            "Prune with HapTrainer or SFTTrainer, and give the pruned model to DPOTrainer (without hap_config)."
+        )
+
+
 register_hooks("trl", "SFTTrainer", SFTHooks)
+register_hooks("trl", "DPOTrainer", DPOHooks)

@@ -138,9 +138,9 @@ class PruningMixin(_Trainer):
         config, model = self._require_config(), self._placed_model()
         inputs = None
         if config.sequence_length is not None:
-            inputs = with_length(next(iter(self._scoring_batches(1))), config.sequence_length)
+            inputs = with_length(self._first_batch(1), config.sequence_length)
         elif config.budget in ("flops", "latency"):
-            inputs = next(iter(self._scoring_batches(COST_EXAMPLES)))
+            inputs = self._first_batch(COST_EXAMPLES)
         inputs = None if inputs is None else self.hooks.forward_inputs(inputs)
         if config.budget == "latency" and self.latency_table is None and inputs is not None:
             precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision)
@@ -274,7 +274,7 @@ class PruningMixin(_Trainer):
         """Notes the costs of a few training examples; without data, only the numbers of parameters."""
         forward = None
         if self.train_dataset is not None:
-            forward = partial(self.hooks.run, model, next(iter(self._scoring_batches(COST_EXAMPLES))))
+            forward = partial(self.hooks.run, model, self._first_batch(COST_EXAMPLES))
         for name, value in measure_costs(model, forward).items():
             self.results.setdefault(name, {})[size] = value
 
@@ -302,6 +302,19 @@ class PruningMixin(_Trainer):
 
     def _scoring_batches(self, max_examples: int) -> "PreparedBatches":
         return self._prepared(self._scoring_loader(max_examples))
+
+    def _first_batch(self, examples: int) -> dict[str, Any]:
+        """The first batch of so many training examples.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for batch in self._scoring_batches(examples):
+            return batch
+        raise ValueError(
+            f"The train_dataset, a {type(self.train_dataset).__name__}, gives no examples, or none a second time. It "
+            "is read several times, so its __iter__ must begin anew whenever it is called."
+        )
 
     def _prepared(self, loader: Iterable[Any]) -> "PreparedBatches":
         def prepare(batch: Any) -> Iterable[dict[str, Any]]:

@@ -38,6 +38,7 @@ class PipelineHooks(TrainerHooks):
     """
 
     package = "sentence_transformers"
+    several_datasets = True
     # Name of the pipeline's result.
     output: str
 

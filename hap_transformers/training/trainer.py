@@ -84,7 +84,7 @@ class HapTrainerMixin(PruningMixin):
             validate_prunable(self._unwrapped_model(), hap_config)
             validate_latency(hap_config, self._unwrapped_model(), latency_table, self.args.device)
             self.hooks.validate_labels(super().compute_loss, hap_config)
-            validate_recovery_check(hap_config, self.eval_dataset)
+            validate_recovery_check(hap_config, self.eval_dataset, self.hooks.several_datasets)
             validate_arguments(self.args, self._unwrapped_model(), hap_config, self.train_dataset)
             if callable(self.compute_loss_func):
                 self.compute_loss_func = counting_items(self.compute_loss_func)

@@ -10,7 +10,7 @@ from tiny import make_batch, make_batches, make_model, untouched
 from trainers import Rows, make_trainer
 from zoo import ZOO
 
-from hap_transformers import HapConfig, PruningPlan, apply_plan, tune_layers
+from hap_transformers import HapConfig, PruningPlan, apply_plan, estimate_sensitivity, tune_layers
 from hap_transformers.refit import tune_layers as module
 from hap_transformers.refit.dense_copy import sharing_copy
 
@@ -189,6 +189,14 @@ def test_gradients_that_are_switched_off_are_switched_on():
     with torch.no_grad():
         tune_layers(model, dense, batches, epochs=6, learning_rate=1e-2, progress=False)
     assert distance(model, dense, batches) < start
+
+
+def test_gradients_that_are_excluded_are_named():
+    model, dense, batches = pruned_pair("bert", count=3)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\) excludes"):
+        tune_layers(model, dense, batches, progress=False)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\) excludes"):
+        estimate_sensitivity(dense, batches, progress=False)
 
 
 def test_outputs_that_are_not_finite_are_named():

@@ -1,5 +1,7 @@
 """Plans as data: files, and checks against a model."""
 
+import re
+
 import pytest
 from tiny import changed_plan, make_model
 from zoo import HEADS, LAYERS, NEURONS
@@ -47,6 +49,13 @@ def test_validate(change, message):
     plan = changed_plan(make_plan(), **change)
     with pytest.raises(ValueError, match=message):
         plan.validate(make_model())
+
+
+@pytest.mark.parametrize("numbers", [1, [1.0], [True], ["1"], None])
+def test_what_are_no_numbers_is_named(numbers):
+    words = f"The plan removes {numbers!r} from layer 0; give a list of whole numbers"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        PruningPlan.for_model(make_model(), heads={0: numbers})
 
 
 def test_an_emptied_layer_has_none_left():

@@ -1,12 +1,15 @@
 """Custom losses: scoring, refit and distillation use them as `Trainer` does."""
 
 import collections
+import copy
 
 import pytest
 import torch
 from tiny import make_model
 from torch.nn import functional as F
 from trainers import Rows, make_trainer
+from transformers import BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.training.custom_loss import averages_over_batches, counting_items
@@ -43,6 +46,26 @@ def test_a_loss_that_must_be_told_the_number_of_labels(tmp_path, steps):
         torch.testing.assert_close(a, b)
     for name, tensor in usual.model.state_dict().items():
         torch.testing.assert_close(tensor, custom.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+class NumberAnExample(BertForSequenceClassification):
+    """A regression that drops the dimension of its single output."""
+
+    def forward(self, labels=None, **inputs):
+        logits = super().forward(**inputs).logits[:, 0]
+        return SequenceClassifierOutput(None if labels is None else F.mse_loss(logits, labels.float()), logits)
+
+
+def test_logits_of_one_dimension(tmp_path):
+    model = NumberAnExample(make_model().config).float()
+    rows = [{**row, "labels": row["labels"].float()} for row in Rows().rows]
+    trainer = make_trainer(tmp_path, model=model, rows=rows, hap_config=DISTILLED)
+    trainer.train()
+    trainer.prune()
+    before = copy.deepcopy(model.state_dict())
+    trainer.train()
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_labels_of_minus_100_do_not_count():

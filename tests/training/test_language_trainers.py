@@ -157,6 +157,22 @@ def test_adapters_before_pruning_are_refused(tmp_path):
         sft(tmp_path, adapted)
 
 
+def test_preferences_are_refused_at_once(tmp_path):
+    import trl
+
+    class PrunedDPO(HapTrainerMixin, trl.DPOTrainer):
+        pass
+
+    rows = Dataset.from_dict({"prompt": ["a b"] * 4, "chosen": ["c d"] * 4, "rejected": ["d c"] * 4})
+    mixed = sft(tmp_path, hap_config=None)
+    args = trl.DPOConfig(str(tmp_path / "out"), **COMMON, bf16=False, gradient_checkpointing=False)
+    arguments = {"args": args, "train_dataset": rows, "processing_class": mixed.processing_class}
+    arguments["ref_model"] = copy.deepcopy(mixed.model)
+    with pytest.raises(ValueError, match="PrunedDPO is a DPOTrainer.*Prune with HapTrainer or SFTTrainer"):
+        PrunedDPO(mixed.model, hap_config=CONFIG, **arguments)
+    PrunedDPO(mixed.model, hap_config=None, **arguments).train()
+
+
 def test_the_mixin_in_front_of_sft_changes_nothing(tmp_path):
     import trl
 

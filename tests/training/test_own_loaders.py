@@ -52,6 +52,23 @@ def test_the_default_loader_is_a_sample_in_another_order(tmp_path):
     assert not torch.equal(found["input_ids"], LAST["input_ids"][:4])
 
 
+class Once(torch.utils.data.IterableDataset):
+    """Gives its rows a single time."""
+
+    def __init__(self):
+        self.rows = iter(ROWS)
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_a_data_set_that_can_be_read_once_is_named(tmp_path):
+    trainer = make_trainer(tmp_path, hap_config=CONFIG, max_steps=1)
+    trainer.train_dataset = Once()
+    with pytest.raises(ValueError, match="a Once, gives no examples, or none a second time"):
+        trainer.prune()
+
+
 def test_batches_of_tuples_are_prepared_once(tmp_path):
     prepared = []
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from tiny import make_model
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -282,7 +282,12 @@ def test_judged_by_the_evaluation_set_or_not_at_all(tmp_path):
     assert same(trainer.notes.after[15], trainer.model.state_dict()) and not told(trainer)
     with pytest.raises(ValueError, match="choose from 'held_out', 'eval', 'none'"):
         HapConfig(recovery_check="validation")
-    for given, words in ((None, "has no eval_dataset"), ({"a": ROWS, "b": ROWS}, "has 2 evaluation sets")):
+    several = {"a": ROWS, "b": ROWS}
+    for given, words in (
+        (None, "has no eval_dataset"),
+        (several, "has 2 evaluation sets"),
+        (DatasetDict({name: Dataset.from_list([{"labels": 0}]) for name in several}), "has 2 evaluation sets"),
+    ):
         with pytest.raises(ValueError, match=f"recovery_check='eval'.*{words}"):
             HapTrainer(make_model(), eval_dataset=given, hap_config=HapConfig(recovery_check="eval"))
 
