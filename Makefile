@@ -38,7 +38,7 @@ test-compat: $(COMPAT_VENV)/ready
 # CI runs the same tests with fewer repetitions: LONG=
 test-reliability: LONG = 1
 test-reliability: $(VENV)/ready
-	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest $(PARALLEL) --dist worksteal -m reliability tests/reliability
+	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest $(PARALLEL) --dist worksteal -m reliability tests
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PARALLEL) --dist load -m notebook tests/test_notebooks.py

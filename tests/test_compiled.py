@@ -165,6 +165,7 @@ def of_the_eager_model(tmp_path_factory):
     return pruned_and_recovered(tmp_path_factory.mktemp("eager"), lambda model: model)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("form", [in_place, forward_replaced], indirect=True, ids=lambda form: form.__name__)
 def test_the_trainer_prunes_compiled_models(form, of_the_eager_model, tmp_path):
     """It distils from the dense model, too."""

@@ -18,7 +18,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 """
 
 
-@pytest.mark.any_release
+@pytest.mark.reliability
 def test_the_package_brings_no_library_that_trainer_does_not():
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert set(json.loads(run.stdout.splitlines()[-1])) <= {"hap_transformers", "torch"}

@@ -27,6 +27,7 @@ machinery.PathFinder.find_spec = staticmethod(
 """
 
 
+@pytest.mark.reliability
 def test_small_run_without_the_packages_for_data(tmp_path):
     command = f"{WITHOUT}\nimport sys\nfrom benchmarks import device\nsys.argv[1:] = {['--small', '--output']!r}"
     command += f" + [{str(tmp_path / 'device.json')!r}]\ndevice.main()"

@@ -11,6 +11,7 @@ from benchmarks import whole_road
 pytestmark = pytest.mark.any_release
 
 
+@pytest.mark.reliability
 def test_the_road_of_a_tiny_shape(tmp_path, monkeypatch, capsys):
     output = tmp_path / "road.json"
     monkeypatch.setattr(sys, "argv", ["whole_road", "--shape", "tiny", "--output", str(output)])

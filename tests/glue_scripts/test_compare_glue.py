@@ -291,6 +291,7 @@ def _is_running(process: int) -> bool:
     return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.reliability
 def test_workers_of_the_command_find_their_modules(tmp_path, monkeypatch):
     """In their own processes, where the command's main module has another name."""
     folders = ["--data_dir", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")]
