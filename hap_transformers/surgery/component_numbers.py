@@ -17,7 +17,7 @@ def plain_removals(removed: Mapping[Any, Iterable[Any]]) -> Removed:
         removed (`Mapping[Any, Iterable[Any]]`): The same with whole numbers of any type.
 
     Raises:
-        ValueError: If something else is given for a layer.
+        TypeError: If something else is given for a layer.
     """
     return dict(sorted((int(layer), _whole_numbers(layer, chosen)) for layer, chosen in removed.items()))
 
@@ -29,7 +29,7 @@ def _whole_numbers(layer: Any, chosen: Iterable[Any]) -> list[int]:
     except TypeError:
         given, numbers = [chosen], []
     if not numbers and given or bool in map(type, given):
-        raise ValueError(
+        raise TypeError(
             f"The plan removes {chosen!r} from layer {layer}; give a list of whole numbers, such as [0, 3]."
         )
     return numbers

@@ -102,7 +102,7 @@ class PruningPlan:
 
         Raises:
             ValueError: As `validate` does.
-            TypeError: If there is no such kind.
+            TypeError: If there is no such kind, or something else than whole numbers is given for a layer.
         """
         unknown = removed.keys() - KINDS.keys()
         if unknown:

@@ -109,7 +109,7 @@ def test_plans_of_tensors_and_of_strings():
     apply_plan(model, plan)
     model.prune_heads({0: torch.tensor([2])})
     assert model.config.pruned_heads == {0: [2], 1: [0, 1]}
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match=r"\[1.0\] from layer 0; give a list of whole numbers"):
         PruningPlan.for_model(model, heads={0: [1.0]})
 
 

@@ -54,7 +54,7 @@ def test_validate(change, message):
 @pytest.mark.parametrize("numbers", [1, [1.0], [True], ["1"], None])
 def test_what_are_no_numbers_is_named(numbers):
     words = f"The plan removes {numbers!r} from layer 0; give a list of whole numbers"
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises(TypeError, match=re.escape(words)):
         PruningPlan.for_model(make_model(), heads={0: numbers})
 
 
