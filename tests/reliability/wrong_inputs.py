@@ -266,7 +266,7 @@ TABLE = [
     Wrong("head", lambda h: apply(h, heads={0: [4]}), r"heads \[4\] of layer 0: they are numbered 0 to 3"),
     Wrong("head negative", lambda h: apply(h, heads={0: [-1]}), r"heads \[-1\] of layer 0"),
     Wrong("head twice", lambda h: apply(h, heads={0: [1, 1]}), "names a head of layer 0 twice"),
-    Wrong("head a fraction", lambda h: apply(h, heads={0: [1.5]}), "integer", TypeError),
+    Wrong("head a fraction", lambda h: apply(h, heads={0: [1.5]}), "whole numbers", TypeError),
     Wrong("neuron", lambda h: apply(h, neurons={1: [24]}), r"neurons \[24\] of layer 1"),
     Wrong("neuron twice", lambda h: apply(h, neurons={1: [3, 3]}), "names a neuron of layer 1 twice"),
     Wrong(
