@@ -218,7 +218,10 @@ def _calibration(
     file = Path(args.cache) / f"{_dashed(FILLED, str(count))}.safetensors"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        found = filled_in(windows(source, tokenizer, count + count // 8), model, tokenizer)
+        # Words may have fewer tokens than `<unk>`.
+        found = filled_in(windows(source, tokenizer, count + max(count // 8, 1)), model, tokenizer)
+        if len(found) < count:
+            raise ValueError(f"'{source}' gives {len(found)} windows without `<unk>`, not {count}. Ask for fewer tokens.")
         save_file({"windows": found[:count].contiguous()}, file)
     return load_file(file)["windows"]
 

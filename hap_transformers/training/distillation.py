@@ -53,7 +53,7 @@ def distillation_loss(
         kind = problem_type
         integers = labels is not None and labels.shape == logits.shape and not labels.is_floating_point()
         if integers and problem_type is None and (logits.ndim == 1 or logits.shape[-1] > 1):
-            # Each token has one yes-or-no label, as in ELECTRA's pretraining.
+            # Each token, or example, has one yes-or-no label, as in ELECTRA's pretraining.
             logits, target, kind = logits[..., None], target[..., None], "multi_label_classification"
         elif logits.ndim == 1:
             logits, target = logits[:, None], target[:, None]

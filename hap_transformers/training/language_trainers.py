@@ -1,4 +1,7 @@
-"""What is special about `SFTTrainer` of TRL: its forward of the model makes no logits, and its batches have labels."""
+"""What is special about trainers of TRL.
+
+The forward of `SFTTrainer` makes no logits, and its batches have labels. `DPOTrainer` is refused.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
