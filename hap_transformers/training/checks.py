@@ -104,8 +104,8 @@ def validate_recovery_check(config: HapConfig, eval_dataset: Any, several: bool)
     Raises:
         ValueError: If there is none, or there are several for a trainer that takes one.
     """
-    several = several and type(eval_dataset) is not dict
-    if config.recovery_check == "eval" and (eval_dataset is None or isinstance(eval_dataset, dict) and not several):
+    too_many = isinstance(eval_dataset, dict) and not several
+    if config.recovery_check == "eval" and (eval_dataset is None or too_many):
         given = "has no eval_dataset" if eval_dataset is None else f"has {len(eval_dataset)} evaluation sets"
         raise ValueError(
             f"recovery_check='eval' judges recovery by the evaluation set, and HapTrainer {given}. Pass one, or set "
