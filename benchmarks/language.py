@@ -221,9 +221,7 @@ def _calibration(
         # Words may have fewer tokens than `<unk>`.
         found = filled_in(windows(source, tokenizer, count + max(count // 8, 1)), model, tokenizer)
         if len(found) < count:
-            raise ValueError(
-                f"'{source}' gives {len(found)} windows that are filled in, not {count}. Use fewer tokens."
-            )
+            raise ValueError(f"'{source}' gives {len(found)} filled-in windows, not {count}. Use fewer tokens.")
         save_file({"windows": found[:count].contiguous()}, file)
     return load_file(file)["windows"]
 
