@@ -51,8 +51,8 @@ def test_a_loss_that_must_be_told_the_number_of_labels(tmp_path, steps):
 class NumberAnExample(BertForSequenceClassification):
     """A regression that drops the dimension of its single output."""
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        logits = super().forward(input_ids, attention_mask, **kwargs).logits[:, 0]
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        logits = super().forward(input_ids, attention_mask).logits[:, 0]
         return SequenceClassifierOutput(None if labels is None else F.mse_loss(logits, labels.float()), logits)
 
 
