@@ -4,10 +4,12 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperOption
 
 from ..components.groups import KINDS
 from .align import align
 from .bench import bench
+from .errors import in_options
 from .info import info
 from .plan import plan
 from .prune import prune
@@ -36,6 +38,12 @@ for command in (info, align, score, plan, prune, bench, report):
     app.command()(command)
 
 
+def _options() -> dict[str, TyperOption]:
+    """The options of all commands by name; those that share a name mean the same."""
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    return {each.name: each for command in commands for each in command.params if isinstance(each, TyperOption)}
+
+
 def main() -> None:
     """Runs the command. An error is printed in one line, and the exit code is 1."""
     try:
@@ -46,5 +54,6 @@ def main() -> None:
         message = " ".join(str(error).split())
         if not message or isinstance(error, LookupError | AssertionError | AttributeError):  # They name no cause.
             message = f"{type(error).__name__}: {message}"
+        message = in_options(message, _options())
         typer.echo(f"hap: {message}", err=True)
         sys.exit(1)

@@ -1,0 +1,36 @@
+"""Messages of the library in the words of the command line."""
+
+import ast
+import re
+from collections.abc import Mapping
+
+from typer.core import TyperOption
+
+
+SETTING = re.compile(r"(?:\b(?P<verb>[Ss]et) )?\b(?P<name>[a-z_]+)=(?P<value>\[[^][]*\]|'[^']*'|[\w.]*\w)")
+
+
+def in_options(message: str, options: Mapping[str, TyperOption]) -> str:
+    """A message whose settings of Python, such as `uniform=False`, are options, such as `--no-uniform`.
+
+    Args:
+        message (`str`): A message that names settings.
+        options (`Mapping`): The options by name. A setting of another name is left as it is.
+    """
+    return SETTING.sub(lambda setting: _as_option(setting, options), message)
+
+
+def _as_option(setting: re.Match[str], options: Mapping[str, TyperOption]) -> str:
+    option = options.get(setting["name"])
+    if option is None:
+        return setting[0]
+    try:
+        value = ast.literal_eval(setting["value"])
+    except (SyntaxError, ValueError):  # A name, such as that of a variable.
+        return setting[0]
+    verb = {"Set": "Pass ", "set": "pass "}.get(setting["verb"] or "", "")
+    if isinstance(value, bool):
+        flags = option.opts if value else option.secondary_opts
+        return verb + flags[0] if flags else setting[0]
+    values = [each for each in value if each is not ...] if isinstance(value, list) else [value]
+    return verb + " ".join(f"{option.opts[0]} {each}" for each in values)

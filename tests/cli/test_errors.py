@@ -1,0 +1,26 @@
+"""Messages of the command, which name its options and not settings of Python."""
+
+import pytest
+
+from hap_transformers.cli.app import _options
+from hap_transformers.cli.errors import in_options
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Set uniform=False: it stays.", "Pass --no-uniform: it stays."),
+        ("uniform=True needs layers, or set uniform=False.", "--uniform needs layers, or pass --no-uniform."),
+        ("Set implant_ratio=0. Nothing was pruned.", "Pass --implant-ratio 0. Nothing was pruned."),
+        ("Prune components=['heads', 'neurons'].", "Prune --components heads --components neurons."),
+        ("Estimate it with components=['layers', ...].", "Estimate it with --components layers."),
+        ("for example max_memory='4GB', so that", "for example --max-memory 4GB, so that"),
+        ("Use method='gauss_newton_trace'.", "Use --method gauss_newton_trace."),
+        # Settings that no command has, values that only Python makes, and flags without an opposite.
+        ("Untie them first (tie_word_embeddings=False).", "Untie them first (tie_word_embeddings=False)."),
+        ("Pass method=mine.", "Pass method=mine."),
+        ("Set overwrite=False.", "Set overwrite=False."),
+    ],
+)
+def test_settings_become_options(message, expected):
+    assert in_options(message, _options()) == expected
