@@ -17,7 +17,7 @@ help:
 	@echo "make demo         fine-tune, prune and recover a real small BERT on real sentences"
 	@echo "make test         run the tests with Transformers 5"
 	@echo "make test-compat  run them with Transformers 4.57, but for slow ones that no release changes"
-	@echo "make test-reliability  kill, launch, fuzz and repeat at length (15 minutes)"
+	@echo "make test-reliability  kill, launch, export, fuzz and repeat at length (15 minutes)"
 	@echo "make notebooks    run the notebooks on small settings"
 	@echo "make quality      check style and types"
 	@echo "make docs         build the documentation into build/site, without a network"
@@ -38,7 +38,7 @@ test-compat: $(COMPAT_VENV)/ready
 # CI runs the same tests with fewer repetitions: LONG=
 test-reliability: LONG = 1
 test-reliability: $(VENV)/ready
-	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest $(PARALLEL) --dist worksteal -m reliability tests
+	HAP_LONG=$(LONG) $(VENV)/bin/python -m pytest $(PARALLEL) --dist worksteal -m "reliability or slow" tests
 
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest $(PARALLEL) --dist load -m notebook tests/test_notebooks.py

@@ -204,7 +204,8 @@ def measure_costs(model: PreTrainedModel, forward: Callable[[], torch.Tensor] | 
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Puts a model into evaluation mode without gradients, and restores its mode afterwards."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield

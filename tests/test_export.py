@@ -69,6 +69,7 @@ def test_torch_export_of_convolutions(name):
     torch.testing.assert_close(program.module()(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.slow
 def test_torch_export(model_type):
     if model_type == "bart" and TRANSFORMERS_4:
         pytest.skip("BART's classification head in Transformers 4 cannot be exported, dense or pruned")
@@ -87,6 +88,7 @@ def test_torch_export(model_type):
         ("resnet-basic", "implants"),
     ],
 )
+@pytest.mark.slow
 def test_onnx(tmp_path, model_type, form):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

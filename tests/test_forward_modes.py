@@ -60,6 +60,7 @@ def compiled(monkeypatch):
 
 
 @torch._dynamo.config.patch(recompile_limit=2)
+@pytest.mark.slow
 def test_every_copy_is_compiled(compiled):
     """Beyond as many versions of one code as torch compiles by default: 8, and here 2."""
     model = make_model(dtype=torch.float32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=2)

@@ -190,11 +190,13 @@ def in_other_processes(pruned, tmp_path_factory):
     return {how: [torch.load(folder + ".pt") for _, folder, _ in folders] for how, folders in given.items()}
 
 
+@pytest.mark.slow
 def test_other_processes_load_what_was_saved(pruned, in_other_processes):
     for (*_, expected), found in zip(pruned, in_other_processes["with"], strict=True):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_without_this_package_exported_code_loads_them(pruned, in_other_processes):
     others = [outputs for *_, folder, _, outputs in pruned if "/t5/" not in folder]
     for expected, found in zip(others, in_other_processes["without"], strict=True):

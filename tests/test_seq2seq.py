@@ -214,6 +214,7 @@ for folder, auto in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow
 def test_remote_code(tmp_path):
     """The exported code loads the checkpoints in a process that has no such package."""
     gone = {"heads": {0: [1], SELF[0]: [0], CROSS[1]: [0, 1]}, "neurons": {SELF[0]: [1]}}

@@ -140,6 +140,7 @@ def test_precision_of_latencies_after_a_resumption(tmp_path, model_dir, monkeypa
     assert found == [torch.bfloat16, torch.bfloat16]  # Of the dense model and of the pruned one.
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_the_whole_model_goes_on(tmp_path, model_dir, monkeypatch):
     """With a trimmed vocabulary, and embeddings in a basis of their own: both are kept with the dense model."""
     settings = [*own_files(tmp_path), "--max_examples", "16", "--budget", "model", "--ratio", "0.3"]
@@ -161,6 +162,7 @@ def test_a_killed_run_of_the_whole_model_goes_on(tmp_path, model_dir, monkeypatc
     assert results["parameters"]["pruned"] <= 0.7 * results["parameters"]["dense"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_scoring_goes_on_in_the_same_basis(tmp_path, model_dir, monkeypatch, capsys):
     """With dimensions of heads, the default: scores are those of aligned heads, which are kept with them."""
     settings = [*own_files(tmp_path), "--max_examples", "16", "--per_device_train_batch_size", "8"]

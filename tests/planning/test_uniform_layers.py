@@ -80,6 +80,7 @@ def test_every_layer_keeps_something(llama):
         plan_pruning(sensitivity, model, ratio=0.99, uniform=True)
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_the_checkpoint(llama, tmp_path):
     model, ids = fresh(llama[0]), torch.arange(3, 12)[None]
     plan = plan_pruning(llama[1], model, ratio=0.5, uniform=True)
@@ -183,6 +184,7 @@ def without_layers(model, *numbers):
     return model
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_fewer_layers(llama, tmp_path):
     model, ids = fresh(llama[0]), torch.arange(3, 12)[None]
     scores = estimate_sensitivity(model, [{"input_ids": ids}], components=["layers"], progress=False)

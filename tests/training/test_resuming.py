@@ -77,6 +77,7 @@ def test_resumes_before_and_after_pruning(tmp_path):
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=str)
+@pytest.mark.slow
 def test_a_later_process_prunes_alike(tmp_path, precision):
     """Accelerate wraps a model that trains in mixed precision. A later process has no such wrapper when it prunes."""
     first = trainer_of(tmp_path / "first", **precision)
