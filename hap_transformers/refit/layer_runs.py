@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -182,10 +183,14 @@ class LayerRuns:
         """A pass that stops behind a module. Removes the hooks that watch it."""
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.kept[id(self), position] = (finished, output)
+            self.kept[id(self), position] = (finished, detached(output))
 
         def keep_memory(module: nn.Module, args: Any, output: Any) -> None:
-            self.kept["memory", id(self), position] = output
+            self.kept["memory", id(self), position] = detached(output)
+
+        def detached(output: Any) -> Any:
+            # With gradient checkpointing embeddings require gradients, and so does all that follows.
+            return recursively_apply(torch.detach, output)
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Stop

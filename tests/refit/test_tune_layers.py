@@ -183,6 +183,20 @@ def test_layers_in_half_precision_are_trained_in_float32():
     assert distance(model, dense, batches) < distance(before_tuning(exact, before), exact_dense, batches)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(reentrant):
+    """Embeddings require gradients there, and so do the outputs of layers that are not trained."""
+    model, dense, batches = pruned_pair("bert")
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed.enable_input_require_grads()
+    checkpointed.train()
+    for one in (model, checkpointed):
+        tune_layers(one, dense, batches, epochs=2, progress=False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, checkpointed.state_dict()[name])
+
+
 def test_gradients_that_are_switched_off_are_switched_on():
     model, dense, batches = pruned_pair("bert", count=3)
     start = distance(model, dense, batches)
