@@ -18,6 +18,7 @@ from ..memory import memory_limit, named_out_of_memory
 from .accumulate import accumulate
 from .batches import scored_batches, shifts_labels
 from .methods import Finished, Method
+from .outputs import logits_of_all_tokens
 from .precision import plain_forward
 from .state_file import Progress, StateFile
 from .statistics import SampleMoments
@@ -215,8 +216,9 @@ def _scoring_mode(task: ScoringTask) -> Iterator[None]:
         parameter.requires_grad_(False)
     try:
         # `precision` does the work of accelerate's autocast here. Compiled code does not call hooks.
-        with plain_forward(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            yield
+        with plain_forward(model), logits_of_all_tokens(model):
+            with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+                yield
     finally:
         for module in training:
             module.training = True

@@ -89,6 +89,7 @@ def output_directions(
     if not used:
         raise UnsuitableLossError("does not depend on the logits that the model returns.")
     tensors = [outputs[i] for i in used]
+    _validate_rows(tensors, examples)
     vectors = [_randn(tensor, generator) for tensor in tensors]
     # In fp16 second derivatives underflow without a scale, and overflow with a large one.
     for scale in (2.0**14, 2.0**9, 2.0**4, 1.0) if tensors[0].dtype == torch.float16 else (1.0,):
@@ -146,6 +147,7 @@ def curvature_along(
     curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
     if not curved:
         raise UnsuitableLossError("is linear in the model's logits, or does not depend on them.")
+    _validate_rows([outputs[i] for i in curved], examples)
 
     def along(changes: list[torch.Tensor]) -> torch.Tensor:
         vectors = [changes[i].to(outputs[i].dtype) for i in curved]
@@ -330,6 +332,14 @@ def _hessian_product(
     """Multiplies the Hessian by a vector, and the product by `factor` in float32 or better."""
     products = torch.autograd.grad(gradients, outputs, vectors, retain_graph=True, materialize_grads=True)
     return [factor * product.to(torch.promote_types(product.dtype, torch.float32)) for product in products]
+
+
+def _validate_rows(outputs: Sequence[torch.Tensor], examples: int) -> None:
+    """Refuses outputs that are not those of the examples, equally many of each."""
+    if rows := [len(output) for output in outputs if len(output) % examples]:
+        raise UnsuitableLossError(
+            f"is computed from outputs of {rows[0]} rows, which cannot be shared out among {examples} examples."
+        )
 
 
 def _positions(tensor: torch.Tensor, examples: int) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """The loss and the logits among what a model returns, in every form that `Trainer` accepts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 
 def loss_of(outputs: Any) -> torch.Tensor | None:
@@ -49,6 +51,22 @@ def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     }
     named = {name: tensor for name, tensor in found.items() if "logits" in name}
     return named or _reached_first(loss, found)
+
+
+@contextmanager
+def logits_of_all_tokens(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a head that gives logits of labelled tokens alone (`sparse_prediction` of ModernBERT) give those of all.
+
+    The loss is the same, and all examples then have equally many logits.
+    """
+    sparse = getattr(model, "sparse_prediction", False)
+    if sparse:
+        model.sparse_prediction = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if sparse:
+            model.sparse_prediction = sparse  # type: ignore[assignment]
 
 
 def named_tensors(outputs: Any) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_batch, make_model
 from torch.nn import functional as F
-from transformers import BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertForQuestionAnswering, BertForSequenceClassification, ModernBertForMaskedLM
 from zoo import ZOO
 
 from hap_transformers import estimate_sensitivity
@@ -229,3 +229,40 @@ def test_detached_logits_alone_are_refused(method):
     model = same_weights(make_model(), Detached)
     with pytest.raises(ValueError, match="No output of Detached leads to the loss of Detached"):
         estimate_sensitivity(model, BATCHES, method, progress=False)
+
+
+def masked_texts():
+    """Eight labels in four texts, not two of each."""
+    ids = torch.randint(3, 14, (4, 8), generator=torch.Generator().manual_seed(1))
+    labels = torch.full_like(ids, -100)
+    labels[0, :5], labels[1:, 2] = ids[0, :5], ids[1:, 2]
+    return [{"input_ids": ids, "labels": labels}]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_of_labelled_tokens_alone(method):
+    """`sparse_prediction` of ModernBERT: the loss is the same, so the scores are."""
+    torch.manual_seed(0)
+    dense = ModernBertForMaskedLM(ZOO["modernbert"].config(vocab_size=14)).double()
+    sparse = same_weights(dense, ModernBertForMaskedLM, sparse_prediction=True)
+    sparse.sparse_prediction = True
+    assert_scored_alike(dense, sparse, masked_texts(), method)
+    assert sparse.sparse_prediction
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("kronecker", "heads"), ("fisher", "heads"), ("gauss_newton_trace", "heads"), ("gauss_newton_trace", "layers")],
+)
+def test_logits_that_are_not_those_of_the_examples_are_named(method, kind):
+    class Answered(BertForSequenceClassification):
+        """A classifier that leaves out examples whose label is -100."""
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            logits = super().forward(input_ids, attention_mask=attention_mask).logits[labels >= 0]
+            return {"loss": F.cross_entropy(logits, labels[labels >= 0]), "logits": logits}
+
+    model = same_weights(make_model(), Answered)
+    batch = {**BATCHES[0], "labels": torch.tensor([0, 1, 1, -100])}
+    with pytest.raises(ValueError, match="outputs of 3 rows, which cannot be shared out among 4 examples"):
+        estimate_sensitivity(model, [batch], method, components=[kind], progress=False)
