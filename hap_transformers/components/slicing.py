@@ -104,13 +104,13 @@ def validate_in_memory(groups: Iterable[Group]) -> None:
     """Checks that the weights of some groups are in memory.
 
     Raises:
-        ValueError: If they are offloaded, so that slicing would not reach them.
+        ValueError: If they are offloaded, so that neither scoring nor slicing would reach them.
     """
     for projection in (projection for group in groups for projection in group.projections):
         if projection.module.weight.is_meta:
             raise ValueError(
-                f"The weights of '{projection.name}' are not in memory but offloaded. Load the model on one device to "
-                "prune it. Nothing was pruned."
+                f"The weights of '{projection.name}' are not in memory but offloaded. Load the model on one device. "
+                "Nothing was pruned."
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model
-from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
+from ..components.groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use
 from ..sensitivity import Sensitivity
 from ..surgery.plan import PruningPlan, validate_basis
 from ..surgery.plan_costs import parameters_saved
@@ -146,7 +146,12 @@ def _chosen(
     most = saved - counted_twice(budget.pairs, lost)
     # Parts save something more when the last of their components goes.
     others = parts_without(groups, units) - gone
-    _validate_reachable(to_save - slack, most + budget.of_parts(groups, others), budget, settings, groups, floors)
+    if to_save - slack > most + budget.of_parts(groups, others):
+        left = [
+            group.num_components - count - len(positions_of(group, gone))
+            for group, count in zip(groups, lost, strict=True)
+        ]
+        raise _unreachable(most + budget.of_parts(groups, others), budget, settings, groups, floors, left)
     rankings = [units] if comparable else _apart(units, groups)
     removed: list[Unit] = []
     implants: dict[int, int] = {}
@@ -247,29 +252,40 @@ def _even_units(
     return even_units(places, groups, scored, floor, budget.joint[tuple(places)], step)
 
 
-def _validate_reachable(
-    to_save: float,
+def _unreachable(
     most: float,
     budget: Budget,
     settings: PlanningSettings,
     groups: Sequence[Group],
     floors: Sequence[int | None],
-) -> None:
-    """Checks that the budget can be met, given what every group keeps at least; `None` where nothing may go."""
-    if to_save <= most:
-        return
+    left: Sequence[int],
+) -> ValueError:
+    """The error of a budget that cannot be met.
+
+    Args:
+        most (`float`): What can be saved.
+        budget (`Budget`): The budget.
+        settings (`PlanningSettings`): How much was to go.
+        groups (`Sequence[Group]`): The groups.
+        floors (`Sequence[int]`): What each has to keep, or `None` where nothing may go.
+        left (`Sequence[int]`): What each keeps at least, in the multiples that it goes down by.
+    """
     reachable = 1 - (budget.now - most) / budget.dense
-    kept: dict[str, list[int]] = {}
-    for group, floor in zip(groups, floors, strict=True):
+    kept: dict[Kind, list[tuple[int, int]]] = {}
+    for group, floor, count in zip(groups, floors, left, strict=True):
         if floor is not None:
-            kept.setdefault(group.kind.name, []).append(floor)
-    words = [f"at least {max(least)} {kind}" for kind, least in kept.items() if max(least)]
-    words += [f"all {kind.name}" for kind in by_kind(groups) if kind.name not in kept]
+            kept.setdefault(group.kind, []).append((count, floor))
+    words = [f"at least {max(least)[0]} {kind.name}" for kind, least in kept.items() if max(least)[0]]
+    words += [f"all {kind.name}" for kind in by_kind(groups) if kind not in kept]
     because = f"every layer keeps {' and '.join(words)}, so " if words else ""
-    raise ValueError(
+    steps = {
+        f"{kind.singular}_multiple" for kind, least in kept.items() if any(count > floor for count, floor in least)
+    }
+    remedies = ["the ratio", "the floors", *sorted(steps & vars(settings).keys())]
+    return ValueError(
         f"ratio={settings.ratio} of budget='{settings.budget}' cannot be met: {because}at most "
         f"{math.floor(1000 * reachable) / 1000} can go. The rest are floors and weights that belong to no component. "
-        "Lower the ratio or the floors."
+        f"Lower {', '.join(remedies[:-1])} or {remedies[-1]}."
     )
 
 

@@ -16,7 +16,7 @@ from ..components.architectures import get_architecture
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
-from ..components.slicing import validate_cuttable, validate_plain_weights
+from ..components.slicing import validate_cuttable, validate_in_memory, validate_plain_weights
 from ..memory import memory_limit
 from .by_parts import reliability, score_on_batches
 from .methods import METHODS, Finished, Method, get_method
@@ -107,8 +107,8 @@ def estimate_sensitivity(
 
     Raises:
         ValueError: If the architecture, the method, a kind or the precision is unknown, a number is out of range,
-            there are no examples or no labels, the method cannot score a kind or a sharded model, a loss is not finite
-            or does not suit the method, or `state_file` is that of another call.
+            there are no examples or no labels, weights are offloaded, the method cannot score a kind or a sharded
+            model, a loss is not finite or does not suit the method, or `state_file` is that of another call.
         torch.OutOfMemoryError: If the memory is short; the message says in what phase. The model is unchanged.
         FileNotFoundError: If the folder of `state_file` does not exist.
 
@@ -222,6 +222,7 @@ def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[s
         raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
     groups = find_groups(model, components)
     validate_plain_weights(model, groups)
+    validate_in_memory(groups)
     validate_cuttable(model, groups)
     found = [kind.name for kind in by_kind(groups)]
     if missing := set(components or ()) - set(found):

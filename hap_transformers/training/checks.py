@@ -25,6 +25,23 @@ from ..tokens import positions, validate_length
 from .config import HapConfig
 
 
+def validate_in_memory(who: str, model: PreTrainedModel) -> None:
+    """Checks that all weights of a model are in memory.
+
+    Args:
+        who (`str`): The model's part in the training.
+        model (`PreTrainedModel`): The model.
+
+    Raises:
+        ValueError: If some are offloaded, or on the meta device.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"The weights of {who} ({type(model).__name__}) are not in memory but on the meta device or offloaded. "
+            "Load it by from_pretrained on one device."
+        )
+
+
 def validate_prunable(model: PreTrainedModel, config: HapConfig) -> None:
     """Checks that a model can be pruned as its configuration asks.
 
@@ -133,11 +150,7 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
         )
     if config is None or not config.distils:
         return
-    if any(parameter.is_meta for parameter in teacher.parameters()):
-        raise ValueError(
-            f"The weights of the teacher ({type(teacher).__name__}) are not in memory but on the meta device or "
-            "offloaded. Load it by from_pretrained on one device."
-        )
+    validate_in_memory("the teacher", teacher)
     if _is_headless(teacher) and not _is_headless(model):
         raise ValueError(
             f"The teacher is a {type(teacher).__name__}, which has no head and so no logits to distil. Give a teacher "

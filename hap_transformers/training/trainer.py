@@ -24,7 +24,13 @@ from ..surgery.plan import PruningPlan
 from ..vocabulary.plan import VocabularyPlan
 from . import language_trainers as language_trainers  # Registers hooks, as the next one does.
 from . import sentence_trainers as sentence_trainers
-from .checks import validate_arguments, validate_latency, validate_prunable, validate_recovery_check
+from .checks import (
+    validate_arguments,
+    validate_in_memory,
+    validate_latency,
+    validate_prunable,
+    validate_recovery_check,
+)
 from .config import HapConfig
 from .custom_loss import averages_over_batches, counting_items
 from .dropout import without_dropout
@@ -78,6 +84,8 @@ class HapTrainerMixin(PruningMixin):
         given = kwargs.get("model", args[0] if args else None)
         if isinstance(given, PreTrainedModel):
             forget_gguf(given)  # Trainer refuses models that call themselves quantized.
+            if hap_config is not None:
+                validate_in_memory("the model", given)
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             self.hooks.validate(hap_config)

@@ -110,7 +110,7 @@ def test_heads_that_stay_save_nothing():
     scores = made_scores(model, {})
     scores.foresees_refit = False
     settings = {"budget": "flops", "inputs": batch, "even_heads": False, "min_neurons": 0.5}
-    with pytest.raises(ValueError, match=r"at least 1 value_dims .* so at most 0\.\d+ can go") as refused:
+    with pytest.raises(ValueError, match=r"at least 8 value_dims .* so at most 0\.\d+ can go") as refused:
         plan_pruning(scores, model, ratio=0.38, **settings)
     most = float(re.search(r"at most (0\.\d+)", str(refused.value))[1])
     apply_plan(model, plan_pruning(scores, model, ratio=most, **settings))

@@ -140,3 +140,16 @@ def test_does_not_depend_on_the_order_in_the_model(method):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         plan_heads(**{"sensitivity": SCORES, "model": make_model(), **arguments})
+
+
+def test_multiples_that_are_in_the_way_are_named():
+    """The floor is a twentieth, 2 of 24 neurons, but less than 16 of them cannot be left in multiples of 16."""
+    model = make_model()
+    sensitivity = hand_made("magnitude", neurons=[torch.arange(24.0)] * LAYERS)
+    settings = {"budget": "neurons", "ratio": 0.5}
+    message = (
+        "every layer keeps at least 16 neurons.* at most 0.333 can go.*Lower the ratio, the floors or neuron_mult"
+    )
+    with pytest.raises(ValueError, match=message):
+        plan_pruning(sensitivity, model, neuron_multiple=16, **settings)
+    assert plan_pruning(sensitivity, model, **settings).count("neurons") == 24

@@ -243,7 +243,7 @@ TABLE = [
     Wrong(
         "ratio out of reach",
         lambda h: plan(h, ratio=0.9, min_heads=4),
-        "cannot be met: .*Lower the ratio or the floors",
+        "cannot be met: .*Lower the ratio, the floors or neuron_multiple",
     ),
     Wrong("budget", lambda h: plan(h, budget="memory"), "Unknown budget 'memory'; choose one of"),
     Wrong("floor of heads", lambda h: plan(h, min_heads=-1), "`min_heads`"),
@@ -289,6 +289,8 @@ TABLE = [
     Wrong("prune_heads layer", lambda h: h.model.prune_heads({5: [0]}), "layer 5: the model has layers 0 to 1"),
     Wrong("prune_heads head", lambda h: hap.prune_heads(h.model, {0: [9]}), r"heads \[9\]"),
     Wrong("weights offloaded", lambda h: apply(h, offloaded(h), heads={0: [1]}), "are not in memory but offloaded"),
+    Wrong("scored where offloaded", lambda h: estimate(h, model=offloaded(h)), "are not in memory but offloaded"),
+    Wrong("trainer of offloaded weights", lambda h: trainer(h, model=offloaded(h)), "of the model .* not in memory"),
     Wrong("weights shared", lambda h: apply(h, tied(h), heads={0: [1]}), "shares a weight with .*Untie"),
     Wrong("weights of 8 bits", lambda h: apply(h, eight_bits(h), heads={0: [1]}), "Prune before quantizing"),
     Wrong("config shared", lambda h: apply(h, sharing_config(h), heads={0: [2]}), "its own copy.deepcopy.config."),
