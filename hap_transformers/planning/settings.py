@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..components.groups import KINDS, Group, Kind
 from ..forward_modes import MODES, validate_mode
+from ..number_fields import convert_numbers
 
 
 # Shares of parameters, FLOPs and measured seconds; a budget named after a kind counts its components.
@@ -60,7 +61,7 @@ class PlanningSettings:
             neuron costs. Channels keep a 1x1 filter in the place of a larger one.
 
     Raises:
-        ValueError: If the budget is unknown or a number is out of range.
+        ValueError: If the budget is unknown, or a number is none or out of range.
     """
 
     budget: str = field(
@@ -93,6 +94,7 @@ class PlanningSettings:
     )
 
     def __post_init__(self):
+        convert_numbers(self)
         if self.budget not in (*MEASURES, *KINDS):
             raise ValueError(f"Unknown budget '{self.budget}'; choose one of {', '.join((*MEASURES, *KINDS))}.")
         validate_mode(self.latency_mode)

@@ -18,6 +18,7 @@ from ..components.groups import KINDS, Group, by_kind, find_groups
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_cuttable, validate_in_memory, validate_plain_weights
 from ..memory import memory_limit
+from ..number_fields import validate_whole
 from .by_parts import reliability, score_on_batches
 from .methods import METHODS, Finished, Method, get_method
 from .output_curvature import EXACT_DIRECTIONS
@@ -177,8 +178,8 @@ def validate_scoring(
     """
     get_method(method)
     validate_directions(num_probes, exact_directions)
-    if max_examples is not None and max_examples < 1:
-        raise ValueError(f"`max_examples` must be at least 1, got {max_examples}.")
+    if max_examples is not None:
+        validate_whole("max_examples", max_examples, 1)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` is a reliability and must be in (0, 1), got {tolerance}.")
     memory_limit(max_memory)

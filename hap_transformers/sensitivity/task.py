@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..components.groups import Group
 from ..components.sharded import whole_values
 from ..memory import is_out_of_memory
+from ..number_fields import validate_whole
 from ..tokens import device_of_sums
 from .batches import ScoredBatch
 from .output_curvature import EXACT_DIRECTIONS
@@ -65,12 +66,10 @@ def validate_directions(num_probes: int, exact_directions: int) -> None:
     """Checks how many directions of the outputs are backpropagated.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is not whole or out of range.
     """
-    if num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, got {num_probes}.")
-    if type(exact_directions) is not int or exact_directions < 0:
-        raise ValueError(f"`exact_directions` must be a whole number, 0 or more, got {exact_directions!r}.")
+    validate_whole("num_probes", num_probes, 1)
+    validate_whole("exact_directions", exact_directions, 0)
 
 
 @dataclass

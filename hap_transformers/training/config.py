@@ -82,8 +82,8 @@ class HapConfig(PlanningSettings):
             step. With `load_best_model_at_end` the training arguments' metric judges instead.
 
     Raises:
-        ValueError: If a value is out of range, or components do not suit each other, the method or the budget; the
-            message names it.
+        ValueError: If a value is no number or out of range, or components do not suit each other, the method or the
+            budget; the message names it.
     """
 
     components: list[str] | None = field(
@@ -154,8 +154,6 @@ class HapConfig(PlanningSettings):
         kinds_to_prune(self.components, self.method, self)
         if self.refit_examples < 1:
             raise ValueError(f"`refit_examples` must be at least 1, got {self.refit_examples}.")
-        if type(self.tuning_epochs) not in (int, type(None)):
-            raise ValueError(f"`tuning_epochs` must be a whole number, got {self.tuning_epochs!r}.")
         if self.tuning_epochs is not None and (self.tuning_epochs < 0 or (self.tuning_epochs and not self.refit)):
             raise ValueError(
                 f"`tuning_epochs` must not be negative and needs refit=True, got {self.tuning_epochs} with "

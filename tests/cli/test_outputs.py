@@ -166,10 +166,10 @@ def test_files_that_cannot_be_read_are_named(here, monkeypatch, capsys, spoil, c
 def test_errors_without_words_name_their_type(monkeypatch, capsys):
     module = sys.modules["hap_transformers.cli.app"]  # The package has the app itself by this name.
 
-    def failing():
+    def failing(self):
         raise KeyError("heads")
 
-    monkeypatch.setattr(module, "app", failing)
+    monkeypatch.setattr(type(app), "__call__", failing)
     with pytest.raises(SystemExit):
         module.main()
     assert capsys.readouterr().err == "hap: KeyError: 'heads'\n"

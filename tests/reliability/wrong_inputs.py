@@ -176,9 +176,9 @@ TABLE = [
     Wrong("components a string", lambda h: estimate(h, components="heads"), "`components` must name some of"),
     Wrong("components unknown", lambda h: estimate(h, components=["columns"]), "`components` must name some of"),
     Wrong("components none", lambda h: estimate(h, components=[]), "`components` must name some of"),
-    Wrong("probes", lambda h: estimate(h, num_probes=0), "`num_probes` must be at least 1, got 0"),
+    Wrong("probes", lambda h: estimate(h, num_probes=0), "`num_probes` must be a whole number, 1 or more, got 0"),
     Wrong("tolerance", lambda h: estimate(h, tolerance=1.0), "`tolerance` .* must be in"),
-    Wrong("examples", lambda h: estimate(h, max_examples=0), "`max_examples` must be at least 1"),
+    Wrong("examples", lambda h: estimate(h, max_examples=0), "`max_examples` must be a whole number, 1 or more"),
     Wrong("precision", lambda h: estimate(h, precision="fp8"), "fp8"),
     # estimate_sensitivity: batches
     Wrong("no batches", lambda h: estimate(h, batches=iter(())), "No examples to score: `batches` is empty"),

@@ -99,8 +99,10 @@ def test_max_examples_cuts_the_last_batch(sampled_method):
         ({"batches": []}, "No examples"),
         ({"batches": [(torch.ones(1, 3), torch.ones(1))]}, "Batch 0 is a tuple; give dictionaries"),
         ({"batches": [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], "method": "gradient"}, "no labels"),
-        ({"num_probes": 0}, "`num_probes` must be at least 1"),
-        ({"max_examples": 0}, "`max_examples` must be at least 1"),
+        ({"num_probes": 0}, "`num_probes` must be a whole number, 1 or more"),
+        ({"max_examples": 0}, "`max_examples` must be a whole number, 1 or more"),
+        ({"max_examples": 32.5}, "`max_examples` must be a whole number, 1 or more, got 32.5"),
+        ({"num_probes": 2.0}, "`num_probes` must be a whole number, 1 or more, got 2.0"),
         ({"tolerance": 1.0}, "`tolerance` is a reliability and must be in \\(0, 1\\)"),
         (
             {"components": ["columns"]},

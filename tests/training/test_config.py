@@ -1,5 +1,7 @@
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -46,6 +48,49 @@ def test_bad_values_are_named(field, value):
     unknown = field in ("budget", "method", "implant_init")
     with pytest.raises(ValueError, match=f"Unknown.*{value}" if unknown else field):
         HapConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "expected"),
+    [
+        ("neuron_multiple", 16.0, 16),
+        ("refit_examples", "64", 64),
+        ("tuning_epochs", np.int64(2), 2),
+        ("recovery_learning_rate", "1e-4", 1e-4),  # YAML reads a word.
+        ("ratio", np.float32(0.5), 0.5),
+        ("min_neurons", 0, 0),
+        ("ridge", None, None),
+    ],
+)
+def test_numbers_get_the_types_of_their_fields(field, given, expected):
+    found = getattr(HapConfig(**{field: given}), field)
+    assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("neuron_multiple", 8.5, "a whole number"),
+        ("max_examples", "many", "a whole number"),
+        ("min_heads", 1.5, "a whole number"),
+        ("sequence_length", 12.5, "a whole number"),
+        ("tuning_epochs", True, "a whole number"),
+        ("num_probes", None, "a whole number"),
+        ("refit_examples", float("inf"), "a whole number"),
+        ("ratio", "half", "a number"),
+        ("distillation", [0.5], "a number"),
+    ],
+)
+def test_what_is_no_such_number_is_named(field, value, what):
+    with pytest.raises(ValueError, match=re.escape(f"`{field}` must be {what}, got {value!r}.")):
+        HapConfig(**{field: value})
+
+
+def test_a_rate_of_a_yaml_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("ratio: 0.5\nrecovery_learning_rate: 1e-4\n")
+    (config,) = HfArgumentParser(HapConfig).parse_yaml_file(str(file))
+    assert config.recovery_learning_rate == 1e-4
 
 
 def test_the_papers_recipe_can_be_changed():
