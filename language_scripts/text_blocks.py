@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hap_transformers.data.reading import decoded
+from hap_transformers.data.reading import decoded, require_file
 
 
 # Share of the blocks that are held out where there is no second file: the last ones.
@@ -20,11 +20,10 @@ def read_text(file: str, encoding: str | None = None) -> str:
     """Reads a plain text.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError, IsADirectoryError: If there is no such file, or it is a folder.
         ValueError: If it is of another encoding.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no file '{file}'.")
+    require_file(file)
     return decoded(file, Path(file).read_bytes(), encoding)
 
 

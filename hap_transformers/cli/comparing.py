@@ -27,7 +27,7 @@ def compare(loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, b
         dense (`PreTrainedModel`): The dense model.
         examples (`Examples`, *optional*): What is compared on, if anything is held out.
         batch (`int`): Texts or images of the batch that is timed.
-        length (`int`, *optional*): Tokens per text there; by default 128, or all that the model takes.
+        length (`int`, *optional*): Tokens per text there; by default 128; at most all that the model takes.
 
     Returns:
         `dict`: The costs and the fields `task`, `metrics`, `intervals`, `fidelity`, `num_examples`, `batch` and
@@ -37,7 +37,7 @@ def compare(loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, b
     found: dict[str, Any] = {"task": None, "metrics": {}, "intervals": {}, "fidelity": {}, "num_examples": {}}
     found["device"] = device_name(dense.device)
     try:
-        inputs = example_inputs(dense, batch, length or min(LENGTH, longest_text(dense)))
+        inputs = example_inputs(dense, batch, min(length or LENGTH, longest_text(dense)))
     except ValueError:  # A model of other inputs.
         found |= costs_of(models)
     else:

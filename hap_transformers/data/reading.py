@@ -28,11 +28,10 @@ def read_rows(file: str, encoding: str | None = None) -> list[Row]:
         `list[dict]`: The rows, with `None` where a value is missing. All values of a CSV file are words.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError, IsADirectoryError: If there is no such file, or it is a folder.
         ValueError: If the ending is another one, or the file cannot be read as its ending says.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no file '{file}'.")
+    require_file(file)
     reader = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_rows}.get(Path(file).suffix.lower())
     if reader is None:
         raise ValueError(f"'{file}' is neither CSV nor JSON; expected .csv, .json or .jsonl.")
@@ -40,6 +39,19 @@ def read_rows(file: str, encoding: str | None = None) -> list[Row]:
     if not rows:
         raise ValueError(f"'{file}' has no rows.")
     return rows
+
+
+def require_file(file: str) -> None:
+    """Checks that there is something to read by a name; a pipe such as `/dev/fd/63` will do.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        IsADirectoryError: If it is a folder.
+    """
+    if not Path(file).exists():
+        raise FileNotFoundError(f"There is no file '{file}'.")
+    if Path(file).is_dir():
+        raise IsADirectoryError(f"'{file}' is a folder; name a file.")
 
 
 def decoded(file: str, content: bytes, encoding: str | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .reading import decoded, read_rows
+from .reading import decoded, read_rows, require_file
 
 
 # A text, or a pair of texts that a model reads together.
@@ -54,8 +54,8 @@ def read_texts(files: Sequence[str], columns: Sequence[str] = (), encoding: str 
 def _rows_of(file: str, columns: Sequence[str], encoding: str | None) -> list[tuple[str, ...]]:
     """The texts of a file, each in a tuple of one or two."""
     ending = Path(file).suffix.lower()
-    if file != "-" and not Path(file).is_file():
-        raise FileNotFoundError(f"There is no file '{file}'.")
+    if file != "-":
+        require_file(file)
     if ending == ".parquet":
         return _of_columns(file, _parquet_rows(file), columns)
     if ending in (".csv", ".json", ".jsonl"):

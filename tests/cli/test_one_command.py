@@ -302,6 +302,7 @@ BAD = {
     ),
     "columns of lines": (["--ratio", "0.5", "--texts", "texts.txt", "--column", "a"], "'texts.txt' is read line by"),
     "a missing file": (["--ratio", "0.5", "--texts", "no.txt"], "There is no file 'no.txt'"),
+    "a folder": (["--ratio", "0.5", "--texts", "encoder"], "'encoder' is a folder; name a file"),
     "labels": (["--ratio", "0.5", "--train-file", "train.csv"], "it has no loss on this task. Pass --texts"),
     "memory": (
         ["--ratio", "0.5", "--texts", "texts.txt", "--max-memory", "much"],
@@ -378,6 +379,8 @@ def test_long_lines_are_cut_with_a_note(here, kind):
     assert f"hap: 2 of 42 texts have more than {limit} tokens and are cut." in result.stderr.splitlines()
     result = CliRunner().invoke(app, [*command, "--length", "40", "--overwrite"], catch_exceptions=False)
     assert f"Texts are cut to {limit} tokens, not 40: Bert" in result.stderr
+    results = json.loads(Path("small/results.json").read_text())
+    assert results["batch"] == [8, 32] and results["flops"]["pruned"] < results["flops"]["dense"]
 
 
 def test_the_extra_is_named_by_every_command(here, monkeypatch):
