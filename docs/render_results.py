@@ -241,8 +241,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
-    high = [cell for cell in cells_of["compression"] if cell["ratio"] >= 0.9]
-    found[README, "compression"] = "\n\n".join(differences_table(high, TUNED, phase) for phase in PHASES)
+    tuned = [differences_table(cells_of["compression"], TUNED, phase) for phase in PHASES]
+    found[README, "compression"] = "\n\n".join(tuned)
     found[README, "base"] = differences_table(cells_of["base"], TUNED, "pruned")
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
