@@ -5,7 +5,7 @@ from typing import Any, get_args, get_type_hints
 
 
 def as_number(name: str, value: Any, kind: type) -> Any:
-    """A number as its field's type: `8.0` is a whole number, and so is what YAML reads as the word `1e3`.
+    """A number as its field's type: `8.0` is a whole number, and `1e-4`, which YAML reads as a word, is a number.
 
     Args:
         name (`str`): The field.
@@ -20,7 +20,7 @@ def as_number(name: str, value: Any, kind: type) -> Any:
     what = "a whole number" if kind is int else "a number"
     try:
         number = float(value)
-        if isinstance(value, bool) or (kind is int and not number.is_integer()):
+        if isinstance(value, bool) or (kind is int and (isinstance(value, str) or not number.is_integer())):
             raise ValueError
     except (TypeError, ValueError):
         raise ValueError(f"`{name}` must be {what}, got {value!r}.") from None

@@ -91,7 +91,7 @@ def test_few_classes_can_be_sampled():
 
 @pytest.mark.parametrize("value", [-1, "3", None, 1.5, True, math.nan], ids=repr)
 def test_directions_that_are_no_number(value):
-    message = re.escape(f"`exact_directions` must be a whole number, 0 or more, got {value!r}")
+    message = f"`exact_directions` must be a whole number.* got {re.escape(repr(value))}"
     with pytest.raises(ValueError, match=message):
         HapConfig(exact_directions=value)
     with pytest.raises(ValueError, match=message):

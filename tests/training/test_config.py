@@ -54,7 +54,7 @@ def test_bad_values_are_named(field, value):
     ("field", "given", "expected"),
     [
         ("neuron_multiple", 16.0, 16),
-        ("refit_examples", "64", 64),
+        ("refit_examples", 64.0, 64),
         ("tuning_epochs", np.int64(2), 2),
         ("recovery_learning_rate", "1e-4", 1e-4),  # YAML reads a word.
         ("ratio", np.float32(0.5), 0.5),
@@ -71,7 +71,7 @@ def test_numbers_get_the_types_of_their_fields(field, given, expected):
     ("field", "value", "what"),
     [
         ("neuron_multiple", 8.5, "a whole number"),
-        ("max_examples", "many", "a whole number"),
+        ("max_examples", "64", "a whole number"),
         ("min_heads", 1.5, "a whole number"),
         ("sequence_length", 12.5, "a whole number"),
         ("tuning_epochs", True, "a whole number"),
