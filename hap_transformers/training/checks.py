@@ -25,7 +25,7 @@ from ..tokens import positions, validate_length
 from .config import HapConfig
 
 
-def validate_in_memory(who: str, model: PreTrainedModel) -> None:
+def validate_loaded(who: str, model: PreTrainedModel) -> None:
     """Checks that all weights of a model are in memory.
 
     Args:
@@ -150,7 +150,7 @@ def validate_teacher(teacher: Any, model: PreTrainedModel, config: HapConfig | N
         )
     if config is None or not config.distils:
         return
-    validate_in_memory("the teacher", teacher)
+    validate_loaded("the teacher", teacher)
     if _is_headless(teacher) and not _is_headless(model):
         raise ValueError(
             f"The teacher is a {type(teacher).__name__}, which has no head and so no logits to distil. Give a teacher "

@@ -26,8 +26,8 @@ from . import language_trainers as language_trainers  # Registers hooks, as the 
 from . import sentence_trainers as sentence_trainers
 from .checks import (
     validate_arguments,
-    validate_in_memory,
     validate_latency,
+    validate_loaded,
     validate_prunable,
     validate_recovery_check,
 )
@@ -85,7 +85,7 @@ class HapTrainerMixin(PruningMixin):
         if isinstance(given, PreTrainedModel):
             forget_gguf(given)  # Trainer refuses models that call themselves quantized.
             if hap_config is not None:
-                validate_in_memory("the model", given)
+                validate_loaded("the model", given)
         super().__init__(*args, **kwargs)
         if hap_config is not None:
             self.hooks.validate(hap_config)
