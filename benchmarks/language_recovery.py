@@ -14,7 +14,12 @@ BATCH_SIZE = 4
 
 
 def recover(
-    model: PreTrainedModel, dense: PreTrainedModel, windows: torch.Tensor, learning_rate: float, seed: int = 0
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    windows: torch.Tensor,
+    learning_rate: float,
+    bf16: bool = False,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Trains a pruned model for one epoch.
 
@@ -23,6 +28,7 @@ def recover(
         dense (`PreTrainedModel`): The dense model, which it follows.
         windows (`torch.Tensor`): Token ids, shape `(windows, length)`.
         learning_rate (`float`): The highest one. It rises over the first tenth, and falls to 0.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether products are in bf16; weights stay as they are.
         seed (`int`, *optional*, defaults to 0): Seed of the order of windows.
     """
     rows = Dataset.from_dict({"input_ids": windows.tolist(), "labels": windows.tolist()})
@@ -34,6 +40,7 @@ def recover(
             warmup_steps=len(rows) // (10 * BATCH_SIZE),
             per_device_train_batch_size=BATCH_SIZE,
             seed=seed,
+            bf16=bf16,
             use_cpu=True,
         )
         trainer = HapTrainer(

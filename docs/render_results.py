@@ -17,7 +17,7 @@ from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
 from benchmarks.embeddings_tables import summary as summary_of_embeddings
 from benchmarks.language import Key as LanguageKey
-from benchmarks.language import table as perplexity_table
+from benchmarks.language_table import table as perplexity_table
 from benchmarks.markdown_table import (
     elimination_table,
     latency_table,

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import language
 from benchmarks.flap import FLAP
-from benchmarks.language import DENSE, FILLED, NOTHING_REMOVED, Key, table
+from benchmarks.language import DENSE, FILLED, NOTHING_REMOVED, Key
 from benchmarks.language_data import predicted
+from benchmarks.language_table import table
 from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import METHODS
 from language_scripts.demo_model import demo_tokenizer
@@ -46,7 +47,8 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     language.main()
     cells = read_cells(output, Key)
     assert set(cells) == {NOTHING_REMOVED, Key("kronecker", 0.4, 0, FILLED)} | {
-        Key(method, 0.4, 1024, FILLED) for method in [*language.WAYS, *language.RECOVERED]
+        *(Key(method, 0.4, 1024, FILLED) for method in language.WAYS),
+        *(Key(method, 0.4, 1024, FILLED, recovery_tokens=1024) for method in language.RECOVERED),
     }
     assert cells[NOTHING_REMOVED]["agreement"] == 1 > cells[Key("magnitude", 0.4, 1024, FILLED)]["agreement"]
     assert all(cell["kept"] < 0.7 for key, cell in cells.items() if key.method != DENSE)
