@@ -42,6 +42,7 @@ from hap_transformers.sensitivity.self_loss import SelfLoss
 from .flap import FLAP
 from .language_data import LENGTH, batches_of, load, predicted, smollm2, windows
 from .language_recovery import recover
+from .taylor import taylor
 from .unknown_words import filled_in
 
 
@@ -256,6 +257,12 @@ def by_scores(
     return Way(plan, kinds, tuned)
 
 
+def by_taylor(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
+    """Plans by Torch-Pruning's importance; heads and neurons lose the same share."""
+    batches = batches_of(bench.some(bench.args.score_tokens), labels=True)
+    return plan_pruning(taylor(model, batches, WHOLE), model, ratio=ratio, **FLOORS)
+
+
 WAYS: dict[str, Way] = {
     "kronecker": by_scores("kronecker"),
     "kronecker, layers tuned": by_scores("kronecker", tuned=True),
@@ -267,6 +274,7 @@ WAYS: dict[str, Way] = {
     "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
     "gradient": by_scores("gradient", **FLOORS),
     "magnitude": by_scores("magnitude"),
+    "Taylor (Torch-Pruning)": Way(by_taylor),
     "fluctuation (FLAP)": by_scores("flap"),
 }
 # Ways that go on with the pruned model of another.
