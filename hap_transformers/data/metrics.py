@@ -26,7 +26,7 @@ def quality_metrics(figures: Mapping[str, Any], prefix: str = "eval") -> dict[st
     }
 
 
-def metrics_of_best(state: TrainerState) -> dict[str, float]:
-    """Returns the metrics that a trainer logged at its best checkpoint."""
-    found = (quality_metrics(entry) for entry in state.log_history if entry.get("step") == state.best_global_step)
+def metrics_at(state: TrainerState, step: int | None) -> dict[str, float]:
+    """Returns the metrics that a trainer logged at a step."""
+    found = (quality_metrics(entry) for entry in state.log_history if entry.get("step") == step)
     return {name: value for metrics in found for name, value in metrics.items()}

@@ -268,6 +268,7 @@ class PruningMixin(_Trainer):
         self._phase = "pruned"
         for phase in ("pruned", "recovered"):  # Metrics of a model pruned less.
             self.results["metrics"].pop(phase, None)
+        self.results.pop("recovery", None)
         vars(model).update(pruning_results=self.results, pruning_plan=plan)  # For `model.push_to_hub`.
 
     def _note_costs(self, model: PreTrainedModel, size: str) -> None:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..checkpoints.remote_code import export_remote_code
 from ..components.depth import layers_left_out, layers_to_leave_out
 from ..components.gguf import forget_gguf
-from ..data.metrics import metrics_of_best, quality_metrics
+from ..data.metrics import metrics_at, quality_metrics
 from ..files import whole_files
 from ..planning.latency_table import LatencyTable
 from ..reporting.card import base_model_of
@@ -312,7 +312,8 @@ class HapTrainerMixin(PruningMixin):
             super()._load_best_model()
         take_basis(cast(str, self.state.best_model_checkpoint), self._unwrapped_model())
         if self.hap_config is not None:  # The last evaluation was of other weights.
-            self.results["metrics"].setdefault(self._phase, {}).update(metrics_of_best(self.state))
+            found = metrics_at(self.state, self.state.best_global_step)
+            self.results["metrics"].setdefault(self._phase, {}).update(found)
 
     def _without_dropout(self, config: HapConfig | None) -> AbstractContextManager[None]:
         """Switches dropout off for the recovery that a configuration asks for, if it does."""

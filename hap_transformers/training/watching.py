@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
+from ..data.metrics import metrics_at
 from ..efficiency import evaluating
 from .best_state import BestState
 from .config import HapConfig
@@ -64,12 +65,14 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
         kept = BestState(measure, partial(_checks, trainer, examples), folder)
     trainer.callback_handler.callbacks.insert(0, kept)  # Others shall find the best weights when training ends.
     trainer.train_dataset = rest
+    earlier = trainer.results["metrics"].pop("recovered", None)
     try:
         yield
     finally:
         trainer.train_dataset = whole
         trainer.remove_callback(kept)
     goal = trainer.args.metric_for_best_model if best else f"{_measure(trainer)[1]} on {_where(config, held_out)}"
+    _keep_metrics(trainer, earlier, kept.step and (trainer.state.best_global_step if best else kept.step))
     _report(trainer, kept, goal)
 
 
@@ -139,6 +142,22 @@ def _checks(trainer: Any, examples: Any, steps: int) -> int:
     measured = min(len(examples), MOST) if isinstance(examples, Sized) else MOST
     wanted = COST * TRAINING_PASSES * trained / (MEASURING_PASSES * measured)
     return min(max(FEWEST, math.floor(wanted)), MOST_CHECKS)
+
+
+def _keep_metrics(trainer: Any, earlier: dict[str, float] | None, step: int | None) -> None:
+    """Of metrics from within the training, keeps those of the weights that it ended with.
+
+    Args:
+        trainer (`HapTrainerMixin`): The trainer.
+        earlier (`dict[str, float]`, *optional*): Metrics of a recovery before this one.
+        step (`int`, *optional*): The step of the weights. At 0 these are the weights from before the training.
+    """
+    metrics = trainer.results["metrics"]
+    if metrics.pop("recovered", earlier) is None:
+        return
+    found = metrics_at(trainer.state, step) if step else earlier or metrics.get("pruned")
+    if found:
+        metrics["recovered"] = dict(found)
 
 
 def _report(trainer: Any, kept: BestState, goal: str) -> None:
