@@ -44,7 +44,7 @@ def compare(loaded: Loaded, dense: PreTrainedModel, examples: Examples | None, b
         found |= costs_of(models, inputs, compare_latency(models, inputs, progress=True))
         found["batch"] = list(next(iter(inputs.values())).shape)
     if loaded.vocabulary is not None:
-        found["vocabulary"] = loaded.vocabulary.counts | {"kept": len(loaded.vocabulary.kept)}
+        found["vocabulary"] = loaded.vocabulary.summary()
         add_trimmed(found, loaded.vocabulary, dense)
     if examples is None:
         return found

@@ -65,6 +65,7 @@ def collect_results(
         "metrics": trainer.results["metrics"],
         "intervals": trainer.results.get("intervals", {}),
         "recovery": trainer.results.get("recovery"),
+        **{name: trainer.results[name] for name in ("vocabulary",) if name in trainer.results},
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
         "components": _components(models),
         "head_ranks": head_ranks(models["pruned"]),

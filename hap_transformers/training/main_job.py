@@ -193,11 +193,11 @@ def finish_job(
         `dict[str, Any]`: The fields of `results.json`.
     """
     run = run_stages(trainer, stages)
+    trainer.save_model()  # Before anything else that can fail.
     inputs = first_inputs(trainer, cost_examples)
     results = collect_results(trainer, run, inputs, task=task, model=model, loader=loader)
     if more_costs is not None:
         results.update(more_costs({"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}))
-    trainer.save_model()
     trainer.results.update({name: results[name] for name in (*COSTS, "parts") if name in results})
     folder = Path(str(trainer.args.output_dir))
     if trainer.is_world_process_zero():

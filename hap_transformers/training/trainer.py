@@ -109,6 +109,8 @@ class HapTrainerMixin(PruningMixin):
         self.pruning_plan: PruningPlan | None = None
         # What `create_model_card` reports: metrics by phase, costs dense and pruned.
         self.results: dict[str, dict[str, Any]] = {"metrics": {}}
+        if self.vocabulary_plan is not None:
+            self.results["vocabulary"] = self.vocabulary_plan.summary()
         self._phase = "pruned" if self._is_pruned() else "dense"
         self._exports_remote_code = self._has_distilled = False
 

@@ -48,6 +48,10 @@ class VocabularyPlan:
             f"model_type='{self.model_type}'{counts}, parameters {fewer})"
         )
 
+    def summary(self) -> dict[str, int]:
+        """What the card and the page report: the `counts`, and how many tokens are `"kept"`."""
+        return self.counts | {"kept": len(self.kept)}
+
     @property
     def new_ids(self) -> dict[int, int]:
         """The new id of every id that stays."""

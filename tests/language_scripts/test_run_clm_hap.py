@@ -7,11 +7,19 @@ import sys
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hap_transformers import HapTrainer
-from language_scripts import causal_models
+from language_scripts import causal_models, run_clm_hap
 from language_scripts.demo_model import demo_tokenizer
+from language_scripts.generation import tokens_per_second
 from language_scripts.run_clm_hap import DEFAULTS, defaults_for, main, run
 
 
@@ -68,6 +76,21 @@ def test_a_model_end_to_end(tmp_path, files, capsys):
     assert "generated tokens a second" in card and "generated tokens a second" in page
     assert str(tmp_path) not in card + page and "import AutoModelForCausalLM" in page
     assert "Generated tokens a second" in capsys.readouterr().out
+
+
+def test_generation_is_timed_within_the_positions_of_a_model():
+    config = GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=20, vocab_size=50, eos_token_id=None)
+    seen, model = [], GPT2LMHeadModel(config).eval()
+    model.transformer.wpe.register_forward_pre_hook(lambda module, args: seen.append(int(args[0].max())))
+    assert tokens_per_second({"dense": model}, torch.arange(40)[None])["dense"] > 0
+    assert max(seen) == 18  # The last token is generated, and not read.
+
+
+def test_a_failure_in_measuring_costs_leaves_the_model(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(run_clm_hap, "tokens_per_second", lambda *args: pytest.fail("out of memory"))
+    with pytest.raises(pytest.fail.Exception):
+        main(short(tmp_path, files))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.quantization_config["quant_method"] == "hap"
 
 
 def test_it_goes_on_after_a_kill(tmp_path, files, monkeypatch):

@@ -53,6 +53,9 @@ def test_a_whole_run(tmp_path):
     assert given["label"] == held_out["label"]
     trainer.prune()
     assert trainer.results["parameters"]["dense"] == trainer.vocabulary_plan.parameters["after"]
+    trainer.create_model_card()
+    trimmed = f"the vocabulary was trimmed to {len(tokenizer):,} tokens. Use the tokenizer in these files."
+    assert trimmed in (tmp_path / "README.md").read_text()
     trainer.train()
     trainer.save_model(str(tmp_path / "small"))
     small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").eval()
