@@ -134,7 +134,7 @@ def _validate_finite(model: PreTrainedModel, layers: list[Attention], parts: Seq
         if not sums.isfinite().all():
             raise ValueError(
                 f"Sums over what the heads of layer {layer.values.layer} of this {type(model).__name__} read and give "
-                "are not finite. Check its weights, or give the model in float32. Nothing was changed."
+                "are not finite. Check its weights, or take another precision. Nothing was changed."
             )
 
 

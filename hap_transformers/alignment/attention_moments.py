@@ -1,5 +1,6 @@
 """Sums what bases are computed from: moments of contexts, queries and keys, and curvature of output projections."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -111,7 +112,9 @@ def attention_moments(layers: Sequence[Attention], task: ScoringTask, batch: Sco
     found = _MomentPass(layers, task, batch)
     directions = found.run()
     scale = max(directions.num_probes, 1) * task.precision.scale**2
-    values = torch.zeros(batch.size, sum(task.counts), device=task.device)
+    # There are no values. Those that are not finite ask for a lower loss scale, as where values overflow.
+    value = 0.0 if all(curvature.isfinite().all() for curvature in found.curvatures.values()) else math.nan
+    values = torch.full((batch.size, sum(task.counts)), value, device=task.device)
     return Samples(values, directions.num_probes, found.sums(scale))
 
 

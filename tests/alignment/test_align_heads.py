@@ -359,3 +359,22 @@ def test_numbers_of_directions_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         align(model, [make_batch(8)], **{name: value})
     assert same(model, before)
+
+
+def test_an_overflow_in_fp16_lowers_the_loss_scale():
+    """Curvatures of a loss so steep that 2^16 times it overflows fp16 are those of float32, to rounding."""
+
+    def steep(model, batch):
+        return 300 * model(**batch).loss
+
+    dense = make_model(dtype=torch.float32)
+    models = {precision: copy.deepcopy(dense) for precision in (None, "fp16")}
+    for precision, model in models.items():
+        align(model, [make_batch(size=4)], precision=precision, loss_fn=steep)
+    for full, low in zip(*map(norms_by_dimension, models.values()), strict=True):
+        assert (full - low).norm() < 0.05 * full.norm()
+
+
+def norms_by_dimension(model):
+    """The norm of the weights that read each dimension of the contexts, whose sign is arbitrary."""
+    return [layer.attention.output.dense.weight.detach().norm(dim=0) for layer in model.bert.encoder.layer]
