@@ -38,7 +38,7 @@ for command in (info, align, score, plan, prune, bench, report):
     app.command()(command)
 
 
-def _options() -> dict[str, TyperOption]:
+def options_by_name() -> dict[str, TyperOption]:
     """The options of all commands by name; those that share a name mean the same."""
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
     return {each.name: each for command in commands for each in command.params if isinstance(each, TyperOption)}
@@ -54,6 +54,6 @@ def main() -> None:
         message = " ".join(str(error).split())
         if not message or isinstance(error, LookupError | AssertionError | AttributeError):  # They name no cause.
             message = f"{type(error).__name__}: {message}"
-        message = in_options(message, _options())
+        message = in_options(message, options_by_name())
         typer.echo(f"hap: {message}", err=True)
         sys.exit(1)

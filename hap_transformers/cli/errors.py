@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Mapping
 
+import typer
 from typer.core import TyperOption
 
 
@@ -18,6 +19,13 @@ def in_options(message: str, options: Mapping[str, TyperOption]) -> str:
         options (`Mapping`): The options by name. A setting of another name is left as it is.
     """
     return SETTING.sub(lambda setting: _as_option(setting, options), message)
+
+
+def warn(message: str) -> None:
+    """Prints a warning of the library in the words of the command line."""
+    from .app import options_by_name  # The app is made of the commands that warn.
+
+    typer.echo(f"hap: {in_options(message, options_by_name())}", err=True)
 
 
 def _as_option(setting: re.Match[str], options: Mapping[str, TyperOption]) -> str:

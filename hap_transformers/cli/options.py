@@ -47,7 +47,7 @@ Length = Annotated[
 ]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of custom files, such as latin-1; by default UTF-8.")]
 MaxExamples = Annotated[int, typer.Option(help=HELP["max_examples"], min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of the sampled examples and of the probes.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampled examples and of the probes.")]
 Low = Literal["bf16", "fp16"]
 Precision = Annotated[Low | None, typer.Option(help="bf16 or fp16 for autocast; by default the model's own dtype.")]
 

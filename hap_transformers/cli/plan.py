@@ -17,6 +17,7 @@ from ..reporting.wording import enumerated, no_faster
 from ..sensitivity import Sensitivity
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
+from .errors import warn
 from .loading import LENGTH, load_model
 from .options import (
     Batch,
@@ -101,10 +102,10 @@ def _checked(
         apply_plan(pruned, plan)
         seconds = compare_latency({"dense": model, "pruned": pruned}, inputs, mode=mode, precision=precision)
     except (ValueError, torch.OutOfMemoryError) as error:  # The plan is good all the same.
-        typer.echo(f"hap: The plan's latency was not checked: {error}", err=True)
+        warn(f"The plan's latency was not checked: {error}")
         return None
     shape = " x ".join(map(str, next(iter(inputs.values())).shape))
     warning = no_faster(seconds["dense"], seconds["pruned"], shape, f"{device_name(model.device)}, {mode}")
     if warning:
-        typer.echo(f"hap: {warning}", err=True)
+        warn(warning)
     return {name: round(1000 * value, 3) for name, value in seconds.items()}

@@ -21,6 +21,7 @@ from ..sensitivity import Sensitivity, validate_scoring
 from ..surgery.plan import PruningPlan
 from ..training.config import HapConfig
 from .comparing import compare
+from .errors import warn
 from .examples import Examples, load_examples
 from .loading import Loaded, load
 from .options import (
@@ -215,7 +216,7 @@ def _print(results: dict[str, Any], plan: PruningPlan, how: str, output: Path, a
     for kind, saved in plan.saved.items() if plan.budget == WHOLE_MODEL else ():
         title += f"\n{saved:,} parameters fewer by {plan.count(kind):,} {KINDS[kind].label}"
     if (warning := slowness(results)) and not _is_empty(plan):
-        typer.echo(f"hap: {warning}", err=True)
+        warn(warning)
     costs = ("parameters", "encoder_parameters", "parts", "flops", "latency_ms", "bytes", "vocabulary")
     names = (*costs, "fidelity", "metrics", "num_examples")
     figures = {name: results[name] for name in names if results.get(name)}

@@ -299,6 +299,26 @@ def kinds_in_use(model: PreTrainedModel, named: Iterable[str] = ()) -> list[str]
     ]
 
 
+def lost_parts(model: PreTrainedModel) -> set[str]:
+    """Kinds of which a model has lost parts, so that the finer views are the only ones."""
+    recorded = (KINDS[name] for name in recorded_structure(model.config) or {} if name in KINDS)
+    return {kind.instead_of for kind in recorded if kind.instead_of}
+
+
+def validate_undivided(model: PreTrainedModel, kinds: Iterable[str]) -> None:
+    """Checks that components of some kinds can still go whole.
+
+    Raises:
+        ValueError: If they have lost dimensions.
+    """
+    if lost := [kind for kind in kinds if kind in lost_parts(model)]:
+        parts = " and ".join(kind.name for kind in KINDS.values() if kind.instead_of in lost)
+        raise ValueError(
+            f"The {lost[0]} of this {type(model).__name__} have lost dimensions and no longer go whole. Name {parts} "
+            f"in place of {lost[0]}."
+        )
+
+
 def by_kind(groups: Iterable[Group]) -> dict[Kind, list[Group]]:
     """Sorts groups by their kind, in the order in which kinds appear."""
     found: dict[Kind, list[Group]] = {}

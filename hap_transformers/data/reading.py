@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 Row = dict[str, Any]
 # The standard library's limit of 131,072 characters is less than some documents have.
 FIELD_LIMIT = 2**31 - 1
+# What files that gzip has written begin with.
+GZIP = b"\x1f\x8b"
 
 
 def read_rows(file: str, encoding: str | None = None) -> list[Row]:
@@ -58,12 +60,14 @@ def decoded(file: str, content: bytes, encoding: str | None) -> str:
     """A file's text. A file that proves to be UTF-8 is read as such, whatever the flag for all files says.
 
     Raises:
-        ValueError: If the content is of another encoding, or the encoding is unknown.
+        ValueError: If the content is compressed or of another encoding, or the encoding is unknown.
     """
     try:
         "".encode(encoding or "utf-8")
     except LookupError:
         raise ValueError(f"Python knows no encoding '{encoding}'; pass one such as --encoding latin-1.") from None
+    if content.startswith(GZIP):
+        raise ValueError(f"'{file}' is compressed; unpack it, for example by gunzip.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,6 +15,8 @@ Text = str | tuple[str, str]
 
 # Fewer different texts say nothing of a model.
 LEAST = 8
+# Endings of tables that are not read. As lines they would be texts with labels and a header.
+OTHER_TABLES = (".tsv", ".xlsx", ".xls", ".arrow", ".feather")
 
 
 def read_texts(files: Sequence[str], columns: Sequence[str] = (), encoding: str | None = None) -> list[Text]:
@@ -32,8 +34,8 @@ def read_texts(files: Sequence[str], columns: Sequence[str] = (), encoding: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file cannot be read, holds no text, lacks a column or has none, more than two columns are
-            named, or there are fewer than eight different texts in all.
+        ValueError: If a file is a table of another format or cannot be read, holds no text, lacks a column or has
+            none, more than two columns are named, or there are fewer than eight different texts in all.
     """
     if len(columns) > 2 or len(set(columns)) < len(columns):
         raise ValueError(
@@ -60,6 +62,8 @@ def _rows_of(file: str, columns: Sequence[str], encoding: str | None) -> list[tu
         return _of_columns(file, _parquet_rows(file), columns)
     if ending in (".csv", ".json", ".jsonl"):
         return _of_columns(file, read_rows(file, encoding), columns)
+    if ending in OTHER_TABLES:
+        raise ValueError(f"'{file}' is a table; save it as .csv, .json, .jsonl or .parquet, or give one text a line.")
     name = "standard input" if file == "-" else file
     if columns:
         raise ValueError(f"'{name}' is read line by line; --column is for .csv, .json, .jsonl and .parquet files.")

@@ -6,8 +6,7 @@ from transformers import PreTrainedModel
 
 from ..components.architectures import get_architecture
 from ..components.forwards import eager_model
-from ..components.groups import KINDS, Kind, find_groups, kinds_in_use
-from ..components.record import recorded_structure
+from ..components.groups import KINDS, Kind, find_groups, kinds_in_use, lost_parts, validate_undivided
 from ..sensitivity.methods import get_method
 from .settings import PlanningSettings
 
@@ -156,7 +155,7 @@ def _default(method: str, finer: bool, outside: bool, model: PreTrainedModel | N
     view = finest if finer else whole
     if model is not None:
         model = eager_model(model)
-        if _lost_parts(model):
+        if lost_parts(model):
             view = kinds_in_use(model, [name for name, kind in KINDS.items() if kind.outside])
         elif finer and not narrowing_kinds(model):
             view = whole
@@ -190,12 +189,6 @@ def kinds_timed_narrower(model: PreTrainedModel) -> list[str]:
     return finer if alike else []
 
 
-def _lost_parts(model: PreTrainedModel) -> set[str]:
-    """Kinds of which a model has lost parts, so that the finer views are the only ones."""
-    recorded = (KINDS[name] for name in recorded_structure(model.config) or {} if name in KINDS)
-    return {kind.instead_of for kind in recorded if kind.instead_of}
-
-
 def _validate_timed(model: PreTrainedModel, kinds: Sequence[Kind], settings: PlanningSettings) -> None:
     """Checks that latency tables know the kinds of a model that a budget of latency is to be met with."""
     finer = next((kind for kind in kinds if kind.instead_of), None)
@@ -209,12 +202,7 @@ def _validate_timed(model: PreTrainedModel, kinds: Sequence[Kind], settings: Pla
 
 def _validate_has(model: PreTrainedModel, kinds: Sequence[Kind]) -> None:
     model = eager_model(model)
-    if lost := [kind.name for kind in kinds if kind.name in _lost_parts(model)]:
-        parts = " and ".join(kind.name for kind in KINDS.values() if kind.instead_of in lost)
-        raise ValueError(
-            f"The {lost[0]} of this {type(model).__name__} have lost dimensions and no longer go whole. Name {parts} "
-            f"in place of {lost[0]}."
-        )
+    validate_undivided(model, [kind.name for kind in kinds])
     names = get_architecture(model).names
     if missing := [kind.name for kind in kinds if not kind.is_named(names)]:
         raise ValueError(

@@ -1,8 +1,10 @@
 """`LatencyTable`: how long a layer takes by the components it keeps, measured where the model shall run."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from transformers import PreTrainedModel
 from ..components.forwards import eager_model
 from ..components.groups import Group, find_groups
 from ..efficiency import evaluating, take_turns
-from ..files import write_text
+from ..files import read_json, write_text
 from ..forward_modes import compiling, device_name, forward_pass, validate_mode
+from ..number_fields import validate_whole
 from .kinds import kinds_timed_narrower
 from .latency_measuring import (
     alike_groups,
@@ -110,6 +113,7 @@ class LatencyTable:
         validate_mode(mode, model.device)
         if points < 2:
             raise ValueError(f"A latency table is measured at two or more points, got points={points}.")
+        validate_whole("repeats", repeats, 1)
         found = alike_groups(model, inputs)
         grids = {alike.key: grid(alike.kind, alike.components, points) for alike in found}
         sets = sets_of(found)
@@ -230,8 +234,11 @@ class LatencyTable:
             ValueError: If the file is not a latency table.
         """
         try:
-            table = cls(**_by_kind(json.loads(Path(path).read_text(encoding="utf-8"))))
+            table = cls(**_by_kind(read_json(path)))
             validate_mode(table.mode)
+            times = [table.outside, *table.shared.values(), *chain(*table.seconds.values(), *table.shares.values())]
+            if not all(isinstance(time, int | float) and 0 <= time < math.inf for time in times):
+                raise ValueError("seconds and shares must be numbers from 0")
             if table.counts.keys() != table.seconds.keys():
                 raise ValueError("counts and seconds must be of the same kinds")
             if table.widths.keys() != table.shares.keys() or table.widths.keys() - table.counts.keys():

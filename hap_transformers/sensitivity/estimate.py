@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..alignment.basis_name import basis_of
 from ..components.architectures import get_architecture
 from ..components.forwards import eager_model
-from ..components.groups import KINDS, Group, by_kind, find_groups
+from ..components.groups import KINDS, Group, by_kind, find_groups, validate_undivided
 from ..components.sharded import is_sharded
 from ..components.slicing import validate_cuttable, validate_in_memory, validate_plain_weights
 from ..memory import memory_limit
@@ -221,6 +221,7 @@ def _validate_call(
 def _groups_to_score(model: PreTrainedModel, method: str, components: Sequence[str] | None) -> list[Group]:
     if isinstance(components, str) or components is not None and (not components or not set(components) <= set(KINDS)):
         raise ValueError(f"`components` must name some of {', '.join(KINDS)}, got {components!r}.")
+    validate_undivided(model, components or ())
     groups = find_groups(model, components)
     validate_plain_weights(model, groups)
     validate_in_memory(groups)

@@ -13,7 +13,7 @@ from ..alignment.basis_name import attributes_of, basis_of
 from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..components.plain_config import validate_plain
 from ..efficiency import count_parameters
-from ..files import write_text
+from ..files import read_json, write_text
 from .component_numbers import Removed, plain_implant, plain_removals, validate_numbers
 from .plan_costs import parameters_removed
 
@@ -297,7 +297,7 @@ class PruningPlan:
         if not Path(path).is_file():
             raise FileNotFoundError(f"No pruning plan at '{path}'; `hap plan` or `PruningPlan.save` writes one.")
         try:
-            plan = cls(**_by_kind(json.loads(Path(path).read_text(encoding="utf-8"))))
+            plan = cls(**_by_kind(read_json(path)))
             if not isinstance(plan.promise, dict):
                 raise TypeError("promise must be a dict")
             for name in ("model_type", "budget", "method", "basis"):

@@ -53,6 +53,10 @@ class BestState(TrainerCallback):
         """Takes the weights before the first step, or the best ones of the recovery that is resumed."""
         checks = self.checks(state.max_steps)
         self._every = math.ceil(state.max_steps / checks) if checks else 0
+        if self._weights:  # `auto_find_batch_size` begins anew with smaller batches.
+            self._put_back(model)
+            self.step = 0
+            return
         if state.global_step and self._load(model):
             return
         if state.global_step:
@@ -82,10 +86,13 @@ class BestState(TrainerCallback):
         if self._measured != state.global_step or not self._every:
             self._check(state, model)
         if self.step != state.global_step:
-            with torch.no_grad():
-                for name, tensor in _tensors(model).items():
-                    tensor.copy_(self._weights[name])
+            self._put_back(model)
         self._weights = {}
+
+    def _put_back(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, tensor in _tensors(model).items():
+                tensor.copy_(self._weights[name])
 
     def _check(self, state: TrainerState, model: nn.Module) -> float:
         """Measures the model, and takes its weights if they are the best."""

@@ -7,12 +7,17 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 
+def _is_rate(name: str) -> bool:
+    return "dropout" in name or name in ("drop_prob", "layerdrop")
+
+
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Sets all probabilities of dropout in a model to 0, and puts them back at the end.
 
     These are the `p` of dropout modules, and the numbers with "dropout" in their name that other modules hand to
-    functions, such as those of attention.
+    functions, such as those of attention. Layers that are left out at random count, too: stochastic depth
+    (`drop_prob`) and `layerdrop`.
 
     Args:
         model (`nn.Module`): The model. It stays in training mode, which checkpoints of gradients and norms of batches
@@ -22,7 +27,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
-        if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, _DropoutNd)))
+        if isinstance(value, float) and (_is_rate(name) or (name == "p" and isinstance(module, _DropoutNd)))
     ]
     for module, name, _ in found:
         setattr(module, name, 0.0)

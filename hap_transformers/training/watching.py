@@ -99,7 +99,12 @@ def _badness(trainer: Any, state: TrainerState) -> float:
             metrics = trainer.evaluate()
         finally:
             trainer._phase = phase
-        value = metrics[name if name.startswith("eval_") else f"eval_{name}"]
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        if value is None:
+            raise KeyError(
+                f"metric_for_best_model='{name}' is not among the metrics of the evaluation: {', '.join(metrics)}. "
+                "Set it to one of these."
+            )
     return -value if trainer.args.greater_is_better else value
 
 

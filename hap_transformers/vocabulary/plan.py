@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..files import write_text
+from ..files import read_json, write_text
 
 
 @dataclass(repr=False)
@@ -53,6 +53,11 @@ class VocabularyPlan:
         return self.counts | {"kept": len(self.kept)}
 
     @property
+    def parameters_removed(self) -> int:
+        """Parameters that trimming takes from the whole model."""
+        return self.parameters["before"] - self.parameters["after"]
+
+    @property
     def new_ids(self) -> dict[int, int]:
         """The new id of every id that stays."""
         return {old: new for new, old in enumerate(self.kept)}
@@ -86,7 +91,7 @@ class VocabularyPlan:
         if not Path(path).is_file():
             raise FileNotFoundError(f"No vocabulary plan at '{path}'; `VocabularyPlan.save` writes one.")
         try:
-            plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            plan = cls(**read_json(path))
             if any(type(number) is not int for number in (plan.size, *plan.kept)):
                 raise TypeError("size and kept must be whole numbers")
             return plan

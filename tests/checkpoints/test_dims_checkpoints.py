@@ -8,7 +8,7 @@ import torch
 from dims import ALL, CASES, left_of, without
 from zoo import ZOO, logits
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import PruningPlan, apply_plan, estimate_sensitivity
 from hap_transformers.components.groups import find_groups
 
 
@@ -167,6 +167,8 @@ def test_heads_no_longer_go_whole():
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(ValueError, match="The heads of this BertForSequenceClassification have lost dimensions"):
         model.prune_heads({0: [1]})
+    with pytest.raises(ValueError, match="have lost dimensions.*Name query_key_dims and value_dims in place of heads"):
+        estimate_sensitivity(model, [ZOO["bert"].batch()], components=["heads", "neurons"], progress=False)
     with pytest.raises(ValueError, match="removes heads, but BertForSequenceClassification has components of"):
         PruningPlan({"heads": {0: [1]}}, "bert", {"heads": [4, 4]}).validate(model)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())

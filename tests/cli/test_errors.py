@@ -2,8 +2,8 @@
 
 import pytest
 
-from hap_transformers.cli.app import _options
-from hap_transformers.cli.errors import in_options
+from hap_transformers.cli.app import options_by_name
+from hap_transformers.cli.errors import in_options, warn
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,9 @@ from hap_transformers.cli.errors import in_options
     ],
 )
 def test_settings_become_options(message, expected):
-    assert in_options(message, _options()) == expected
+    assert in_options(message, options_by_name()) == expected
+
+
+def test_warnings_name_options_too(capsys):
+    warn("It is no faster. Plan with budget='latency'.")
+    assert capsys.readouterr().err == "hap: It is no faster. Plan with --budget latency.\n"

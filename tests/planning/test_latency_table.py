@@ -70,13 +70,17 @@ def test_measured_table(tmp_path):
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
     counts = {**table.counts, "heads": [0, 4, 2, 3, 1]}
-    for changes in ({"counts": counts}, {"mode": "fast"}, {"mode": None}):
+    times = [{"seconds": {**table.seconds, "heads": [0, 1, 2, 3, last]}} for last in (math.nan, math.inf, "4")]
+    times += [{"outside": -1.0}, {"outside": math.nan}, {"outside": "1"}]
+    for changes in ({"counts": counts}, {"mode": "fast"}, {"mode": None}, *times):
         (tmp_path / "table.json").write_text(json.dumps({**dataclasses.asdict(table), **changes}))
         with pytest.raises(ValueError, match="is not a latency table"):
             LatencyTable.load(tmp_path / "table.json")
     prune_heads(model, {0: [1]})
     with pytest.raises(ValueError, match="has lost components. Measure the dense"):
         LatencyTable.measure(model, make_batch(), progress=False)
+    with pytest.raises(ValueError, match="`repeats` must be"):
+        LatencyTable.measure(make_model(), make_batch(), repeats=0, progress=False)
 
 
 def test_a_table_of_another_mode_is_refused(tmp_path):

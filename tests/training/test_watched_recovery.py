@@ -122,6 +122,34 @@ def test_metrics_of_a_recovery_stay_where_another_is_undone(tmp_path):
     assert noted == recovered == pytest.approx(true, abs=1e-6)
 
 
+@pytest.mark.parametrize("evaluated", [Rows(8), {"one": Rows(8), "other": Rows(4)}])
+def test_a_metric_that_there_is_not_is_named(tmp_path, evaluated):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "f1", "greater_is_better": True}
+    every = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
+    trainer = pruned_trainer(tmp_path, **best, **every)
+    trainer.eval_dataset = evaluated
+    with pytest.raises(KeyError, match="metric_for_best_model='f1' is not among the metrics.*accuracy"):
+        trainer.train()
+
+
+def test_a_recovery_that_begins_anew_begins_from_the_pruned_model(tmp_path):
+    trainer = pruned_trainer(tmp_path, HARMS, auto_find_batch_size=True)
+    step, told_to = trainer.training_step, []
+
+    def too_large_later(model, inputs, *args):
+        if len(inputs["labels"]) > 2 and len(told_to) == 3:
+            raise RuntimeError("CUDA out of memory.")
+        told_to.append(copy.deepcopy(trainer.model.state_dict()))
+        return step(model, inputs, *args)
+
+    trainer.training_step = too_large_later
+    trainer.train()
+    assert not same(trainer.before, told_to[2]) and same(trainer.before, told_to[3])
+    undisturbed = pruned_trainer(tmp_path / "undisturbed", HARMS)
+    undisturbed.train()
+    assert trainer.results["recovery"]["before"] == pytest.approx(undisturbed.results["recovery"]["before"])
+
+
 def test_a_second_pruning_forgets_what_a_recovery_brought(tmp_path):
     trainer = pruned_trainer(tmp_path)
     trainer.train()
