@@ -17,6 +17,7 @@ from benchmarks.embeddings_cells import Key
 from benchmarks.embeddings_tables import sections as sections_on_embeddings
 from benchmarks.embeddings_tables import summary as summary_of_embeddings
 from benchmarks.language import Key as LanguageKey
+from benchmarks.language_table import comparison
 from benchmarks.language_table import table as perplexity_table
 from benchmarks.markdown_table import (
     elimination_table,
@@ -273,8 +274,10 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     found[HERE / "how_to" / "seq2seq.md", "word errors"] = word_errors_table(
         read_cells(BENCHMARKS / "speech.jsonl", SpeechKey)
     )
-    found[HERE / "language.md", "perplexity"] = perplexity_table(
-        read_cells(BENCHMARKS / "language.jsonl", LanguageKey)
+    language = read_cells(BENCHMARKS / "language.jsonl", LanguageKey)
+    found[HERE / "language.md", "perplexity"], found[README, "language"] = (
+        perplexity_table(language),
+        comparison(language),
     )
     ranks = read_cells(BENCHMARKS / "ranks.jsonl", RanksKey)
     found[HERE / "ranks.md", "ranks"] = ranks_table(list(ranks.values()))
