@@ -18,6 +18,9 @@ DROPS = {
     "llama": {"attention_dropout": 0.5},
     "gpt2": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
     "deberta-v2": {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5},
+    "swin": {"drop_path_rate": 0.9},
+    "beit": {"drop_path_rate": 0.9},
+    "bart": {"encoder_layerdrop": 0.9},
 }
 
 
@@ -35,26 +38,6 @@ def test_outputs_in_training_are_those_of_evaluation(model_type):
         assert all(module.training for module in model.modules())
     torch.manual_seed(0)
     assert torch.equal(model(**batch).logits, dropped)  # It is back.
-
-
-LEFT_OUT = {"swin": {"drop_path_rate": 0.5}, "beit": {"drop_path_rate": 0.5}, "bart": {"encoder_layerdrop": 0.9}}
-
-
-@pytest.mark.parametrize("model_type", sorted(LEFT_OUT))
-def test_no_layers_are_left_out_at_random(model_type):
-    tiny = ZOO[model_type]
-    model, batch = tiny.model(torch.float64, **LEFT_OUT[model_type]), tiny.batch()
-    expected = model.eval()(**batch).logits
-    model.train()
-    with without_dropout(model):
-        for seed in range(3):
-            torch.manual_seed(seed)
-            torch.testing.assert_close(model(**batch).logits, expected)
-    passes = []
-    for seed in range(6):
-        torch.manual_seed(seed)
-        passes.append(model(**batch).logits)
-    assert not all(torch.allclose(passes[0], other) for other in passes)
 
 
 @pytest.mark.parametrize("wanted", [False, True])
