@@ -74,7 +74,7 @@ class HapConfig(PlanningSettings):
         distillation_hidden (`float`, *optional*, defaults to 0.0): Weight of the additional loss that draws every
             layer's hidden states to the dense model's.
         recovery_dropout (`bool`, *optional*, defaults to `False`): Whether `train()` after `prune()` uses the model's
-            dropout. A small model that follows a dense one needs none.
+            dropout and stochastic depth. A small model that follows a dense one needs none.
         recovery_check (`str`, *optional*, defaults to `"held_out"`): What `train()` after `prune()` is judged by. The
             weights that are best there are kept, be it those from before. `"held_out"` is the distance to the dense
             model on a twentieth of the training examples, at most 512, which neither refit nor recovery see; `"eval"`
