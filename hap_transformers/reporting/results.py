@@ -21,7 +21,7 @@ from .costs import add_trimmed, costs_of
 from .page import write_report
 from .plots import plot_head_sensitivity
 from .ranks import head_ranks, left_of
-from .wording import label_of, metric_cells, metric_names, slowness
+from .wording import label_of, metric_cells, metric_names, recovery_in_words, slowness
 
 
 if TYPE_CHECKING:  # The trainer imports this folder for its card.
@@ -162,6 +162,8 @@ def results_table(results: Mapping[str, Any]) -> str:
 def _notes(results: Mapping[str, Any]) -> list[str]:
     """Sentences on what the budget covers and on how sure the results are."""
     notes, config = [], results["hap_config"]
+    if (recovery := recovery_in_words(results)) is not None:
+        notes.append(recovery)
     if config["budget"] == "model":
         notes.append(f"Of all parameters {config['ratio']:.0%} were to go.")
     if config["budget"] == "params":
