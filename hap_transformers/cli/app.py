@@ -9,7 +9,7 @@ from typer.core import TyperOption
 from ..components.groups import KINDS
 from .align import align
 from .bench import bench
-from .errors import in_options
+from .errors import OPTIONS, in_options
 from .info import info
 from .plan import plan
 from .prune import prune
@@ -32,6 +32,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
     """Options of all commands."""
+    OPTIONS.update(options_by_name())
 
 
 for command in (info, align, score, plan, prune, bench, report):

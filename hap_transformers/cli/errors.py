@@ -8,6 +8,8 @@ import typer
 from typer.core import TyperOption
 
 
+# The options of all commands by name; the app, which is made of the commands, adds them when it runs.
+OPTIONS: dict[str, TyperOption] = {}
 SETTING = re.compile(r"(?:\b(?P<verb>[Ss]et) )?\b(?P<name>[a-z_]+)=(?P<value>\[[^][]*\]|'[^']*'|[\w.]*\w)")
 
 
@@ -23,9 +25,7 @@ def in_options(message: str, options: Mapping[str, TyperOption]) -> str:
 
 def warn(message: str) -> None:
     """Prints a warning of the library in the words of the command line."""
-    from .app import options_by_name  # The app is made of the commands that warn.
-
-    typer.echo(f"hap: {in_options(message, options_by_name())}", err=True)
+    typer.echo(f"hap: {in_options(message, OPTIONS)}", err=True)
 
 
 def _as_option(setting: re.Match[str], options: Mapping[str, TyperOption]) -> str:

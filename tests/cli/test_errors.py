@@ -2,6 +2,7 @@
 
 import pytest
 
+from hap_transformers.cli import errors
 from hap_transformers.cli.app import options_by_name
 from hap_transformers.cli.errors import in_options, warn
 
@@ -26,6 +27,7 @@ def test_settings_become_options(message, expected):
     assert in_options(message, options_by_name()) == expected
 
 
-def test_warnings_name_options_too(capsys):
+def test_warnings_name_options_too(capsys, monkeypatch):
+    monkeypatch.setattr(errors, "OPTIONS", options_by_name())
     warn("It is no faster. Plan with budget='latency'.")
     assert capsys.readouterr().err == "hap: It is no faster. Plan with --budget latency.\n"

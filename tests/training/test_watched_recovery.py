@@ -9,57 +9,13 @@ from tiny import make_model
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from trainers import Rows, make_trainer
-from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback, default_data_collator
+from transformers import ResNetConfig, ResNetForImageClassification, default_data_collator
+from watched import HARMS, HELD_OUT, ROWS, Interrupted, Notes, pruned_trainer, same
 
-from hap_transformers import HapConfig, HapTrainer, PruningPlan
-from hap_transformers.data.metrics import quality_metrics
+from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.training import best_state, watching
 from hap_transformers.training.best_state import BEST_STATE
 from hap_transformers.training.held_out import set_aside
-
-
-ROWS = Rows(60)
-HELD_OUT = 3  # A twentieth.
-CONFIG = {"ratio": 0.5, "budget": "heads", "method": "magnitude", "refit": False, "distillation": 1.0}
-HARMS, HELPS = 1.0, 1e-3
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Notes(TrainerCallback):
-    """Notes the weights after every step and at the end, and interrupts a training at a step."""
-
-    def __init__(self, stop=0):
-        self.stop, self.after, self.ended = stop, {}, None
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.after[state.global_step] = copy.deepcopy(model.state_dict())
-        if state.global_step == self.stop:
-            raise Interrupted
-
-    def on_train_end(self, args, state, control, model, **kwargs):
-        self.ended = copy.deepcopy(model.state_dict())
-
-
-def pruned_trainer(folder, learning_rate=HELPS, notes=None, config=(), **arguments):
-    """A trainer of a pruned model; its `before` are the weights that pruning left, its `notes` of the recovery."""
-    hap_config = HapConfig(**{**CONFIG, "recovery_learning_rate": learning_rate, **dict(config)})
-    model = make_model(dtype=torch.float32)
-    trainer = make_trainer(folder, model=model, rows=ROWS, hap_config=hap_config, watched=True, **arguments)
-    trainer.prune()
-    with torch.no_grad():  # There shall be something to recover.
-        trainer.model.classifier.weight.add_(0.5)
-        trainer.model.classifier.weight[0].sub_(1.0)
-    trainer.before = copy.deepcopy(trainer.model.state_dict())
-    trainer.notes = notes or Notes()
-    trainer.add_callback(trainer.notes)
-    return trainer
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def divergence(trainer, weights, rows):
@@ -85,41 +41,6 @@ def test_a_recovery_that_harms_is_undone(tmp_path, monkeypatch):
     assert not same(trainer.before, trainer.notes.after[15]) and same(trainer.before, trainer.notes.ended)
     assert trainer.results["recovery"]["step"] == 0 and min(told(trainer)) == told(trainer)[0]
     assert sum("The recovery did not help and is undone" in words for words in heard) == 1
-
-
-def card_and_model(trainer):
-    """The metrics that the card reports of the recovered model, and those that it has."""
-    noted = dict(trainer.results["metrics"]["recovered"])
-    return noted, quality_metrics(trainer.evaluate())
-
-
-@pytest.mark.parametrize("best", [False, True])
-@pytest.mark.parametrize("learning_rate", [HARMS, HELPS])
-def test_metrics_from_within_a_recovery_are_those_of_its_best_weights(tmp_path, learning_rate, best):
-    settings = {"save_strategy": "steps", "save_steps": 5, "load_best_model_at_end": True} if best else {}
-    every = {"eval_strategy": "steps", "eval_steps": 5, **settings}
-    trainer = pruned_trainer(tmp_path, learning_rate * (100 if best else 1), **every)
-    trainer.evaluate()
-    trainer.train()
-    assert (trainer.results["recovery"]["step"] == 0) == (learning_rate == HARMS)
-    if "recovered" in trainer.results["metrics"]:  # There is an evaluation at the best step.
-        noted, true = card_and_model(trainer)
-        assert noted == pytest.approx(true, abs=1e-6)
-    else:
-        assert learning_rate == HELPS and trainer.results["recovery"]["step"] % 5
-
-
-def test_metrics_of_a_recovery_stay_where_another_is_undone(tmp_path):
-    trainer = pruned_trainer(tmp_path, HELPS)
-    trainer.evaluate()
-    trainer.train()
-    trainer.evaluate()
-    recovered = dict(trainer.results["metrics"]["recovered"])
-    trainer.hap_config.recovery_learning_rate, trainer.optimizer = HARMS, None
-    trainer.train()
-    assert trainer.results["recovery"]["step"] == 0
-    noted, true = card_and_model(trainer)
-    assert noted == recovered == pytest.approx(true, abs=1e-6)
 
 
 @pytest.mark.parametrize("evaluated", [Rows(8), {"one": Rows(8), "other": Rows(4)}])
@@ -148,14 +69,6 @@ def test_a_recovery_that_begins_anew_begins_from_the_pruned_model(tmp_path):
     undisturbed = pruned_trainer(tmp_path / "undisturbed", HARMS)
     undisturbed.train()
     assert trainer.results["recovery"]["before"] == pytest.approx(undisturbed.results["recovery"]["before"])
-
-
-def test_a_second_pruning_forgets_what_a_recovery_brought(tmp_path):
-    trainer = pruned_trainer(tmp_path)
-    trainer.train()
-    assert "recovery" in trainer.results
-    trainer.prune(PruningPlan.for_model(trainer.model, heads={0: [0]}))
-    assert "recovery" not in trainer.results
 
 
 @pytest.mark.parametrize(
