@@ -81,7 +81,7 @@ def add_trimmed(results: Mapping[str, Any], vocabulary: VocabularyPlan, dense: P
         vocabulary (`VocabularyPlan`): What was trimmed.
         dense (`PreTrainedModel`): The model after trimming.
     """
-    fewer = vocabulary.parameters_removed
+    fewer = vocabulary.parameters["before"] - vocabulary.parameters["after"]
     results["parameters"]["dense"] += fewer
     results["bytes"]["dense"] += fewer * dense.dtype.itemsize
     results["parts"]["dense"][EMBEDDINGS] += fewer

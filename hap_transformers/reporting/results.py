@@ -17,7 +17,7 @@ from ..efficiency import compare_latency
 from ..files import write_text
 from ..forward_modes import device_name
 from ..version import __version__
-from .costs import add_trimmed, costs_of
+from .costs import costs_of
 from .page import write_report
 from .plots import plot_head_sensitivity
 from .ranks import head_ranks, left_of
@@ -58,9 +58,6 @@ def collect_results(
     assert trainer.hap_config is not None  # A trainer without one cannot prune.
     splits = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
     models = {"dense": run.dense, "pruned": cast(PreTrainedModel, trainer.model)}
-    costs = costs_of(models, inputs, _latency(models, inputs, trainer))
-    if trainer.vocabulary_plan is not None:
-        add_trimmed(costs, trainer.vocabulary_plan, run.dense)
     return {
         "task": task,
         "model": model,
@@ -72,7 +69,7 @@ def collect_results(
         "num_examples": {split: len(cast(Sized, rows)) for split, rows in splits.items()},
         "components": _components(models),
         "head_ranks": head_ranks(models["pruned"]),
-        **costs,
+        **costs_of(models, inputs, _latency(models, inputs, trainer)),
         "batch": list(next(iter(inputs.values())).shape),
         "device": device_name(trainer.args.device),
         "reliability": run.sensitivity.reliability,

@@ -34,7 +34,6 @@ from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
 from ..surgery.undo import undone_on_error, values_undone
 from ..tokens import with_length
-from ..vocabulary.plan import VocabularyPlan
 from .callbacks import tell_callbacks
 from .config import HapConfig
 from .custom_loss import name_of_loss
@@ -82,7 +81,6 @@ class PruningMixin(_Trainer):
     latency_table: LatencyTable | None
     sensitivity: Sensitivity | None
     pruning_plan: PruningPlan | None
-    vocabulary_plan: VocabularyPlan | None
     results: dict[str, dict[str, Any]]
     _phase: str
     _has_own_optimizer: bool
@@ -281,8 +279,6 @@ class PruningMixin(_Trainer):
             forward = partial(self.hooks.run, model, self._first_batch(COST_EXAMPLES))
         for name, value in measure_costs(model, forward).items():
             self.results.setdefault(name, {})[size] = value
-        if size == "dense" and self.vocabulary_plan is not None:
-            self.results["parameters"][size] += self.vocabulary_plan.parameters_removed
 
     def _require_config(self) -> HapConfig:
         if self.hap_config is None:

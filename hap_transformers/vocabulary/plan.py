@@ -53,11 +53,6 @@ class VocabularyPlan:
         return self.counts | {"kept": len(self.kept)}
 
     @property
-    def parameters_removed(self) -> int:
-        """Parameters that trimming takes from the whole model."""
-        return self.parameters["before"] - self.parameters["after"]
-
-    @property
     def new_ids(self) -> dict[int, int]:
         """The new id of every id that stays."""
         return {old: new for new, old in enumerate(self.kept)}

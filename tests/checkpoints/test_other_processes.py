@@ -18,6 +18,7 @@ from hap_transformers.checkpoints import remote_code
 from hap_transformers.checkpoints.remote_code import _classes_of
 
 
+pytestmark = pytest.mark.slow
 # Both are forked from a process that has imported Transformers, which takes most of the time, and no more.
 LOAD = """
 import multiprocessing, pathlib, sys

@@ -15,6 +15,7 @@ from tiny import ROOT
 from zoo import ZOO
 
 
+pytestmark = pytest.mark.slow
 # The client reads its endpoint when it is imported. In float64, the last bits of float32 weights show.
 PUSH = """
 import sys, torch

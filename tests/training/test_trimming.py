@@ -52,7 +52,7 @@ def test_a_whole_run(tmp_path):
         assert given["input_ids"] == tokenized(tokenizer, texts)["input_ids"]
     assert given["label"] == held_out["label"]
     trainer.prune()
-    assert trainer.results["parameters"]["dense"] == dense
+    assert trainer.results["parameters"]["dense"] == trainer.vocabulary_plan.parameters["after"]
     trainer.create_model_card()
     trimmed = f"the vocabulary was trimmed to {len(tokenizer):,} tokens. Use the tokenizer in these files."
     assert trimmed in (tmp_path / "README.md").read_text()
