@@ -55,6 +55,6 @@ def main() -> None:
         message = " ".join(str(error).split())
         if not message or isinstance(error, LookupError | AssertionError | AttributeError):  # They name no cause.
             message = f"{type(error).__name__}: {message}"
-        message = in_options(message, options_by_name())
+        message = in_options(message, OPTIONS)
         typer.echo(f"hap: {message}", err=True)
         sys.exit(1)
