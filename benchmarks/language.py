@@ -52,8 +52,6 @@ WHOLE, FINER = ("heads", "neurons"), ("query_key_dims", "value_dims", "neurons")
 LAYERS = ("layers",)
 # The calibration text: with words of the dense model in place of `<unk>`, or as it was published.
 FILLED, AS_IT_IS = "filled in", "as it is"
-# What a plan leaves of every layer where scores do not foresee a refit.
-FLOORS: dict[str, Any] = {"min_heads": 1, "min_neurons": 0.05}
 # Tokens to score whole layers on, as each may take a pass through the model.
 LAYER_TOKENS = 2048
 
@@ -260,7 +258,7 @@ def by_scores(
 def by_taylor(bench: Bench, model: PreTrainedModel, ratio: float) -> PruningPlan:
     """Plans by Torch-Pruning's importance; heads and neurons lose the same share."""
     batches = batches_of(bench.some(bench.args.score_tokens), labels=True)
-    return plan_pruning(taylor(model, batches, WHOLE), model, ratio=ratio, **FLOORS)
+    return plan_pruning(taylor(model, batches, WHOLE), model, ratio=ratio)
 
 
 WAYS: dict[str, Way] = {
@@ -272,7 +270,7 @@ WAYS: dict[str, Way] = {
     "kronecker, uniform": by_scores("kronecker", uniform=True),
     "layers dropped by similarity": by_scores("kronecker", LAYERS),
     "layers dropped by what that costs": by_scores("gauss_newton_trace", LAYERS),
-    "gradient": by_scores("gradient", **FLOORS),
+    "gradient": by_scores("gradient"),
     "magnitude": by_scores("magnitude"),
     "Taylor (Torch-Pruning)": Way(by_taylor),
     "fluctuation (FLAP)": by_scores("flap"),

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -37,7 +37,7 @@ from hap_transformers.efficiency import count_encoder_parameters
 from hap_transformers.sensitivity.self_loss import SelfLoss
 from hap_transformers.tokens import IGNORED
 
-from .language import FINER, FLOORS, WHOLE, timed
+from .language import FINER, WHOLE, timed
 from .speech_data import Speech, features_of, read_prompts, split, windows
 from .whisper_model import END, NO_TIMESTAMPS, START, load_whisper, model_folder
 
@@ -80,13 +80,11 @@ class Way:
     Args:
         method (`str`): The method.
         kinds (`Sequence[str]`): Kinds that may go.
-        settings (`dict[str, Any]`): Of the plan.
         refitted, tuned (`bool`): Whether a refit follows, and whether layers are tuned after it.
     """
 
     method: str
     kinds: Sequence[str] = WHOLE
-    settings: dict[str, Any] = field(default_factory=dict)
     refitted: bool = True
     tuned: bool = False
 
@@ -95,7 +93,7 @@ WAYS = {
     "kronecker + refit": Way("kronecker"),
     "kronecker + refit, dimensions, layers tuned": Way("kronecker", FINER, tuned=True),
     "gradient": Way("gradient", refitted=False),
-    "gradient, floor and refit": Way("gradient", settings=FLOORS),
+    "gradient, floor and refit": Way("gradient"),
     "magnitude, refit": Way("magnitude"),
 }
 
@@ -151,7 +149,7 @@ class Bench:
         way = WAYS[key.method]
         model, scores, seconds["score"] = self.scored(way.method, way.kinds)
         model = copy.deepcopy(model)
-        apply_plan(model, plan_pruning(scores, model, ratio=key.ratio, **way.settings))
+        apply_plan(model, plan_pruning(scores, model, ratio=key.ratio))
         if way.refitted:
             _, seconds["refit"] = timed(lambda: reconstruct(model, self.model, self.calibration, progress=False))
         if way.tuned:
