@@ -175,6 +175,9 @@ class _ExplicitFactor:
     def product(self, vector: torch.Tensor) -> torch.Tensor:
         return torch.einsum("bpck,bpdk,bpd->bpc", self.columns, self.columns, vector)
 
+    def norm(self) -> torch.Tensor:
+        return (self.columns.mT @ self.columns).norm()
+
     def nothing(self) -> torch.Tensor:
         return torch.zeros_like(self.columns[..., 0])
 
@@ -205,6 +208,9 @@ class _DiagonalFactor:
     def product(self, vector: torch.Tensor) -> torch.Tensor:
         return self.entries * vector
 
+    def norm(self) -> torch.Tensor:
+        return self.entries.norm()
+
     def mixture(self, generator: torch.Generator) -> torch.Tensor:
         return self.entries.clamp_min(0).sqrt() * rademacher(self.entries.shape, self.entries, generator)
 
@@ -226,6 +232,10 @@ class _SoftmaxFactor:
 
     def product(self, vector: torch.Tensor) -> torch.Tensor:
         return self.weight[..., None] * softmax_hessian_product(self.probabilities, vector)
+
+    def norm(self) -> torch.Tensor:
+        second, third = self.probabilities.square().sum(-1), self.probabilities.pow(3).sum(-1)
+        return (self.weight * (second - 2 * third + second.square()).clamp_min(0).sqrt()).norm()
 
     def mixture(self, generator: torch.Generator) -> torch.Tensor:
         roots = self.probabilities.sqrt() * rademacher(self.probabilities.shape, self.probabilities, generator)
@@ -296,9 +306,10 @@ def _explicit_factor(
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
     _validate_convex(values, output.dtype, noise)
-    # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass.
+    # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass. Beside
+    # one uncertain example, the small values of many confident ones add up.
     rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
-    kept = (values > rounding * values.max()).any(1).any(0)
+    kept = values.clamp_min(0).flatten(0, 1).norm(dim=0) > rounding * values.norm()
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
 
 
@@ -319,7 +330,10 @@ def _fits(factor: _Factor, output: torch.Tensor, vector: torch.Tensor, product: 
     # If all predicted probabilities are nearly 1, the curvature is rounding noise, which no factor has to match. Of a
     # mean over positions each has its share.
     least = noise * vector.norm() / vector.shape[1]
-    return _error(factor, vector, product) <= float(_tolerance(output.dtype) * product.norm() + least)
+    # Where one uncertain example has most of the curvature, its product with the vector may be small by chance, and
+    # rounding is not. The root mean square of products with random vectors is the Hessian's Frobenius norm.
+    size = torch.maximum(product.norm(), factor.norm())
+    return _error(factor, vector, product) <= float(_tolerance(output.dtype) * size + least)
 
 
 def _error(factor: _Factor, vector: torch.Tensor, product: torch.Tensor) -> float:

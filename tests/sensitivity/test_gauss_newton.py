@@ -326,3 +326,20 @@ def test_another_loss_of_many_positions_is_not_taken_for_rounding(dtype):
     loss = -(warm.detach().softmax(-1) * warm.log_softmax(-1)).sum(-1).mean()
     with pytest.raises(ValueError, match="cannot be factored"):
         output_curvature.output_directions(loss, [logits], 2, 4, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("confident", [5.0, 6.0, 7.0, 8.0])
+def test_one_uncertain_example_among_confident_ones(confident):
+    """Its product with a random vector may be as small as what bf16 drops; the loss is no other for that."""
+    logits = torch.zeros(32, 10)
+    logits[:, 0], logits[0, :2] = confident, 10.0
+    logits = logits.bfloat16().requires_grad_()
+    own = logits.detach().double().softmax(-1)
+    expected = torch.diag_embed(own) - own[:, :, None] * own[:, None]
+    for seed in range(15):
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.zeros(32, dtype=torch.long))
+        generator = torch.Generator().manual_seed(seed)
+        directions = output_curvature.output_directions(loss, [logits], len(logits), 4, generator)
+        drawn = torch.stack([cotangent for (cotangent,) in directions.cotangents]).double()
+        assert directions.num_probes == 0
+        assert (torch.einsum("kbc,kbd->bcd", drawn, drawn) - expected).norm() <= 0.03 * expected.norm()
