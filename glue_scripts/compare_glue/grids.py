@@ -79,7 +79,7 @@ PRESETS = {
     },
     # The rival's floors of a head and a twentieth of the neurons a layer leave more than 5 %.
     "compression": {
-        "compression": Grid(ALL_TASKS, [TUNED, DEFAULT], [0.6, 0.8, 0.9, 0.95], ALL_SEEDS),
+        "compression": Grid(ALL_TASKS, [TUNED, DEFAULT, CONTROL], [0.6, 0.8, 0.9, 0.95], ALL_SEEDS),
         "rivals": Grid(ALL_TASKS, ["gradient, floor and refit"], [0.9], ALL_SEEDS),
     },
     "base": {
