@@ -273,10 +273,14 @@ def _factor(
         factors = [_DiagonalFactor(_positions(sums, examples)), _softmax_factor(output, vector, product, noise)]
     found = min(factors, key=lambda factor: _error(factor, vector, product))
     if not _fits(found, output, vector, product, noise):
+        reasons = ["couples examples or positions"]
+        if vector.shape[2] > EXPLICIT_CLASSES:
+            reasons.append(f"is neither a softmax cross-entropy of its {vector.shape[2]} classes nor a sum over outputs")
+        if output.dtype.itemsize < 4:
+            reasons.append(f"needs more digits than {str(output.dtype).removeprefix('torch.')} has")
         raise ValueError(
-            "The loss's Hessian in the model's logits cannot be factored. Either the loss couples examples or "
-            f"positions, or it has more than {EXPLICIT_CLASSES} classes and is neither a softmax cross-entropy nor a "
-            "sum over outputs. Use method='hessian_trace' or 'gradient'."
+            f"The loss's Hessian in the model's logits cannot be factored. The loss {', or '.join(reasons)}. Use "
+            "method='hessian_trace' or 'gradient'."
         )
     if isinstance(found, _DiagonalFactor):
         _validate_convex(found.entries, output.dtype, noise)

@@ -255,7 +255,7 @@ def model_logits(model, batch):
     [
         (lambda m, b: model_logits(m, b).mean(), "linear in the model's logits"),
         (lambda m, b: -model_logits(m, b).square().mean(), "not convex"),
-        (lambda m, b: model_logits(m, b).mean(0).square().sum(), "couples examples"),
+        (lambda m, b: model_logits(m, b).mean(0).square().sum(), r"couples examples or positions\. Use"),
         (
             lambda m, b: m.bert(b["input_ids"]).last_hidden_state.square().mean(),
             "No output of BertForSequenceClassification leads to the loss",
