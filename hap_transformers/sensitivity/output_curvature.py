@@ -275,7 +275,7 @@ def _factor(
     if not _fits(found, output, vector, product, noise):
         reasons = ["couples examples or positions"]
         if vector.shape[2] > EXPLICIT_CLASSES:
-            reasons.append(f"is neither a softmax cross-entropy of its {vector.shape[2]} classes nor a sum over outputs")
+            reasons.append(f"is no softmax cross-entropy of its {vector.shape[2]} classes nor a sum over outputs")
         if output.dtype.itemsize < 4:
             reasons.append(f"needs more digits than {str(output.dtype).removeprefix('torch.')} has")
         raise ValueError(
@@ -310,8 +310,8 @@ def _explicit_factor(
     hessian = torch.stack(rows, -2)
     values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
     _validate_convex(values, output.dtype, noise)
-    # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass. Beside
-    # one uncertain example, the small values of many confident ones add up.
+    # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass. But
+    # beside one uncertain example, the small values of many confident ones add up.
     rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
     kept = values.clamp_min(0).flatten(0, 1).norm(dim=0) > rounding * values.norm()
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
