@@ -16,6 +16,7 @@ from hap_transformers.checkpoints.remote_code import MODULES as MODULES_OF_EXPOR
 from hap_transformers.checkpoints.remote_code import SHIPPED
 
 
+pytestmark = pytest.mark.any_release
 PACKAGE, TESTS = ROOT / "hap_transformers", ROOT / "tests"
 SCRIPTS = ROOT / "glue_scripts", ROOT / "vision_scripts", ROOT / "language_scripts"
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -11,6 +11,9 @@ from hap_transformers.data.task_metrics import TaskMetrics, load_metric
 from hap_transformers.tasks import Task
 
 
+pytestmark = pytest.mark.any_release
+
+
 def answers(count=1500, regression=False):
     draw = np.random.default_rng(0)
     labels = draw.normal(size=count) if regression else draw.integers(0, 2, count)

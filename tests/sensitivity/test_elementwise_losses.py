@@ -12,6 +12,7 @@ from hap_transformers import estimate_sensitivity
 from hap_transformers.sensitivity.output_curvature import EXPLICIT_CLASSES, output_directions
 
 
+pytestmark = pytest.mark.any_release
 WIDE, EXAMPLES, PROBES = 100, 3, 2000
 LABELS = "multi_label_classification"
 

@@ -14,6 +14,7 @@ from hap_transformers import estimate_sensitivity
 from hap_transformers.sensitivity.surgeon import removal_costs
 
 
+pytestmark = pytest.mark.any_release
 RIDGE = 0.01
 # Three query heads of 64 to a key/value head (SmolLM2), and four of 128 (Llama 3).
 WIDTHS = {192: 4, 512: 2}
