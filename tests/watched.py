@@ -39,7 +39,7 @@ def pruned_trainer(folder, learning_rate=HELPS, notes=None, config=(), **argumen
     """A trainer of a pruned model; its `before` are the weights that pruning left, its `notes` of the recovery."""
     hap_config = HapConfig(**{**CONFIG, "recovery_learning_rate": learning_rate, **dict(config)})
     model = make_model(dtype=torch.float32)
-    trainer = make_trainer(folder, model=model, rows=ROWS, hap_config=hap_config, watched=True, **arguments)
+    trainer = make_trainer(folder, model=model, hap_config=hap_config, watched=True, **{"rows": ROWS, **arguments})
     trainer.prune()
     with torch.no_grad():  # There shall be something to recover.
         trainer.model.classifier.weight.add_(0.5)

@@ -174,21 +174,27 @@ class TrainerHooks:
     def distance_to_dense(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """The mean distance of a batch's outputs from the dense model's, by which a recovery is judged.
 
-        Without a dense model it is the loss of the labels.
-
         Args:
             compute_loss (`Callable`): That of the class that the mixin extends.
             model (`nn.Module`): What the trainer trains.
             inputs (`dict[str, Any]`): A training batch.
         """
-        if not self.has_dense:
-            return self.trainer.compute_loss(model, dict(inputs))
         self._instead = replace(self.config, distillation=1.0, distillation_temperature=1.0, distillation_hidden=0.0)
         try:
             with torch.enable_grad():  # Of outputs without names, the loss's graph tells which ones are logits.
                 return self.recovery_loss(compute_loss, model, inputs)[0].detach()
         finally:
             self._instead = None
+
+    def label_loss(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The mean loss of a batch's labels, by which a recovery is judged without a dense model.
+
+        Args:
+            compute_loss (`Callable`): That of the class that the mixin extends.
+            model (`nn.Module`): What the trainer trains, in evaluation mode.
+            inputs (`dict[str, Any]`): A training batch.
+        """
+        return self.trainer.compute_loss(model, dict(inputs))
 
     def lacks_labels(self, compute_loss: ComputeLoss, inputs: Collection[str]) -> bool:
         """Whether a batch has no labels, so that only the model itself could compute a loss of it.

@@ -61,12 +61,14 @@ class SFTHooks(TrainerHooks):
 
     def distance_to_dense(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Measures without the metrics that `SFTTrainer` logs."""
-        if not self.has_dense:
-            return self.loss_to_score(compute_loss, model, inputs)
         teacher, counted = self.trainer.teacher, inputs["labels"][:, 1:] != IGNORED
         given = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
         found, wanted = (_logits(m, m.base_model(**given), counted) for m in (self.student, teacher))
         return distillation_loss(found, wanted, 1.0)
+
+    def label_loss(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Measures without the metrics that `SFTTrainer` logs."""
+        return self.loss_to_score(compute_loss, model, inputs)
 
 
 @contextmanager

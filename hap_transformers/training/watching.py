@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..data.metrics import metrics_at
 from ..efficiency import evaluating
+from ..sensitivity.batches import counts, shifts_labels
 from .best_state import BestState
 from .config import HapConfig
 from .held_out import MOST, split
@@ -32,6 +33,14 @@ SHARDED = (
 UNDONE = (
     "The recovery did not help and is undone: by {goal}, no weights of the {model} were better than those from before "
     "train(), which are back in place. Train longer or with another recovery_learning_rate, or leave the recovery out."
+)
+LABELS_LIKED_IT = (
+    " The loss of the labels there had fallen from {before:.3g} to {after:.3g}. If that is what counts, as where the "
+    "dense model was not fine-tuned before prune(), set distillation=0 or load_best_model_at_end=True."
+)
+UNJUDGED = (
+    "The recovery is not judged, and its last weights are kept: {goal} is never a finite number. Compare the metrics "
+    "before and after train()."
 )
 
 
@@ -57,12 +66,19 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
         return
     whole, best, folder = trainer.train_dataset, trainer.args.load_best_model_at_end, Path(trainer.args.output_dir)
     rest, held_out = (whole, None) if best else split(trainer, config)
+    goal = trainer.args.metric_for_best_model if best else f"{_measure(trainer)[1]} on {_where(config, held_out)}"
     if best:
-        kept = BestState(partial(_badness, trainer), lambda steps: 0, folder)
+        kept = BestState(partial(_badness, trainer), lambda steps: 0, folder, goal)
     else:
         examples = trainer.eval_dataset if config.recovery_check == "eval" else held_out
-        measure = partial(_distance, trainer, compute_loss, cache(partial(_batches, trainer, examples)))
-        kept = BestState(measure, partial(_checks, trainer, examples), folder)
+        batches = cache(partial(_batches, trainer, examples))
+        kept = BestState(
+            partial(_distance, trainer, compute_loss, batches),
+            partial(_checks, trainer, examples),
+            folder,
+            goal,
+            partial(_label_loss, trainer, compute_loss, batches) if _has_both(trainer, config) else None,
+        )
     trainer.callback_handler.callbacks.insert(0, kept)  # Others shall find the best weights when training ends.
     trainer.train_dataset = rest
     earlier = trainer.results["metrics"].pop("recovered", None)
@@ -71,7 +87,6 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
     finally:
         trainer.train_dataset = whole
         trainer.remove_callback(kept)
-    goal = trainer.args.metric_for_best_model if best else f"{_measure(trainer)[1]} on {_where(config, held_out)}"
     _keep_metrics(trainer, earlier, kept.step and (trainer.state.best_global_step if best else kept.step))
     _report(trainer, kept, goal)
 
@@ -81,6 +96,11 @@ def _measure(trainer: Any) -> tuple[str, str]:
     if trainer.hooks.has_dense:
         return "hap_distance", "the distance to the dense model"
     return "hap_label_loss", "the loss of the labels"
+
+
+def _has_both(trainer: Any, config: HapConfig) -> bool:
+    """Whether the distance to the dense model and the labels both have a share of the loss."""
+    return trainer.hooks.has_dense and config.distillation < 1
 
 
 def _where(config: HapConfig, held_out: Any) -> str:
@@ -127,17 +147,36 @@ def _batches(trainer: Any, examples: Any) -> list[Any]:
 
 
 def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]], *_: Any) -> float:
-    """The mean distance to the dense model over the batches, which processes share."""
+    """The mean distance to the dense model over the batches, or the loss of the labels where there is none."""
+    if trainer.hooks.has_dense:
+        found = _mean(trainer, batches, partial(trainer.hooks.distance_to_dense, compute_loss, trainer.model))
+    else:
+        found = _label_loss(trainer, compute_loss, batches)
+    trainer.log({_measure(trainer)[0]: found})
+    return found
+
+
+def _label_loss(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]]) -> float:
+    """The mean loss of the labels over the batches that have any."""
+    shifted = shifts_labels(trainer._unwrapped_model())
+
+    def loss(inputs: Any) -> torch.Tensor | None:
+        return trainer.hooks.label_loss(compute_loss, trainer.model, inputs) if counts(inputs, shifted) else None
+
+    return _mean(trainer, batches, loss)
+
+
+def _mean(trainer: Any, batches: Callable[[], list[Any]], value: Callable[[Any], torch.Tensor | None]) -> float:
+    """The mean of a batch's value over the batches that have one, which processes share; NaN if none has."""
     total = torch.zeros(2, dtype=torch.float64)
     # Loaders draw a seed, which the order of training batches must not depend on.
     with evaluating(trainer.model), torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
         for batch in batches():
-            inputs = trainer._prepare_inputs(batch)
-            total[0] += trainer.hooks.distance_to_dense(compute_loss, trainer.model, inputs).item()
-            total[1] += 1
+            found = value(trainer._prepare_inputs(batch))
+            if found is not None:
+                total += torch.tensor([found.item(), 1.0], dtype=torch.float64)
     found, count = trainer.accelerator.reduce(total.float().to(trainer.args.device), "sum").tolist()
-    trainer.log({_measure(trainer)[0]: found / count})
-    return found / count
+    return found / count if count else math.nan
 
 
 def _checks(trainer: Any, examples: Any, steps: int) -> int:
@@ -168,5 +207,9 @@ def _keep_metrics(trainer: Any, earlier: dict[str, float] | None, step: int | No
 def _report(trainer: Any, kept: BestState, goal: str) -> None:
     """Notes for the card what recovery brought, and tells if it was undone."""
     trainer.results["recovery"] = {"before": kept.before, "after": kept.best, "step": kept.step}
-    if kept.step == 0:
-        logger.warning(UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal))
+    if not math.isfinite(kept.best):
+        logger.warning(UNJUDGED.format(goal=goal))
+    elif kept.step == 0:
+        words = UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal)
+        before, after = kept.aside_values or (math.nan, math.nan)
+        logger.warning(words + (LABELS_LIKED_IT.format(before=before, after=after) if after < before else ""))
