@@ -1,6 +1,6 @@
 """Selects the tokens that are not padding, and sums over them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,24 @@ def valid_tokens(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     if mask is not None and mask.shape == features.shape[:-1]:
         return features[mask.bool()]
     return features.flatten(0, -2)
+
+
+def whole_calls(calls: Sequence[torch.Tensor], mask: torch.Tensor | None, chunk: int) -> list[torch.Tensor]:
+    """Joins the calls of a module that runs its tokens in chunks, so that a mask fits them.
+
+    Args:
+        calls (`Sequence[torch.Tensor]`): Features of each call, shape `(batch, tokens, features)`.
+        mask (`torch.Tensor`, *optional*): The mask of all tokens.
+        chunk (`int`): Tokens of a chunk (`chunk_size_feed_forward`); 0 if the model makes none.
+
+    Returns:
+        `list[torch.Tensor]`: Features of all tokens, once for each layer that has the module. Calls of other lengths
+            than that of a chunk are left as they are.
+    """
+    if mask is None or not chunk or any(call.shape[1] != chunk for call in calls):
+        return list(calls)
+    count = max(mask.shape[-1] // chunk, 1)
+    return [torch.cat(list(calls[i : i + count]), 1) for i in range(0, len(calls), count)]
 
 
 def relative_distance(states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from ..components.groups import Group, find_groups
 from ..components.projections import Projection
 from ..components.slicing import validate_in_memory, validate_sliceable
 from ..efficiency import evaluating
+from ..sensitivity.batches import examples_in
 from ..sensitivity.by_parts import accumulated
 from ..sensitivity.methods import Method
 from ..sensitivity.output_curvature import EXACT_DIRECTIONS
@@ -208,8 +209,9 @@ def _changed_rows(writer: Projection, maps: list[torch.Tensor]) -> Change:
 
 
 def _noting_first(batches: Iterable[Mapping[str, Any]], first: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for batch in batches:
-        if not first:
+    """Keeps the first batch that has examples."""
+    for number, batch in enumerate(batches):
+        if not first and isinstance(batch, Mapping) and examples_in(batch, number):
             first.append(batch)
         yield batch
 

@@ -230,4 +230,10 @@ def _paths_in(model: PreTrainedModel, layers: str, tower: str = "") -> list[str]
                 f"'{model.config.model_type}' are expected; this model cannot be scored or pruned.{remedy}"
             )
         paths = [f"{path}.{i}." for path in lists for i in range(len(modules[path]))]
+    # A module that is found twice is named once.
+    if shared := [path.removesuffix(".") for path in paths if path.removesuffix(".") not in modules]:
+        raise ValueError(
+            f"The layer '{shared[0]}' of this {type(model).__name__} is the same module as a layer before it, so it "
+            "cannot lose components of its own. Give it weights of its own: replace it by a copy.deepcopy of itself."
+        )
     return paths

@@ -11,7 +11,7 @@ from ..components.convolutions import ChannelNorms, Convolution
 from ..components.groups import Group
 from ..components.projections import Projection
 from ..components.sharded import whole_values
-from ..tokens import mask_of, products, valid_tokens
+from ..tokens import mask_of, products, valid_tokens, whole_calls
 from .backward_pass import BackwardPass, SharedByExamplesError
 from .batches import ScoredBatch, counts, shifts_labels
 from .block_influence import BLOCK_INFLUENCE
@@ -125,7 +125,9 @@ class _FactorPass(BackwardPass):
             if module not in without_readers:
                 read = [self.readers[module].read(call) for call in self.inputs.pop(module)]
                 mask = mask_of(self.batch.inputs, module in self.decoded)
-                tokens = torch.cat([valid_tokens(call, mask) for call in read]).to(self.dtype)
+                chunk = getattr(self.task.model.config, "chunk_size_feed_forward", 0)
+                whole = whole_calls(read, mask, chunk)
+                tokens = torch.cat([valid_tokens(call, mask) for call in whole]).to(self.dtype)
                 yield tokens.new_tensor(len(tokens))
                 yield tokens.sum(0)
                 yield products(tokens)

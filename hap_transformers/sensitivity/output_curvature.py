@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..tokens import device_of_sums
 from .probes import rademacher
 
 
@@ -275,7 +276,7 @@ def _factor(
     if not _fits(found, output, vector, product, noise):
         reasons = ["couples examples or positions"]
         if vector.shape[2] > EXPLICIT_CLASSES:
-            reasons.append(f"is no softmax cross-entropy of its {vector.shape[2]} classes nor a sum over outputs")
+            reasons.append(f"is no softmax cross-entropy of the {vector.shape[2]} logits nor a sum over outputs")
         if output.dtype.itemsize < 4:
             reasons.append(f"needs more digits than {str(output.dtype).removeprefix('torch.')} has")
         raise ValueError(
@@ -308,13 +309,22 @@ def _explicit_factor(
         (product,) = _hessian_product([gradient], [output], [vector], examples / scale)
         rows.append(_positions(product, examples))
     hessian = torch.stack(rows, -2)
-    values, columns = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    values, columns = _eigen((hessian + hessian.mT) / 2)
     _validate_convex(values, output.dtype, noise)
     # Rounding leaves small values of zero eigenvalues. They are dropped, because each would cost a backward pass. But
     # beside one uncertain example, the small values of many confident ones add up.
     rounding = torch.finfo(output.dtype).eps * (64 if output.dtype.itemsize >= 4 else 2)
     kept = values.clamp_min(0).flatten(0, 1).norm(dim=0) > rounding * values.norm()
     return _ExplicitFactor((columns * values.clamp_min(0).sqrt()[:, :, None])[..., kept])
+
+
+def _eigen(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues and eigenvectors, in float64 where the numbers of one matrix are too far apart for float32."""
+    try:
+        return torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:
+        values, columns = torch.linalg.eigh(matrices.to(device_of_sums(matrices.device)).double())
+        return values.to(matrices), columns.to(matrices)
 
 
 def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, noise: float) -> _SoftmaxFactor:

@@ -378,3 +378,11 @@ def test_an_overflow_in_fp16_lowers_the_loss_scale():
 def norms_by_dimension(model):
     """The norm of the weights that read each dimension of the contexts, whose sign is arbitrary."""
     return [layer.attention.output.dense.weight.detach().norm(dim=0) for layer in model.bert.encoder.layer]
+
+
+def test_batches_without_examples_are_skipped():
+    model, other, batches = make_model(), make_model(), [make_batch(8, seed=seed) for seed in range(2)]
+    align_heads(model, batches, progress=False)
+    align_heads(other, [{name: values[:0] for name, values in batches[0].items()}, *batches], progress=False)
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, other.state_dict()[name])

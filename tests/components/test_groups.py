@@ -62,3 +62,12 @@ def test_heads_keep_their_numbers_and_neurons_do_not():
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'heads' already"):
         register_kind(KINDS["heads"])
+
+
+def test_a_layer_that_is_the_same_module_as_another_is_named():
+    model = make_model()
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+    with pytest.raises(
+        ValueError, match="layer 'encoder.layer.1' of this Bert.* is the same module as a layer before"
+    ):
+        find_groups(model)

@@ -189,7 +189,7 @@ def test_what_is_not_convex_is_refused(loss):
     ids=["mean", "pairs", "temperature", "neighbours", "over examples", "a softmax and labels"],
 )
 def test_outputs_that_are_coupled_without_a_softmax_are_refused(loss):
-    with pytest.raises(ValueError, match="cannot be factored.* 100 classes nor a sum over outputs.*'gradient'"):
+    with pytest.raises(ValueError, match="cannot be factored.* 100 logits nor a sum over outputs.*'gradient'"):
         directions_of(loss, 1)
 
 

@@ -343,3 +343,24 @@ def test_one_uncertain_example_among_confident_ones(confident):
         drawn = torch.stack([cotangent for (cotangent,) in directions.cotangents]).double()
         assert directions.num_probes == 0
         assert (torch.einsum("kbc,kbd->bcd", drawn, drawn) - expected).norm() <= 0.03 * expected.norm()
+
+
+def test_very_confident_predictions_of_many_classes(monkeypatch):
+    """The numbers of one position's Hessian may be too far apart to be factored in float32, on some machines."""
+    logits = 60 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    own = logits.double().softmax(-1)
+    expected = torch.diag_embed(own) - own[:, :, None] * own[:, None]
+    eigh = torch.linalg.eigh
+
+    def fails_in_float32(matrices):
+        if matrices.dtype == torch.float32:
+            raise torch.linalg.LinAlgError
+        return eigh(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_in_float32)
+    logits.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(64))
+    directions = output_curvature.output_directions(loss, [logits], 64, 4, torch.Generator().manual_seed(0), 64)
+    drawn = torch.stack([cotangent for (cotangent,) in directions.cotangents]).double()
+    assert directions.num_probes == 0
+    torch.testing.assert_close(torch.einsum("kbc,kbd->bcd", drawn, drawn), expected, rtol=1e-4, atol=1e-5)

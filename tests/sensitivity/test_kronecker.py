@@ -95,3 +95,17 @@ def test_a_constant_is_free_only_where_there_is_a_bias(bias):
     )
     order = kronecker_scores(model, [batch]).order["neurons"][0]
     assert (order[0] == 0) == bias
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("model_type", ["bert", "albert"])
+def test_chunks_of_tokens_do_not_matter(model_type, size):
+    """Padding does not count, though a chunk has not the mask's shape. ALBERT calls a block once a layer."""
+    batch = make_batch(size=16, length=6)
+    batch["attention_mask"][::2, 2:] = 0
+    scores = [
+        estimate_sensitivity(make_model(model_type, chunk_size_feed_forward=chunk), [batch], progress=False)
+        for chunk in (0, size)
+    ]
+    for whole, chunked in zip(*(found.neurons for found in scores), strict=True):
+        torch.testing.assert_close(chunked, whole)
