@@ -68,6 +68,6 @@ def test_a_layer_that_is_the_same_module_as_another_is_named():
     model = make_model()
     model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
     with pytest.raises(
-        ValueError, match="layer 'encoder.layer.1' of this Bert.* is the same module as a layer before"
+        ValueError, match="layer 'encoder.layer.1' of this Bert.* the same module as a layer before"
     ):
         find_groups(model)
