@@ -67,7 +67,5 @@ def test_a_name_is_registered_once():
 def test_a_layer_that_is_the_same_module_as_another_is_named():
     model = make_model()
     model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
-    with pytest.raises(
-        ValueError, match="layer 'encoder.layer.1' of this Bert.* the same module as a layer before"
-    ):
+    with pytest.raises(ValueError, match="layer 'encoder.layer.1' of this Bert.* the same module as a layer before"):
         find_groups(model)
