@@ -206,10 +206,13 @@ def _keep_metrics(trainer: Any, earlier: dict[str, float] | None, step: int | No
 
 def _report(trainer: Any, kept: BestState, goal: str) -> None:
     """Notes for the card what recovery brought, and tells if it was undone."""
-    trainer.results["recovery"] = {"before": kept.before, "after": kept.best, "step": kept.step}
+    trainer.results.pop("recovery", None)
     if not math.isfinite(kept.best):
         logger.warning(UNJUDGED.format(goal=goal))
-    elif kept.step == 0:
+        return
+    before = kept.before if math.isfinite(kept.before) else None  # JSON has no other numbers.
+    trainer.results["recovery"] = {"before": before, "after": kept.best, "step": kept.step}
+    if kept.step == 0:
         words = UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal)
-        before, after = kept.aside_values or (math.nan, math.nan)
-        logger.warning(words + (LABELS_LIKED_IT.format(before=before, after=after) if after < before else ""))
+        labels = dict(zip(("before", "after"), kept.aside_values or (math.nan, math.nan), strict=True))
+        logger.warning(words + (LABELS_LIKED_IT.format(**labels) if labels["after"] < labels["before"] else ""))
