@@ -34,7 +34,8 @@ def comparison(cells: dict[Key, Cell]) -> str:
     for row in _rows(cells):
         if row.text == FILLED and row.tokens:
             found = [cells.get(row._replace(ratio=ratio)) for ratio in ratios]
-            lines.append(_row(row.method, *("" if cell is None else f"{cell['perplexity']:.1f}" for cell in found)))
+            name = f"{row.method} on {row.recovery_tokens:,} tokens" if row.recovery_tokens else row.method
+            lines.append(_row(name, *("" if cell is None else f"{cell['perplexity']:.1f}" for cell in found)))
     return "\n".join(lines)
 
 

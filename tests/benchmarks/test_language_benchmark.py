@@ -12,7 +12,7 @@ from benchmarks import language
 from benchmarks.flap import FLAP
 from benchmarks.language import DENSE, FILLED, NOTHING_REMOVED, Key
 from benchmarks.language_data import predicted
-from benchmarks.language_table import table
+from benchmarks.language_table import comparison, table
 from glue_scripts.compare_glue.cells import read_cells
 from hap_transformers import METHODS
 from language_scripts.demo_model import demo_tokenizer
@@ -55,6 +55,8 @@ def test_cells_are_computed_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr(language.Bench, "cell", lambda *args: pytest.fail("computed again"))
     language.main()
     assert table(cells).count("\n") == 2 + 1 + len(language.WAYS) + len(language.RECOVERED)
+    assert comparison(cells).count("\n") == 1 + len(language.WAYS) + len(language.RECOVERED)
+    assert all(f"| {method} on 1,024 tokens | " in comparison(cells) for method in language.RECOVERED)
 
 
 def test_perplexity(model):
