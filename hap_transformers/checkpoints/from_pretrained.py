@@ -36,6 +36,7 @@ from ..components.structure import (
     validate_savable,
 )
 from ..surgery.apply_plan import prune_heads
+from .remote_code import EXPORTED
 
 
 @register_quantization_config(METHOD)
@@ -84,6 +85,7 @@ class HapStructureLoader(HfQuantizer):
             if (recorded := getattr(model.config, name, None)) is not None:
                 setattr(model.config, name, {int(layer): numbers for layer, numbers in recorded.items()})
         model.config.quantization_config = self.quantization_config.to_dict()
+        _forget_exported_code(model)
         freeze_idle_parameters(find_groups(model))  # Transformers makes all loaded parameters require gradients.
         return model
 
@@ -152,6 +154,18 @@ def validate_weights(model: PreTrainedModel, structure: Mapping[str, Any], files
 def _sizes(projection: Projection) -> list[int]:
     """Outputs of a projection's module, and its inputs."""
     return [projection.out_features * projection.parts, projection.in_features]
+
+
+def _forget_exported_code(model: PreTrainedModel) -> None:
+    """Takes exported code out of the config of a model that was not made by it: a save would not copy that code."""
+    if type(model).__module__.startswith("transformers_modules"):
+        return
+    named: dict[str, str] = getattr(model.config, "auto_map", None) or {}
+    kept = {auto_class: path for auto_class, path in named.items() if f"{EXPORTED}." not in path}
+    if kept:
+        model.config.auto_map = kept
+    else:
+        vars(model.config).pop("auto_map", None)
 
 
 def _holds(folder: Path, structure: Mapping[str, Any]) -> bool:

@@ -49,6 +49,8 @@ MODULES = {
     "plain_config": "saved_config",
     "structure": "rebuild_structure",
 }
+# The module of the exported classes, and how their names begin.
+EXPORTED, PREFIX = "modeling_hap", "Pruned"
 COMPONENTS = Path(components.__file__).parent
 SHIPPED = dict(ARCHITECTURES)
 SHIPPED_KINDS = set(KINDS)
@@ -163,12 +165,12 @@ def export_remote_code(folder: str | Path) -> None:
     made = {name: auto_class for auto_class, name in reversed(classes.items())}
     for name, auto_class in sorted(made.items()):
         source += MODEL_CLASS.format(name=name, auto_class=auto_class)
-    write_text(folder / "modeling_hap.py", source.rstrip() + "\n")
+    write_text(folder / f"{EXPORTED}.py", source.rstrip() + "\n")
     for module in MODULES:
         text = (COMPONENTS / f"{module}.py").read_text(encoding="utf-8")
         renamed = re.sub(r"^from \.(\w+) import", r"from .hap_\1 import", text, flags=re.MULTILINE)
         write_text(folder / f"hap_{module}.py", renamed)
-    auto_map = {auto_class: f"modeling_hap.Pruned{name}" for auto_class, name in classes.items()}
+    auto_map = {auto_class: f"{EXPORTED}.{PREFIX}{name}" for auto_class, name in classes.items()}
     values = json.loads(path.read_text(encoding="utf-8"))
     values["auto_map"] = {**values.get("auto_map", {}), **auto_map}
     write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

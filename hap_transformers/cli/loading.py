@@ -16,6 +16,7 @@ import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, has_file
 
+from ..checkpoints.remote_code import PREFIX
 from ..data.tokenizers import load_tokenizer, longest_text
 from ..reporting.card import loader_of
 from ..reporting.fidelity import Embed
@@ -143,8 +144,7 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
         raise FileNotFoundError(
             f"There is no folder '{name}', nor a model of that name on the Hub: {error}"
         ) from error
-    known = [class_name for class_name in config.architectures or () if hasattr(transformers, class_name)]
-    model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
+    model_class = _model_class(name, config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = model_class.from_pretrained(name, dtype="auto")  # Transformers 4 would make it float32.
@@ -157,6 +157,23 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
         )
     kind = "CrossEncoder" if is_cross_encoder(config) else ""
     return Loaded(name, model.to(device).eval(), kind=kind, self_loss=self_loss)
+
+
+def _model_class(name: str, config: transformers.PretrainedConfig) -> Any:
+    """The class that a config names; without a name, the class without a head.
+
+    Raises:
+        ValueError: If Transformers does not have it.
+    """
+    # Exported code saves its own classes.
+    named = [class_name.removeprefix(PREFIX) for class_name in config.architectures or ()]
+    known = [class_name for class_name in named if hasattr(transformers, class_name)]
+    if named and not known:
+        raise ValueError(
+            f"'{name}' is of the class {named[0]}, which Transformers {transformers.__version__} does not have. Load "
+            "and prune it in Python, by HapTrainer or apply_plan."
+        )
+    return getattr(transformers, known[0]) if known else transformers.AutoModel
 
 
 def _is_adapter(name: str) -> bool:

@@ -129,8 +129,9 @@ class Scoring(Passes):
     components: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Kind of component that may go: {', '.join(KINDS)}; may be repeated. By default value_dims, "
-            "query_key_dims and neurons for kronecker, otherwise heads and neurons.",
+            help=f"Kind of component that may go: {', '.join(KINDS)}; may be repeated. By default heads "
+            "and neurons. By kronecker, value_dims and query_key_dims go in place of heads that are aligned, as hap "
+            "prune does to them, but not where queries are rotated.",
             show_default=False,
         ),
     ] = None

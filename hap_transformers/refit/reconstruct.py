@@ -258,5 +258,6 @@ def _refit(group: Group, sums: Sums, new_rank: int, ridge: float) -> None:
 
 
 def written(groups: list[Group]) -> list[torch.Tensor]:
-    """The weights that a refit changes."""
-    return [parameter for group in groups for projection in written_into(group) for parameter in projection.values]
+    """The weights that a refit changes, each once: projections may share a fused weight."""
+    values = (value for group in groups for projection in written_into(group) for value in projection.values)
+    return list({id(value): value for value in values}.values())

@@ -95,6 +95,8 @@ def recovery_in_words(results: Mapping[str, Any]) -> str | None:
     watched = results.get("recovery")
     if watched is None:
         return None
+    if watched["step"] is None:
+        return "The pruned model was trained again. Its best weights were those of an attempt with larger batches."
     if watched["step"] == 0:
         return "The recovery of the pruned model did not help and was undone."
     return (

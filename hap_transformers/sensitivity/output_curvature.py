@@ -1,6 +1,7 @@
 """Factors the loss's Hessian in the model's outputs into the directions that Gauss-Newton passes backpropagate."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -320,11 +321,12 @@ def _explicit_factor(
 
 def _eigen(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues and eigenvectors, in float64 where the numbers of one matrix are too far apart for float32."""
-    try:
-        return torch.linalg.eigh(matrices)
-    except torch.linalg.LinAlgError:
-        values, columns = torch.linalg.eigh(matrices.to(device_of_sums(matrices.device)).double())
-        return values.to(matrices), columns.to(matrices)
+    with suppress(torch.linalg.LinAlgError):  # It may also give NaN without an error.
+        values, columns = torch.linalg.eigh(matrices)
+        if values.isfinite().all() and columns.isfinite().all():
+            return values, columns
+    values, columns = torch.linalg.eigh(matrices.to(device_of_sums(matrices.device)).double())
+    return values.to(matrices), columns.to(matrices)
 
 
 def _softmax_factor(output: torch.Tensor, vector: torch.Tensor, product: torch.Tensor, noise: float) -> _SoftmaxFactor:

@@ -42,9 +42,11 @@ class BestState(TrainerCallback):
         aside (`Callable`, *optional*): Returns another value, which is told where the training is undone.
 
     Attributes:
-        before (`float`): The value before the first step.
+        before (`float`): The value before the first step, NaN if it was measured by another goal.
         best (`float`): The lowest value, which is not finite if none was.
-        step (`int`): The step whose weights have it. At 0 these are the weights from before the training.
+        step (`int`): The step whose weights have it. At 0 these are the weights from before the training, or
+            `of_earlier_attempt`.
+        of_earlier_attempt (`bool`): Whether they were trained with larger batches, until memory was short.
         aside_values (`tuple[float, float]`, *optional*): Where the training is undone, the other value before it, and
             after it.
     """
@@ -60,7 +62,8 @@ class BestState(TrainerCallback):
         self.measure, self.checks, self.file, self.goal, self.aside = measure, checks, folder / BEST_STATE, goal, aside
         self.before = self.best = math.inf
         self.aside_values: tuple[float, float] | None = None
-        self.step, self._measured, self._every = 0, -1, 0
+        self.step, self.of_earlier_attempt = 0, False
+        self._measured, self._every = -1, 0
         self._weights: dict[str, torch.Tensor] = {}
 
     def on_train_begin(
@@ -71,6 +74,7 @@ class BestState(TrainerCallback):
         self._every = math.ceil(state.max_steps / checks) if checks else 0
         if self._weights:  # `auto_find_batch_size` begins anew with smaller batches.
             self._put_back(model)
+            self.of_earlier_attempt = self.best < self.before
             self.step = 0
             return
         if state.global_step and self._load(state, model):
@@ -111,7 +115,7 @@ class BestState(TrainerCallback):
         if not math.isfinite(self.best):
             self.step = state.global_step
         elif self.step != state.global_step:
-            aside = None if self.step else self.aside
+            aside = None if self.step or self.of_earlier_attempt else self.aside
             after = aside() if aside else math.nan
             self._put_back(model)
             self.aside_values = (aside(), after) if aside else None
@@ -128,7 +132,7 @@ class BestState(TrainerCallback):
         value, self._measured = self.measure(state), state.global_step
         # A value that is not finite is never better, and any is better than it.
         if not self._weights or value < self.best or (math.isfinite(value) and not math.isfinite(self.best)):
-            self.best, self.step = value, state.global_step
+            self.best, self.step, self.of_earlier_attempt = value, state.global_step, False
             # Weights that a callback has frozen meanwhile go back to those of the same step.
             self._weights = _copies(model, _changing(model) | self._weights.keys())
         return value
@@ -166,7 +170,8 @@ class BestState(TrainerCallback):
         """Measures the weights that were the best, then those in the model, and takes the better ones."""
         best, checkpoint = self._weights, _copies(model, self._weights.keys())
         self._put_back(model)
-        self.before = self.best = self.measure(state)
+        self.best = self.measure(state)
+        self.before = self.best if self.step == 0 else math.nan
         self._weights = checkpoint
         self._put_back(model)
         self._weights = best

@@ -87,7 +87,10 @@ def watched(trainer: Any, config: HapConfig | None, compute_loss: Callable[..., 
     finally:
         trainer.train_dataset = whole
         trainer.remove_callback(kept)
-    _keep_metrics(trainer, earlier, kept.step and (trainer.state.best_global_step if best else kept.step))
+    if kept.of_earlier_attempt:
+        trainer.results["metrics"].pop("recovered", None)  # No metrics are known to be of these weights.
+    else:
+        _keep_metrics(trainer, earlier, kept.step and (trainer.state.best_global_step if best else kept.step))
     _report(trainer, kept, goal)
 
 
@@ -211,8 +214,9 @@ def _report(trainer: Any, kept: BestState, goal: str) -> None:
         logger.warning(UNJUDGED.format(goal=goal))
         return
     before = kept.before if math.isfinite(kept.before) else None  # JSON has no other numbers.
-    trainer.results["recovery"] = {"before": before, "after": kept.best, "step": kept.step}
-    if kept.step == 0:
+    step = None if kept.of_earlier_attempt else kept.step
+    trainer.results["recovery"] = {"before": before, "after": kept.best, "step": step}
+    if step == 0:
         words = UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal)
         labels = dict(zip(("before", "after"), kept.aside_values or (math.nan, math.nan), strict=True))
         logger.warning(words + (LABELS_LIKED_IT.format(**labels) if labels["after"] < labels["before"] else ""))

@@ -136,6 +136,21 @@ def test_weights_keep_their_precision(tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
+def test_classes_of_exported_code_are_those_of_transformers(tmp_path):
+    """A model that exported code saved again names the class of that code."""
+    make_model(dtype=torch.float32).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name, known in (("PrunedBert", True), ("MyBert", False)):
+        values["architectures"] = [f"{name}ForSequenceClassification"]
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        result = run("info", tmp_path)
+        assert result.exit_code == (0 if known else 1)
+        if known:
+            assert "\nBertForSequenceClassification: " in result.output
+        else:
+            assert "of the class MyBertForSequenceClassification, which Transformers" in str(result.exception)
+
+
 def test_adapters_are_named(tmp_path):
     model = make_model(dtype=torch.float32)
     model.add_adapter(LoraConfig(target_modules=["query"]))

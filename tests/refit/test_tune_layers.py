@@ -11,8 +11,10 @@ from trainers import Rows, make_trainer
 from zoo import ZOO
 
 from hap_transformers import HapConfig, PruningPlan, apply_plan, estimate_sensitivity, tune_layers
+from hap_transformers.components.groups import find_groups
 from hap_transformers.refit import tune_layers as module
 from hap_transformers.refit.dense_copy import sharing_copy
+from hap_transformers.refit.reconstruct import written
 
 
 REMOVED = {"heads": {0: [0], 1: [1]}, "neurons": {0: range(8), 1: range(8)}}
@@ -287,3 +289,12 @@ def test_a_failure_in_tuning_undoes_the_refit_in_the_trainer(tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="no room"):
         trainer.prune()
     assert untouched(trainer.model, before)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "modernbert", "bert"])
+def test_a_weight_that_projections_share_is_trained_once(model_type):
+    """Adam takes a step for every mention of a parameter."""
+    model = pruned_pair(model_type)[0]
+    for groups in (find_groups(model), find_groups(model, ["query_key_dims", "value_dims", "neurons"])):
+        found = written([group for group in groups if group.readers])
+        assert len(found) == len({id(weight) for weight in found}) > 0

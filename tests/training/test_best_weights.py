@@ -1,5 +1,7 @@
 """Which weights a recovery keeps, where what is trained or measured changes, and where batches have no labels."""
 
+from itertools import chain, repeat
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,6 +9,7 @@ from trainers import Rows
 from transformers import TrainerCallback
 from watched import HARMS, ROWS, Interrupted, Notes, pruned_trainer, same
 
+from hap_transformers.reporting.wording import recovery_in_words
 from hap_transformers.training import best_state, watching
 from hap_transformers.training.held_out import set_aside
 
@@ -133,3 +136,27 @@ def test_what_harmed_the_labels_says_nothing_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(watching.logger, "warning", heard.append)
     pruned_trainer(tmp_path, HARMS, config={"distillation": 0.5}).train()
     assert len(heard) == 1 and "is undone" in heard[0] and "loss of the labels" not in heard[0]
+
+
+def test_the_best_weights_may_be_of_an_attempt_with_larger_batches(tmp_path, monkeypatch):
+    heard, values = [], chain([2.0, 1.0], repeat(3.0))
+    monkeypatch.setattr(watching.logger, "warning", heard.append)
+    monkeypatch.setattr(watching, "_distance", lambda *args: next(values))
+    trainer = pruned_trainer(tmp_path, auto_find_batch_size=True)
+    step = trainer.training_step
+
+    def too_large_later(model, inputs, *args):
+        if len(inputs["labels"]) > 2 and trainer.state.global_step == 10:
+            raise RuntimeError("CUDA out of memory.")
+        return step(model, inputs, *args)
+
+    trainer.training_step = too_large_later
+    trainer.results["metrics"]["recovered"] = {"accuracy": 0.5}
+    trainer.train()
+    first = pruned_trainer(tmp_path / "first", notes=Notes(stop=10))
+    with pytest.raises(Interrupted):
+        first.train()
+    assert same(first.notes.after[8], trainer.model.state_dict()) and not heard
+    assert trainer.results["recovery"] == {"before": 2.0, "after": 1.0, "step": None}
+    assert "recovered" not in trainer.results["metrics"]
+    assert "those of an attempt with larger batches" in recovery_in_words(trainer.results)
