@@ -161,10 +161,12 @@ def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[
 
 def _label_loss(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]]) -> float:
     """The mean loss of the labels over the batches that have any."""
-    shifted = shifts_labels(trainer._unwrapped_model())
+    shifted, hooks = shifts_labels(trainer._unwrapped_model()), trainer.hooks
 
     def loss(inputs: Any) -> torch.Tensor | None:
-        return trainer.hooks.label_loss(compute_loss, trainer.model, inputs) if counts(inputs, shifted) else None
+        if not counts(inputs, shifted) or (hooks.has_dense and hooks.lacks_labels(compute_loss, inputs)):
+            return None
+        return hooks.label_loss(compute_loss, trainer.model, inputs)
 
     return _mean(trainer, batches, loss)
 

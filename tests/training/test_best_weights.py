@@ -131,6 +131,17 @@ def test_what_is_undone_although_the_labels_liked_it(tmp_path, monkeypatch, dist
     assert (told in heard[0]) == (distillation < 1)
 
 
+def test_an_evaluation_set_may_lack_labels(tmp_path, monkeypatch):
+    heard, values = [], chain([0.0], repeat(1.0))
+    monkeypatch.setattr(watching.logger, "warning", heard.append)
+    monkeypatch.setattr(watching, "_distance", lambda *args: next(values))
+    trainer = pruned_trainer(tmp_path, config={"distillation": 0.5, "recovery_check": "eval"})
+    trainer.eval_dataset = Rows(8, labels=False)
+    trainer.train()
+    assert same(trainer.before, trainer.model.state_dict())
+    assert len(heard) == 1 and "is undone" in heard[0] and "loss of the labels" not in heard[0]
+
+
 def test_what_harmed_the_labels_says_nothing_of_them(tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(watching.logger, "warning", heard.append)
