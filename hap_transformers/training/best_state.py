@@ -46,7 +46,6 @@ class BestState(TrainerCallback):
         best (`float`): The lowest value, which is not finite if none was.
         step (`int`): The step whose weights have it. At 0 these are the weights from before the training, or
             `of_earlier_attempt`.
-        of_earlier_attempt (`bool`): Whether they were trained with larger batches, until memory was short.
         aside_values (`tuple[float, float]`, *optional*): Where the training is undone, the other value before it, and
             after it.
     """
@@ -62,9 +61,13 @@ class BestState(TrainerCallback):
         self.measure, self.checks, self.file, self.goal, self.aside = measure, checks, folder / BEST_STATE, goal, aside
         self.before = self.best = math.inf
         self.aside_values: tuple[float, float] | None = None
-        self.step, self.of_earlier_attempt = 0, False
-        self._measured, self._every = -1, 0
+        self.step, self._measured, self._every = 0, -1, 0
         self._weights: dict[str, torch.Tensor] = {}
+
+    @property
+    def of_earlier_attempt(self) -> bool:
+        """Whether the best weights were trained with larger batches, until memory was short."""
+        return self.step == 0 and self.best < self.before
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -74,7 +77,6 @@ class BestState(TrainerCallback):
         self._every = math.ceil(state.max_steps / checks) if checks else 0
         if self._weights:  # `auto_find_batch_size` begins anew with smaller batches.
             self._put_back(model)
-            self.of_earlier_attempt = self.best < self.before
             self.step = 0
             return
         if state.global_step and self._load(state, model):
@@ -132,7 +134,7 @@ class BestState(TrainerCallback):
         value, self._measured = self.measure(state), state.global_step
         # A value that is not finite is never better, and any is better than it.
         if not self._weights or value < self.best or (math.isfinite(value) and not math.isfinite(self.best)):
-            self.best, self.step, self.of_earlier_attempt = value, state.global_step, False
+            self.best, self.step = value, state.global_step
             # Weights that a callback has frozen meanwhile go back to those of the same step.
             self._weights = _copies(model, _changing(model) | self._weights.keys())
         return value
