@@ -80,8 +80,13 @@ class Job:
             texts = self.task.data["train"].shuffle(seed=0)[self.task.texts[0]]
             kept, held_out = split_fold(texts, self.setting)
             self.train, self.evaluated = train.select(kept), train.select(held_out)
-        if self.setting.examples is not None:
-            self.train = self.train.select(range(self.setting.examples))
+        examples = common.train_examples or self.setting.examples
+        if examples is not None:
+            if examples > len(self.train):
+                raise ValueError(
+                    f"`train_examples` is {examples:,}, but {task} has {len(self.train):,} to train on; ask for fewer."
+                )
+            self.train = self.train.select(range(examples))
         # Evaluation takes half the time on batches of similar lengths, and the trainer does not always form them.
         self.evaluated = self.evaluated.select(np.argsort([len(ids) for ids in self.evaluated["input_ids"]]))
 

@@ -37,13 +37,16 @@ class Arguments:
     refit_examples: int = field(default=COMMON.refit_examples, metadata={"help": "Examples to refit on."})
     recovery_steps: int = field(default=COMMON.recovery_steps, metadata={"help": "Batches to recover on."})
     recovery_learning_rate: float = COMMON.recovery_learning_rate
+    train_examples: int | None = field(default=None, metadata={"help": "Examples to train on; by default the task's."})
     workers: int = field(default=1, metadata={"help": "Number of processes; they share the cores."})
     report_only: bool = field(default=False, metadata={"help": "Run nothing; report on the cells there are."})
 
     @property
     def common(self) -> CommonSettings:
         """What all methods have in common."""
-        return CommonSettings(self.refit_examples, self.recovery_steps, self.recovery_learning_rate)
+        return CommonSettings(
+            self.refit_examples, self.recovery_steps, self.recovery_learning_rate, self.train_examples
+        )
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
@@ -69,10 +72,11 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Cell]]:
 def _run(args: Arguments, keys: Sequence[Key], file: Path) -> None:
     """Runs the missing cells, for as many tasks and seeds at a time as there are workers."""
     cells = read_cells(file)
-    if others := [cell for cell in cells.values() if cell.get("common", asdict(COMMON)) != asdict(args.common)]:
+    settings = [CommonSettings(**cell.get("common", {})) for cell in cells.values()]
+    if others := [common for common in settings if common != args.common]:
         raise ValueError(
-            f"'{file}' has cells with other common settings, {others[0].get('common', asdict(COMMON))}, than "
-            f"{asdict(args.common)}. Choose another --output_dir."
+            f"'{file}' has cells with other common settings, {asdict(others[0])}, than {asdict(args.common)}. Choose "
+            "another --output_dir."
         )
     missing = [key for key in keys if key not in cells or (args.recover and "recovered" not in cells[key])]
     jobs = sorted(dict.fromkeys(key.job for key in missing), key=lambda job: job[2])

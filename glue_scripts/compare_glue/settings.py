@@ -28,13 +28,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What all methods of a comparison have in common after scoring.
+    """What all methods of a comparison have in common.
 
     Args:
         refit_examples (`int`, *optional*, defaults to 1024): Examples to refit on; by default those that are scored.
         recovery_steps (`int`, *optional*, defaults to 100): Batches to recover on. The study has hundreds of cells, so
             they are few.
         recovery_learning_rate (`float`, *optional*, defaults to 5e-5): The highest learning rate of the recovery.
+        train_examples (`int`, *optional*): Examples that models train on; by default those of the task's setting.
 
     Raises:
         ValueError: If a number is not positive.
@@ -43,10 +44,11 @@ class CommonSettings:
     refit_examples: int = 1024
     recovery_steps: int = 100
     recovery_learning_rate: float = 5e-5
+    train_examples: int | None = None
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
 
 

@@ -130,6 +130,17 @@ def test_recovery_has_its_steps_and_evaluation_little_padding(tiny, tmp_path, mo
     assert list(job.evaluated["label"]) == [0, 0, 1, 1]
 
 
+def test_training_examples_replace_those_of_the_setting(tiny, tmp_path, monkeypatch):
+    """Fine-tuning and recovery have them, and they are not more than there are."""
+    trained = []
+    train = HapTrainer.train
+    monkeypatch.setattr(HapTrainer, "train", lambda self: trained.append(len(self.train_dataset)) or train(self))
+    main([*tiny, "--methods", "random", "--train_examples", "24"])
+    assert trained == [24, 24]
+    with pytest.raises(ValueError, match=r"`train_examples` is 1,000, but sst2 has \d+ to train on; ask for fewer"):
+        main([*tiny, "--methods", "random", "--train_examples", "1000", "--output_dir", str(tmp_path / "other")])
+
+
 def test_heads_alone(tiny):
     methods = [DEFAULT, "gradient", "random", "top layers dropped"]
     for cell in main([*tiny, "--methods", *methods, "--budget", "heads", "--recover", "False"])["grid"]:
@@ -159,7 +170,7 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
 def test_cells_of_one_file_share_their_settings(tiny, tmp_path):
     main([*tiny, "--methods", "random", "--recover", "False"])
     file = tmp_path / "out" / "cells.jsonl"
-    for other in (("--recovery_steps", "3"), ("--refit_examples", "8"), ("--recovery_learning_rate", "1e-3")):
+    for other in (("--recovery_steps", "3"), ("--refit_examples", "8"), ("--train_examples", "8")):
         with pytest.raises(ValueError, match="cells with other common settings"):
             main([*tiny, "--methods", "gradient", "--recover", "False", *other])
     assert len(file.read_text().splitlines()) == 1
