@@ -242,9 +242,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
-    tuned = [differences_table(cells_of["compression"], TUNED, phase) for phase in PHASES]
-    found[README, "compression"] = "\n\n".join(tuned)
-    found[README, "base"] = differences_table(cells_of["base"], TUNED, "pruned")
+    for name in ("compression", "base"):
+        found[README, name] = "\n\n".join(differences_table(cells_of[name], TUNED, phase) for phase in PHASES)
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)
     benchmark, latency, pruning = (read(BENCHMARKS / f"{name}.json") for name in ("sensitivity", "latency", "prune"))
     found[speed, "benchmark"] = table_of_ratios(benchmark["rows"]) + "\n\n" + describe(benchmark)
@@ -303,6 +302,7 @@ def draw(cells_of: dict[str, list[dict]]) -> None:
     plot_gains(rivals, images / "comparison.png")
     plot_latency(rivals, measure_latencies(rivals, HERE / "results" / "latencies.json"), images / "latency.png")
     plot_kept(main_cells, images / "kept.png")
+    plot_gains(cells_of["base"], images / "base.png")
     plot_gains(cells_of["heads"], images / "heads.png")
     plot_gains(cells_of["parts"], images / "parts.png")
     plot_ranks(list(read_cells(BENCHMARKS / "ranks.jsonl", RanksKey).values()), images / "ranks.png")
