@@ -92,6 +92,18 @@ def test_the_whole_road(tiny, tmp_path):
     assert again(**batches[0]).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_generation_gives_its_caches_back_where_a_cross_attention_has_no_heads(num_beams):
+    """Whisper indexes the keys of every layer of a returned cache."""
+    tiny = SEQ2SEQ["whisper"]
+    dense, removed = tiny.model(torch.float32), {"heads": {CROSS[0]: list(range(tiny.decoder_heads))}}
+    inputs = {"input_features": tiny.batch(dtype=torch.float32)["input_features"]}
+    settings = {"max_new_tokens": 6, "num_beams": num_beams, "return_dict_in_generate": True, "output_scores": True}
+    models = without(dense, **removed), tiny.masked(dense, **removed)
+    found, wanted = (model.generate(**inputs, **settings) for model in models)
+    assert torch.equal(found["sequences"], wanted["sequences"])
+
+
 def without(model, **removed):
     """A model that has lost components."""
     pruned = copy.deepcopy(model)

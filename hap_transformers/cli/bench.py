@@ -51,8 +51,10 @@ def bench(
     names = [Path(name).name or name for name in (model, pruned)]
     names = names if len(set(names)) == 2 else [model, pruned]
     figures, rows = (_one if len(runs) == 1 else _several)(parameters, runs, names)
-    sizes = f"{runs[0]['batch']} x {length}" if len(runs) == 1 else f"batches of {length}"
-    title = f"{sizes} tokens, medians of {repeats} passes on {device_name(models['dense'].device)}"
+    sizes = f"{runs[0]['batch']} x {length} tokens" if len(runs) == 1 else f"batches of {length} tokens"
+    if models["dense"].main_input_name != "input_ids":
+        sizes = f"a batch of {runs[0]['batch']}" if len(runs) == 1 else "batches"
+    title = f"{sizes}, medians of {repeats} passes on {device_name(models['dense'].device)}"
     if Path(model).exists() and Path(pruned).exists() and Path(model).samefile(pruned):
         title += "; both are the same model, so that the difference is noise"
     print_result(figures, rows, title, json_)

@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 import typer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, has_file
 
 from ..checkpoints.remote_code import PREFIX
@@ -100,7 +100,7 @@ class Loaded:
         return f"sentence_transformers.{self.kind}" if self.kind else loader_of(self.model)
 
     def save(self, folder: Path) -> None:
-        """Saves the model with its tokenizer, or the whole encoder with all its files."""
+        """Saves the model with its tokenizer or processor, or the whole encoder with all its files."""
         if self.encoder is not None:
             save_sentence_encoder(self.encoder, self.name, folder)
             return
@@ -108,6 +108,9 @@ class Loaded:
         if self.model.main_input_name == "input_ids":
             with suppress(ValueError):  # It has none.
                 self.tokenizer.save_pretrained(folder)
+        else:
+            with suppress(OSError, ValueError):  # It has none.
+                AutoProcessor.from_pretrained(self.name).save_pretrained(folder)
 
 
 def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None) -> Loaded:

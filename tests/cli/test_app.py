@@ -14,7 +14,7 @@ import torch
 import transformers
 from script_inputs import ROWS, write_csv
 from tiny import ROOT, make_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hap_transformers import METHODS, PruningPlan, Sensitivity, apply_plan
@@ -313,3 +313,17 @@ def test_the_package_does_not_import_the_command():
     for file in (ROOT / "hap_transformers").rglob("*.py"):
         if file.parent.name != "cli":
             assert not re.search(r"^\s*(from|import) [\w.]*\bcli\b", file.read_text(), re.MULTILINE), file
+
+
+def test_image_models_keep_their_processor_and_have_no_tokens(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4)
+    dense, small = tmp_path / "dense", tmp_path / "small"
+    transformers.ViTForImageClassification(config).save_pretrained(dense)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(dense)
+    pruning = ["prune", dense, "--method", "magnitude", "--ratio", 0.5, "--tuning-epochs", 0, "--output", small]
+    for command in (pruning, ["bench", dense, small, "--repeats", 1]):
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+    assert "a batch of 8, medians of 1 passes" in result.output and "tokens" not in result.output
+    assert AutoImageProcessor.from_pretrained(small).size["height"] == 8

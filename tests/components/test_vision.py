@@ -108,3 +108,31 @@ def test_both_feed_forward_blocks_of_dinov2(gated):
     find_groups(expected, ["neurons"])[1].reader.module.weight.data[:, [0, 9]] = 0
     apply_plan(model, PruningPlan.for_model(model, neurons={1: [0, 9]}))
     torch.testing.assert_close(model(pixels).logits, expected(pixels).logits, rtol=0, atol=1e-10)
+
+
+class MeanAlone(transformers.DeiTForImageClassificationWithTeacher):
+    """Gives the mean of the two heads' logits without these."""
+
+    def forward(self, pixel_values):
+        return {"logits": super().forward(pixel_values=pixel_values).logits}
+
+
+def test_logits_that_are_means_of_other_logits_are_counted_once():
+    """Distilled DeiT returns both heads' logits and their mean."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.DeiTConfig(**sizes, image_size=8, patch_size=4, num_labels=3)
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    alone = MeanAlone(config).eval()
+    alone.load_state_dict(model.state_dict())
+    batches = [{"pixel_values": torch.randn(6, 3, 8, 8), "labels": torch.randint(0, 3, (6,))}]
+
+    def loss_fn(model, batch):
+        logits = model(pixel_values=batch["pixel_values"])["logits"]
+        return torch.nn.functional.cross_entropy(logits, batch["labels"])
+
+    for method in ("kronecker", "gauss_newton_trace"):
+        found, wanted = (estimate_sensitivity(m, batches, method, loss_fn=loss_fn) for m in (model, alone))
+        for kind in ("heads", "neurons"):
+            torch.testing.assert_close(found.scores[kind], wanted.scores[kind])
+            assert all(scores.abs().sum() > 0 for scores in found.scores[kind])
