@@ -39,7 +39,7 @@ def headless(
             seen = cache.get_seq_length(self.layer_idx) + 0  # A static cache counts on in the same tensor.
             total = cache.update(placeholder, placeholder, self.layer_idx, *position)[0].shape[-2]
         elif memory is not None:
-            _fill_cross_cache(self, arguments.get("past_key_values"), memory)
+            _fill_cross_cache(self.layer_idx, arguments.get("past_key_values"), memory)
         result = hidden_states[..., :0].clone()
         if output is not None:
             result = self.get_submodule(output)(result)
@@ -54,14 +54,14 @@ def headless(
     return subclass("Headless", attention_class, forward, headless, attention_class, output, norm, position_bias)
 
 
-def _fill_cross_cache(attention: nn.Module, cache: Any, memory: torch.Tensor) -> None:
+def _fill_cross_cache(layer: int, cache: Any, memory: torch.Tensor) -> None:
     """Gives a cross-attention's cache a placeholder, once a generation: Whisper indexes the keys of every layer."""
-    if not isinstance(cache, EncoderDecoderCache) or cache.is_updated.get(attention.layer_idx):
+    if not isinstance(cache, EncoderDecoderCache) or cache.is_updated.get(layer):
         return
     placeholder = memory.new_zeros(memory.shape[0], 1, memory.shape[-2], 1)
     position = ({"cache_position": None},) if TRANSFORMERS_4 else ()
-    cache.cross_attention_cache.update(placeholder, placeholder, attention.layer_idx, *position)
-    cache.is_updated[attention.layer_idx] = True
+    cache.cross_attention_cache.update(placeholder, placeholder, layer, *position)
+    cache.is_updated[layer] = True
 
 
 @cached
