@@ -13,7 +13,7 @@ from torch import nn
 from ..components.projections import Projection
 from .batches import ScoredBatch
 from .output_curvature import OutputDirections, output_directions
-from .outputs import graph_nodes, logits_of, noted_outputs
+from .outputs import graph_nodes, logits_of, noted_outputs, reached_first
 from .second_derivatives import named_second_derivatives
 from .task import ScoringTask
 
@@ -179,10 +179,13 @@ def captured_outputs(task: ScoringTask) -> Iterator[list[Any]]:
 def captured_logits(task: ScoringTask, captured: list[Any], loss: torch.Tensor) -> list[torch.Tensor]:
     """The logits that a loss was computed from, among what the model returned.
 
+    Logits that reach the loss through other ones alone do not count: distilled DeiT returns two and their mean.
+
     Raises:
         ValueError: If there are none.
     """
-    logits = noted_outputs(loss) or (list(logits_of(captured[0], loss).values()) if captured else [])
+    named = logits_of(captured[0], loss) if captured else {}
+    logits = noted_outputs(loss) or list((reached_first(loss, named) or named).values())
     if not logits:
         raise ValueError(
             f"No output of {type(task.model).__name__} leads to {task.loss_name}. The methods 'kronecker', "

@@ -33,8 +33,7 @@ def noted_outputs(loss: torch.Tensor) -> list[torch.Tensor] | None:
 def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """The logits in a model's outputs, by name.
 
-    Logits are the floating point tensors with "logits" in their name that gradients reach, also nested ones. Of
-    several, those count that the loss's graph reaches first: one may be the mean of others (distilled DeiT). Outputs
+    Logits are the floating point tensors with "logits" in their name that gradients reach, also nested ones. Outputs
     without such names (tuples, bare tensors, custom dictionaries) are searched for the tensors that the loss was
     computed from: those that the loss's graph reaches first.
 
@@ -51,9 +50,7 @@ def logits_of(outputs: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         name: tensor for name, tensor in tensors if tensor is not loss and (tensor.requires_grad or without_graph)
     }
     named = {name: tensor for name, tensor in found.items() if "logits" in name}
-    if len(named) > 1 and not without_graph:
-        return _reached_first(loss, named) or named
-    return named or _reached_first(loss, found)
+    return named or reached_first(loss, found)
 
 
 @contextmanager
@@ -93,7 +90,7 @@ def _walk(outputs: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield from _walk(value, (*path, str(name)))
 
 
-def _reached_first(loss: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def reached_first(loss: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors that the loss depends on directly, not through another of them."""
     reached = set(graph_nodes(loss, list(tensors.values())))
     return {name: tensor for name, tensor in tensors.items() if tensor.grad_fn in reached}
