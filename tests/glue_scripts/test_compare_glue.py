@@ -170,7 +170,8 @@ def test_cells_of_one_task_and_seed_share_a_dense_model(tiny, tmp_path):
 def test_cells_of_one_file_share_their_settings(tiny, tmp_path):
     main([*tiny, "--methods", "random", "--recover", "False"])
     file = tmp_path / "out" / "cells.jsonl"
-    for other in (("--recovery_steps", "3"), ("--refit_examples", "8"), ("--train_examples", "8")):
+    others = [("--recovery_steps", "3"), ("--refit_examples", "8"), ("--recovery_learning_rate", "1e-3")]
+    for other in (*others, ("--train_examples", "8")):
         with pytest.raises(ValueError, match="cells with other common settings"):
             main([*tiny, "--methods", "gradient", "--recover", "False", *other])
     assert len(file.read_text().splitlines()) == 1
