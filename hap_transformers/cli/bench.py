@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..efficiency import compare_latency, count_flops, count_parameters, example_inputs
 from ..forward_modes import MODES, device_name, validate_mode
-from .loading import chosen_length, load_model
+from .loading import chosen_length, load_model, size_in_words
 from .options import Device, Json, Length, Model, Precision, print_result
 
 
@@ -51,9 +51,7 @@ def bench(
     names = [Path(name).name or name for name in (model, pruned)]
     names = names if len(set(names)) == 2 else [model, pruned]
     figures, rows = (_one if len(runs) == 1 else _several)(parameters, runs, names)
-    sizes = f"{runs[0]['batch']} x {length} tokens" if len(runs) == 1 else f"batches of {length} tokens"
-    if models["dense"].main_input_name != "input_ids":
-        sizes = f"a batch of {runs[0]['batch']}" if len(runs) == 1 else "batches"
+    sizes = size_in_words(models["dense"], length, runs[0]["batch"] if len(runs) == 1 else None)
     title = f"{sizes}, medians of {repeats} passes on {device_name(models['dense'].device)}"
     if Path(model).exists() and Path(pruned).exists() and Path(model).samefile(pruned):
         title += "; both are the same model, so that the difference is noise"

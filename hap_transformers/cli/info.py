@@ -6,7 +6,7 @@ from ..components.groups import by_kind, find_groups
 from ..efficiency import count_flops, count_parameters, example_inputs
 from ..reporting.ranks import head_ranks, ranks_of
 from ..reporting.wording import count_left, numbering_in_words
-from .loading import chosen_length, load_model
+from .loading import chosen_length, load_model, size_in_words
 from .options import Batch, Json, Length, Model, print_result, table_by_layer
 
 
@@ -34,8 +34,7 @@ def info(model: Model, batch: Batch = 1, length: Length = None, json_: Json = Fa
     columns["implant"] = {layer: str(rank) for layer, rank in ranks.items() if rank}
     parameters, flops = count_parameters(loaded), count_flops(loaded, example_inputs(loaded, batch, length))
     figures |= {"implants": list(ranks.values()), "parameters": parameters, "flops": flops}
-    texts = loaded.main_input_name == "input_ids"
-    what = f"{batch} x {length} tokens" if texts else f"a batch of {batch}"
+    what = size_in_words(loaded, length, batch)
     title = f"{figures['class']}: {parameters:,} parameters, {flops / 1e9:.2f} GFLOPs for {what}"
     title = " ".join(filter(None, [title, numbering_in_words(groups)]))
     print_result(figures, table_by_layer(columns), title, json_)

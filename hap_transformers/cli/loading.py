@@ -31,6 +31,7 @@ from ..sentence_encoders import (
 )
 from ..vocabulary.plan import VocabularyPlan
 from ..vocabulary.trim import trim_vocabulary
+from .errors import warn
 
 
 LENGTH = 128
@@ -108,9 +109,13 @@ class Loaded:
         if self.model.main_input_name == "input_ids":
             with suppress(ValueError):  # It has none.
                 self.tokenizer.save_pretrained(folder)
-        else:
-            with suppress(OSError, ValueError):  # It has none.
-                AutoProcessor.from_pretrained(self.name).save_pretrained(folder)
+            return
+        try:
+            AutoProcessor.from_pretrained(self.name).save_pretrained(folder)
+        except ImportError as error:
+            warn(f"The processor of '{self.name}' was not saved: {error}")
+        except (OSError, ValueError):  # It has none.
+            pass
 
 
 def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None) -> Loaded:
@@ -204,3 +209,10 @@ def chosen_length(length: int | None, *models: PreTrainedModel) -> int:
         raise ValueError(f"{name} takes at most {limit} tokens, not {length}; pass --length {limit}.")
     typer.echo(f"hap: {name} takes at most {limit} tokens; --length is {limit}, not {LENGTH}.", err=True)
     return limit
+
+
+def size_in_words(model: PreTrainedModel, length: int, batch: int | None = None) -> str:
+    """The size of a batch of tokens, or of what else a model reads; of several batches if `batch` is `None`."""
+    if model.main_input_name != "input_ids":
+        return "batches" if batch is None else f"a batch of {batch}"
+    return f"batches of {length} tokens" if batch is None else f"{batch} x {length} tokens"

@@ -315,15 +315,45 @@ def test_the_package_does_not_import_the_command():
             assert not re.search(r"^\s*(from|import) [\w.]*\bcli\b", file.read_text(), re.MULTILINE), file
 
 
-def test_image_models_keep_their_processor_and_have_no_tokens(tmp_path):
+WITHOUT_BATCHES = ["--method", "magnitude", "--ratio", 0.5, "--tuning-epochs", 0]
+
+
+@pytest.fixture
+def image_model(tmp_path):
+    """The folder of a tiny image classifier with its processor."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4)
-    dense, small = tmp_path / "dense", tmp_path / "small"
-    transformers.ViTForImageClassification(config).save_pretrained(dense)
-    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(dense)
-    pruning = ["prune", dense, "--method", "magnitude", "--ratio", 0.5, "--tuning-epochs", 0, "--output", small]
-    for command in (pruning, ["bench", dense, small, "--repeats", 1]):
-        result = CliRunner().invoke(app, [str(word) for word in command])
-        assert result.exit_code == 0, result.output
-    assert "a batch of 8, medians of 1 passes" in result.output and "tokens" not in result.output
+    folder = tmp_path / "dense"
+    transformers.ViTForImageClassification(
+        transformers.ViTConfig(**sizes, image_size=8, patch_size=4)
+    ).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+def of_image_model(*words):
+    """Runs a command, and returns what it printed."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_image_models_keep_their_processor_and_have_no_tokens(image_model, tmp_path):
+    small = tmp_path / "small"
+    of_image_model("prune", image_model, *WITHOUT_BATCHES, "--output", small)
     assert AutoImageProcessor.from_pretrained(small).size["height"] == 8
+    output = of_image_model("bench", image_model, small, "--repeats", 1)
+    assert "a batch of 8, medians of 1 passes" in output and "tokens" not in output
+    output = of_image_model("bench", image_model, small, "--repeats", 1, "--batch", 1, "--batch", 2)
+    assert "batches, medians of 1 passes" in output and "tokens" not in output
+
+
+def test_a_processor_that_lacks_its_package_is_not_saved(image_model, tmp_path, monkeypatch):
+    """The pruned model is, and the command says what is not."""
+
+    def lacking(*args, **kwargs):
+        raise ImportError("it needs pillow")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lacking)
+    output = of_image_model("prune", image_model, *WITHOUT_BATCHES, "--output", tmp_path / "small")
+    assert f"hap: The processor of '{image_model}' was not saved: it needs pillow" in output.replace("\n", " ")
+    assert (tmp_path / "small" / "README.md").exists()
