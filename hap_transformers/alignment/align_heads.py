@@ -112,7 +112,7 @@ def align_heads(
     ]
     inputs = send_to_device(dict(first[0]), model.device)
     changed = [parameter for projection, _, _ in changes for parameter in projection.parameters]
-    with plain_forward(model), values_undone(changed), _unchanged(model, layers[-1].values.reader, task, inputs):
+    with plain_forward(model), values_undone(changed), _unchanged(model, layers, task, inputs):
         for projection, matrix, bias in changes:
             projection.write(matrix, bias)
         _validate_held(model, changes)
@@ -218,22 +218,28 @@ def _noting_first(batches: Iterable[Mapping[str, Any]], first: list[Mapping[str,
 
 @contextmanager
 def _unchanged(
-    model: PreTrainedModel, reader: Projection, task: ScoringTask, inputs: dict[str, Any]
+    model: PreTrainedModel, layers: Sequence[Attention], task: ScoringTask, inputs: dict[str, Any]
 ) -> Iterator[None]:
     """Checks that what the last output projection gives for a batch is the same afterwards.
 
     Raises:
         ValueError: If it is not.
     """
+    reader = layers[-1].values.reader
     before = _given_by(reader, task, inputs)
     yield
     moved = (_given_by(reader, task, inputs) - before).norm() / before.norm().clamp_min(torch.finfo(before.dtype).tiny)
     if not moved <= torch.finfo(before.dtype).eps ** 0.5:
+        remedy = (
+            "Its attention does more with queries and keys than to multiply them; set bilinear=False in the names of "
+            f"its heads in hap_transformers.ARCHITECTURES['{model.config.model_type}']."
+            if any(layer.query_keys for layer in layers)
+            else "Its attention does more with values than to average them, such as to clip them (clip_qkv); remove "
+            "whole heads, components=['heads', 'neurons']."
+        )
         raise ValueError(
             f"The outputs of this {type(model).__name__} would change by {moved:.1e} of their size with another basis "
-            "in its heads. Its attention does more with queries and keys than to multiply them; set bilinear=False in "
-            f"the names of its heads in hap_transformers.ARCHITECTURES['{model.config.model_type}']. The model is as "
-            "it was."
+            f"in its heads. {remedy} The model is as it was."
         )
 
 

@@ -114,14 +114,15 @@ class BackwardPass(ABC):
     def _keep_output(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
         self.outputs[module].append(output.detach())
 
-    def _record(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def _record(self, module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         if args[0].shape[0] % self.batch.size:
             raise SharedByExamplesError
         call = len(self.inputs[module])
         self.inputs[module].append(args[0].detach())
-        if not output.requires_grad:
-            output.requires_grad_()
+        # A copy of a leaf may be changed in place, as OLMo clips it; a leaf may not.
+        given = output if output.requires_grad else output.requires_grad_().clone()
         output.register_hook(functools.partial(self._collect, module, call))
+        return given
 
     def _collect(self, module: nn.Module, call: int, cotangent: torch.Tensor) -> None:
         received = self.cotangents[module]

@@ -209,6 +209,7 @@ def _spans(model: PreTrainedModel, logits: Mapping[str, torch.Tensor], inputs: M
 _LOSSES: dict[str, Callable[[PreTrainedModel, Mapping[str, torch.Tensor], Mapping[str, Any]], _Loss]] = {
     "ForSequenceClassification": _labels,
     "ForImageClassification": _labels,
+    "ForImageClassificationWithTeacher": _labels,
     "ForAudioClassification": _labels,
     "ForMultipleChoice": _choices,
     "ForTokenClassification": _tokens,
