@@ -12,6 +12,13 @@ from ..surgery.plan import PruningPlan
 from .loading import Loaded
 
 
+# What makes a folder that of an adapter or a sentence encoder.
+OTHER_FORMS = (
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
+)
+
+
 def write_pruned(
     folder: Path, loaded: Loaded, plan: PruningPlan, scores: Sensitivity | None, results: Mapping[str, Any]
 ) -> None:
@@ -53,6 +60,7 @@ def write_pruned(
             shutil.copy(folder / "README.md", unfinished)
         card = {"base_model": base, "model_name": f"pruned {whole['model']}", "dataset": whole["task"]}
         write_card(loaded.model, unfinished, results=whole, plan=plan, loader=loaded.loader, **card)
+        _remove_other_forms(folder, unfinished)
     if scores is None:  # Those of an earlier model.
         for name in (PAGE, "sensitivity.safetensors"):
             (folder / name).unlink(missing_ok=True)
@@ -74,5 +82,13 @@ def write_dense(folder: Path, loaded: Loaded, plan: PruningPlan | None = None) -
         if plan is not None:
             plan.save(unfinished / "pruning_plan.json")
         remove_card(folder)
+        _remove_other_forms(folder, unfinished)
         for name in (*FILES, PAGE):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _remove_other_forms(folder: Path, unfinished: Path) -> None:
+    """Removes files of an earlier model by which the new one would be read as an adapter or a sentence encoder."""
+    for name in OTHER_FORMS:
+        if not (unfinished / name).exists():
             (folder / name).unlink(missing_ok=True)

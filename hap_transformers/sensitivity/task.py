@@ -31,10 +31,15 @@ def model_loss(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     Raises:
         ValueError: If the model returns no loss, and nothing is known of its outputs, or there is nothing to decode.
     """
+    return model_loss_and_outputs(model, inputs)[0]
+
+
+def model_loss_and_outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    """Returns what [`model_loss`] does, and the outputs."""
     validate_decoded(model, inputs)
     outputs = model(**inputs)
     loss = loss_of(outputs)
-    return SelfLoss().of_outputs(model, outputs, inputs) if loss is None else loss
+    return SelfLoss().of_outputs(model, outputs, inputs) if loss is None else loss, outputs
 
 
 @dataclass

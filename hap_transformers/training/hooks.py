@@ -20,7 +20,7 @@ from ..data.calibration import calibration_batches
 from ..refit.dense_copy import own_all, sharing_copy
 from ..sensitivity.batches import counts, shifts_labels
 from ..sensitivity.outputs import loss_of
-from ..sensitivity.task import model_loss
+from ..sensitivity.task import model_loss_and_outputs
 from .checks import validate_teacher
 from .config import HapConfig
 from .custom_loss import model_inputs
@@ -129,17 +129,21 @@ class TrainerHooks:
         """Runs the model, pruned or dense, on such a batch, for the refit and to measure costs."""
         return self.scoring_loss(model, inputs)
 
-    def loss_to_score(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss_to_score(
+        self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """What the mixin's `compute_loss` returns inside of [`scoring_loss`].
 
         Args:
             compute_loss (`Callable`): That of the class that the mixin extends.
             model (`nn.Module`): The model.
             inputs (`dict[str, Any]`): The batch.
+            return_outputs (`bool`, *optional*, defaults to `False`): Whether to return the model's outputs, too.
         """
         if self.lacks_labels(compute_loss, inputs):
-            return model_loss(model, inputs)  # type: ignore[arg-type]
-        return compute_loss(model, inputs)
+            found = model_loss_and_outputs(model, inputs)  # type: ignore[arg-type]
+            return found if return_outputs else found[0]
+        return compute_loss(model, inputs, return_outputs)
 
     def recovery_loss(
         self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]

@@ -28,9 +28,11 @@ class SFTHooks(TrainerHooks):
 
     package = "trl"
 
-    def loss_to_score(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss_to_score(
+        self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Returns the loss that `Trainer` would compute, without the metrics that `SFTTrainer` logs."""
-        return Trainer.compute_loss(self.trainer, model, {**inputs, "use_cache": False})  # type: ignore[return-value]
+        return Trainer.compute_loss(self.trainer, model, {**inputs, "use_cache": False}, return_outputs)
 
     def recovery_loss(
         self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]
@@ -68,7 +70,8 @@ class SFTHooks(TrainerHooks):
 
     def label_loss(self, compute_loss: ComputeLoss, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Measures without the metrics that `SFTTrainer` logs."""
-        return self.loss_to_score(compute_loss, model, inputs)
+        loss: torch.Tensor = self.loss_to_score(compute_loss, model, inputs)  # type: ignore[assignment]
+        return loss
 
 
 @contextmanager

@@ -190,7 +190,7 @@ class HapTrainerMixin(PruningMixin):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Computes the loss as `Trainer.compute_loss` does, and adds distillation while a pruned model trains."""
         if self.hooks.scores:
-            return self.hooks.loss_to_score(super().compute_loss, model, inputs)
+            return self.hooks.loss_to_score(super().compute_loss, model, inputs, return_outputs)
         if self.teacher is None or not (model.training and self._distils()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._has_distilled = True

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from script_inputs import ROWS, save_model, write_csv
 from tiny import make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -119,6 +120,23 @@ def test_what_was_asked_for_is_replaced(here):
         ["plan", "scores", "--ratio", "0.3", "--output", "/dev/null"],
     ):
         assert CliRunner().invoke(app, command).exit_code == 0, command
+
+
+@pytest.mark.parametrize("command", ["prune", "align"])
+def test_an_adapter_or_sentence_encoder_that_is_replaced_is_gone(here, command):
+    adapter = get_peft_model(make_model(vocab_size=40), LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    adapter.save_pretrained("old")
+    others = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+    for name in others:
+        (here / "old" / name).write_text("[]")
+    what = ["--plan", "plan.json"] if command == "prune" else ["--train-file", "train.csv"]
+    for output in ("old", "new"):
+        found = CliRunner().invoke(app, [command, "m", *what, "--output", output, "--overwrite"])
+        assert found.exit_code == 0, found.exception
+    old, new = (AutoModelForSequenceClassification.from_pretrained(folder).state_dict() for folder in ("old", "new"))
+    assert old.keys() == new.keys()
+    left = {file.name for file in (here / "old").iterdir()}
+    assert not left & {"adapter_config.json", "adapter_model.safetensors", *others}
 
 
 def test_the_page_replaces_no_input(here):

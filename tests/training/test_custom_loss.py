@@ -107,6 +107,38 @@ class Extended(HapTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
+def with_small_logits(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits, labels) + 0.1 * outputs.logits.square().mean()
+
+
+class Regularized(HapTrainer):
+    """The same loss, computed from the outputs that the trainer returns."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss = loss + 0.1 * outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_subclass_adds_to_the_loss_what_it_computes_from_the_outputs(tmp_path):
+    settings = {"hap_config": HapConfig(ratio=0.5, max_examples=12, method="gauss_newton_trace")}
+    trainers = make_trainer(tmp_path, Regularized, **settings), with_loss(tmp_path, with_small_logits, **settings)
+    usual, regularized, custom = (t.estimate_sensitivity() for t in (make_trainer(tmp_path, **settings), *trainers))
+    for a, b, c in zip(usual.neurons, regularized.neurons, custom.neurons, strict=True):
+        torch.testing.assert_close(b, c)
+        assert not torch.allclose(a, b)
+    trainers[0].prune()
+    trainers[0].train()
+
+
+def test_such_a_subclass_without_labels(tmp_path):
+    config = HapConfig(ratio=0.5, max_examples=12, distillation=1.0)
+    trainer = make_trainer(tmp_path, Regularized, rows=Rows(labels=False), hap_config=config)
+    trainer.prune()
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
 @pytest.mark.parametrize(
     "trainer_class, config, warnings", [(Alone, {}, 1), (Alone, {"distillation": 0.0}, 0), (Extended, {}, 0)]
 )
