@@ -180,6 +180,11 @@ _save_pretrained = PreTrainedModel.save_pretrained
 @functools.wraps(_save_pretrained)
 def _save_pretrained_method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     validate_savable(self)
+    if TRANSFORMERS_4 and kwargs.get("safe_serialization") is False and recorded_structure(self.config) is not None:
+        raise ValueError(
+            "safe_serialization=False saves pytorch_model.bin, and pruned models are loaded from safetensors only. "
+            "Leave it out."
+        )
     forget_gguf(self)
     config, gone = self.config, layers_to_leave_out(self)
     self.config = saved_config(self)

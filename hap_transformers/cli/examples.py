@@ -90,6 +90,11 @@ def load_examples(loaded: Loaded, source: Source, most: int, hold_out: bool = Fa
             "makes batches without `labels`. Prune it with HapTrainer or in Python, on batches with `labels` "
             "(docs/how_to/seq2seq.md), or by a --method that needs no data (magnitude, random)."
         )
+    if type(loaded.model).__name__.endswith("ForMultipleChoice"):
+        raise ValueError(
+            f"'{loaded.name}' is a {type(loaded.model).__name__}, which reads several texts for one answer, and this "
+            "command gives it one. Prune it with HapTrainer or in Python, on batches of its own."
+        )
     if source.texts:
         return _of_texts(loaded, source, most, hold_out, trim)
     if not (source.task or source.train_file):

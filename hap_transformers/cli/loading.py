@@ -134,6 +134,8 @@ def load(name: str, device: str | None = None, self_loss: SelfLoss | None = None
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+    if Path(name).is_file():
+        raise ValueError(f"'{name}' is a file; name the folder of a model, or a model on the Hub.")
     if is_sentence_encoder(name):
         if self_loss is not None:
             raise ValueError(f"'{name}' says itself how it pools: leave out --pooling and --no-normalize.")

@@ -1,5 +1,7 @@
 """Every difference between releases of Transformers that the package reacts to."""
 
+from typing import Any
+
 import transformers
 from packaging import version
 
@@ -28,3 +30,8 @@ TOWERS_OF_INPUT_WIDTH = _TRANSFORMERS < version.parse("5.5.0")
 
 # The language models of Gemma 3 did not say where their base model is.
 GEMMA3_LAYERS = "model.layers" if TRANSFORMERS_4 else "layers"
+
+
+def writes_safetensors(args: Any) -> bool:
+    """Whether a training saves weights as safetensors. Transformers 5 saves nothing else."""
+    return not TRANSFORMERS_4 or args.save_safetensors

@@ -87,7 +87,8 @@ def _without_inputs(projection_class: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         bias = self.weight.new_zeros(max(self.weight.shape)) if self.bias is None else self.bias
-        if not torch.is_grad_enabled():
+        # A trace is checked without gradients, and must find what it recorded with them.
+        if not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return bias.expand(*hidden_states.shape[:-1], -1).clone()  # One kernel, of what may be changed in place.
         # The sum of nothing keeps what comes before in the graph, as DistributedDataParallel requires.
         return hidden_states.sum(-1, keepdim=True) + bias

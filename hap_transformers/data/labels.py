@@ -52,7 +52,8 @@ def order_of_classes(
     architectures = config.architectures or ([head] if known else [])
     if not any(name.endswith(head) for name in architectures):
         return None
-    remedy = REMEDY.format(script=SCRIPTS[head])
+    ratings = "Write ratings as floating point numbers (1.0) for a regression. " if config.num_labels == 1 else ""
+    remedy = ratings + REMEDY.format(script=SCRIPTS[head])
     wanted = f"{len(labels)} ({', '.join(labels)})" if labels else "1 (a regression)"
     found = f" ({', '.join(names)})" if known and names else ""
     model = f"'{config.name_or_path}'" if config.name_or_path else "The model"

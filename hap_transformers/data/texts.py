@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -86,7 +87,7 @@ def _parquet_rows(file: str) -> list[dict]:
 
 def _of_columns(file: str, rows: list[dict], columns: Sequence[str]) -> list[tuple[str, ...]]:
     names = list(rows[0]) if rows else []
-    words = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
+    words = [name for name in names if any(_has_words(row.get(name)) for row in rows)]
     if not columns and len(words) != 1:
         raise ValueError(
             f"'{file}' has the columns {', '.join(names)}, of which {', '.join(words) or 'none'} hold words. Name the "
@@ -101,3 +102,14 @@ def _of_columns(file: str, rows: list[dict], columns: Sequence[str]) -> list[tup
             if row.get(name) is not None and not isinstance(row[name], str):
                 raise ValueError(f"The column '{name}' of '{file}' has {row[name]!r:.40} where a text is expected.")
     return [tuple(row[name] for name in chosen) for row in rows if all(row.get(name) for name in chosen)]
+
+
+def _has_words(value: Any) -> bool:
+    """Whether a value is a text, and no number, which CSV files give as text, too."""
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False

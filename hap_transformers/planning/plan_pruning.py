@@ -60,14 +60,19 @@ def plan_pruning(
 
     Raises:
         ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the table was measured
-            in another mode than `latency_mode`, the scores are not finite, do not fit the model or are of another
-            basis of its heads, or a floor stands in the way of the ratio.
+            in another mode than `latency_mode`, the scores are not finite, do not fit the model or are of another type
+            of model or basis of its heads, or a floor stands in the way of the ratio.
         TypeError: If there is no such setting.
     """
     settings = replace(settings or PlanningSettings(), **changes)
     if latency_table is not None:
         latency_table.validate_mode(settings.latency_mode)
     model = eager_model(model)
+    if sensitivity.model_type not in ("", model.config.model_type):
+        raise ValueError(
+            f"The scores are of a '{sensitivity.model_type}', but {type(model).__name__} is a "
+            f"'{model.config.model_type}'. Score this model."
+        )
     groups = find_groups(model, kinds_in_use(model, sensitivity.scores))
     given = Surroundings(model, groups, inputs, latency_table)
     kinds = [settings.budget] if settings.budget in KINDS else list(sensitivity.scores)

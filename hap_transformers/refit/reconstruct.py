@@ -181,12 +181,20 @@ def sites_to_refit(pruned: LayerRuns, original: LayerRuns) -> list[Group]:
     """The pruned model's groups in forward order, from the first that pruning has changed.
 
     Raises:
-        ValueError: If the models have different layers.
+        ValueError: If the models have different layers, are one, or the pruned one has what the dense one lacks.
     """
+    if pruned.model is original.model:
+        raise ValueError("`dense` is the pruned model itself; give a copy that was made before pruning.")
     both = [[group.reader.name for group in runs.groups] for runs in (pruned, original)]
     if both[0] != both[1]:
         names = [type(runs.model).__name__ for runs in (pruned, original)]
         raise ValueError(f"{names[0]} and {names[1]} have different layers; give the model that was pruned.")
+    for left, before in zip(pruned.all_groups, original.all_groups, strict=True):
+        if left.num_components > before.num_components:
+            raise ValueError(
+                f"Layer {left.layer} of the pruned model has {left.num_components} {left.kind.name}, that of `dense` "
+                f"{before.num_components}. Give the pruned model first, and as `dense` the one it was pruned from."
+            )
     changed = (
         place
         for place, (left, before) in enumerate(zip(pruned.all_groups, original.all_groups, strict=True))

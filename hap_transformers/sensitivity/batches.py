@@ -66,8 +66,6 @@ def scored_batches(
     """
     seen = 0
     for number, batch in enumerate(batches):
-        if not isinstance(batch, Mapping):
-            raise ValueError(f"Batch {number} is a {type(batch).__name__}; give dictionaries of model inputs.")
         if seen == max_examples:
             break
         found = examples_in(batch, number)
@@ -85,8 +83,10 @@ def examples_in(batch: Mapping[str, Any], number: int) -> int:
     """Number of examples of a batch.
 
     Raises:
-        ValueError: If it has no tensors.
+        ValueError: If it is no dictionary or has no tensors.
     """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"Batch {number} is a {type(batch).__name__}; give dictionaries of model inputs.")
     tensors = {name: v for name, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim}
     if not tensors:
         raise ValueError(f"Batch {number} has no tensors (its entries: {sorted(batch)}).")

@@ -155,7 +155,7 @@ def estimate_sensitivity(
         result = _result(method, groups, found, done)
         result.reliability = reliability(task, scoring, done.moments)
         _validate_curvature(task, scoring, result)
-    result.model = model.config.name_or_path or ""
+    result.model, result.model_type = model.config.name_or_path or "", model.config.model_type
     result.basis = basis_of(model.config, result.scores)
     result.seconds = time.perf_counter() - start
     if accelerator is None or accelerator.is_main_process:
@@ -203,6 +203,10 @@ def _validate_call(
     accelerator: Accelerator | None,
     state_file: str | Path | None,
 ) -> None:
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            f"`batches` is a {type(batches).__name__}; give dictionaries of model inputs, such as a list."
+        )
     prepared = isinstance(batches, DataLoaderShard | DataLoaderDispatcher)
     if accelerator is not None and accelerator.num_processes > 1 and prepared:
         raise ValueError(

@@ -18,7 +18,7 @@ Layers = list[torch.Tensor]
 _BY_KIND = ("scores", "order", "traces", "stderr")
 _PLAIN = (
     *("method", "comparable", "foresees_refit", "in_loss_units", "model"),
-    *("num_examples", "num_probes", "reliability", "converged", "seconds", "basis"),
+    *("num_examples", "num_probes", "reliability", "converged", "seconds", "basis", "model_type"),
 )
 # Names that the first release gave to the tensors of a layer.
 _FIRST_RELEASE = {
@@ -68,6 +68,7 @@ class Sensitivity:
         model (`str`): Name or folder of the model, as it was loaded.
         basis (`str`): Name of the basis of the heads whose dimensions were scored (`config.aligned_heads`, see
             [`align_heads`]); `""` where none were, or the heads were not aligned.
+        model_type (`str`): The model's `config.model_type`; `""` where it is not known.
     """
 
     method: str
@@ -86,6 +87,7 @@ class Sensitivity:
     seconds: float = 0.0
     model: str = ""
     basis: str = ""
+    model_type: str = ""
 
     @property
     def heads(self) -> Layers | None:

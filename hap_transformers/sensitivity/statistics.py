@@ -165,7 +165,7 @@ class SampleMoments:
         if weights.min() == 0:
             return None
         first, second = (scores((half / w).cpu()) for half, w in zip(self.halves[kind], weights, strict=True))
-        if len(first) < 2:
+        if len(first) < 2 or any(bool((half == half[0]).all()) for half in (first, second)):
             return None
         correlation = float(spearmanr(first, second).statistic)
         return None if math.isnan(correlation) else 2 * correlation / (1 + abs(correlation))

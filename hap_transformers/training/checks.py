@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..components.architectures import get_architecture
 from ..components.forwards import validate_forwards
 from ..components.groups import find_groups, kinds_in_use
+from ..components.releases import writes_safetensors
 from ..components.slicing import validate_sliceable
 from ..components.structure import validate_savable
 from ..forward_modes import validate_mode
@@ -95,8 +96,14 @@ def validate_arguments(args: TrainingArguments, model: PreTrainedModel, config: 
     """Checks that training arguments and data can be used for recovery.
 
     Raises:
-        ValueError: If evaluation would cast the model in place, or epochs are asked for of data without a length.
+        ValueError: If evaluation would cast the model in place, checkpoints could not be loaded, or epochs are asked
+            for of data without a length.
     """
+    if not writes_safetensors(args):
+        raise ValueError(
+            "save_safetensors=False saves pytorch_model.bin, and pruned models are loaded from safetensors only. "
+            "Leave it out."
+        )
     for flag, dtype in (("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16)):
         if getattr(args, flag) and model.dtype != dtype:
             raise ValueError(

@@ -1,6 +1,6 @@
 """The pruning steps of `HapTrainer`: score, plan, prune."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,6 +29,7 @@ from ..refit.tune_layers import epochs_to_tune, tune_layers
 from ..reporting.card import TAGS
 from ..sensitivity import Sensitivity, estimate_sensitivity
 from ..sensitivity.batches import shifts_labels
+from ..sensitivity.methods import get_method
 from ..sensitivity.task import LossFunction
 from ..surgery.apply_plan import apply_plan
 from ..surgery.plan import PruningPlan
@@ -101,6 +102,7 @@ class PruningMixin(_Trainer):
         """
         config, model = self._require_config(), self._placed_model()
         kinds = kinds_to_prune(config.components, config.method, config, model)
+        needs_data = get_method(config.method).sample is not None
         passes = {
             "num_probes": config.num_probes,
             "exact_directions": config.exact_directions,
@@ -114,7 +116,7 @@ class PruningMixin(_Trainer):
             align_kinds(model, kinds, batches, max_examples=min(config.max_examples, ALIGNED_ON), **passes)
             self.sensitivity = estimate_sensitivity(
                 model,
-                self._scoring_batches(config.max_examples),
+                self._scoring_batches(config.max_examples) if needs_data else (),
                 config.method,
                 components=kinds,
                 tolerance=config.tolerance,
@@ -336,6 +338,8 @@ class PruningMixin(_Trainer):
             return loader
         if self.train_dataset is None:
             raise ValueError("HapTrainer scores and refits on the training set, and has none; pass train_dataset.")
+        if isinstance(self.train_dataset, Sized) and not len(self.train_dataset):
+            raise ValueError("HapTrainer scores and refits on the training set, and the train_dataset is empty.")
         return self.hooks.loader(self.train_dataset, max_examples)
 
     def _refit_batches(self, count: int) -> Iterator[dict[str, Any]]:

@@ -60,6 +60,7 @@ class HapTrainerMixin(PruningMixin):
         args, kwargs: Those of the trainer.
 
     Raises:
+        TypeError: If `hap_config` is no `HapConfig`.
         ValueError: If the model cannot be pruned as `hap_config` asks, or recovery takes a share of the loss of labels
             and the training examples have none.
     """
@@ -80,6 +81,8 @@ class HapTrainerMixin(PruningMixin):
         **kwargs,
     ):
         self._structure_in_training: dict[str, Any] | None = None
+        if hap_config is not None and not isinstance(hap_config, HapConfig):
+            raise TypeError(f"hap_config is a {type(hap_config).__name__}; pass HapConfig(...).")
         self.hooks = hooks_of(self)
         given = kwargs.get("model", args[0] if args else None)
         if isinstance(given, PreTrainedModel):

@@ -17,6 +17,7 @@ from transformers import (
 from zoo import TWO_TOWERS, ZOO, logits
 
 from hap_transformers import HapConfig, PruningPlan, apply_plan
+from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 REMOVED = {"heads": {0: [1]}, "neurons": {1: range(8)}}
@@ -41,6 +42,15 @@ def test_a_swapped_encoder_is_refused(tmp_path, removed):
     with pytest.raises(ValueError, match="'bert' of this BertForSequenceClassification was pruned"):
         model.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not TRANSFORMERS_4, reason="Transformers 5 saves nothing but safetensors")
+def test_another_format_is_refused(tmp_path):
+    model = make_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path / "dense", safe_serialization=False)
+    with pytest.raises(ValueError, match="safe_serialization=False saves pytorch_model.bin"):
+        pruned(model).save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert not (tmp_path / "model").exists()
 
 
 def test_an_encoder_pruned_in_another_way_is_refused(tmp_path):

@@ -203,6 +203,7 @@ def test_no_bars_where_there_is_no_terminal(tmp_path, fine_tuned):
     "arguments, code, message",
     [
         (["info", "./nowhere"], 1, "hap: There is no folder './nowhere', nor a model"),
+        (["info", __file__], 1, "test_app.py' is a file; name the folder of a model"),
         (["score", "MODEL"], 1, "hap: No data are named; pass --task"),
         (["score", "MODEL", "--task", "squad"], 1, "hap: Unknown task 'squad'"),
         (["plan", "nothing"], 1, "hap: No sensitivity file at 'nothing'"),

@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMultipleChoice,
     BertModel,
     T5ForConditionalGeneration,
 )
@@ -84,8 +85,13 @@ def test_pooling_that_cannot_be_chosen_is_named(here, name, options, message):
     assert message in str(result.exception) and not (here / "sensitivity.safetensors").exists()
 
 
-def test_a_model_of_images_is_refused(here):
+def test_a_model_of_several_texts_at_once_is_refused(here):
+    BertForMultipleChoice(make_model(vocab_size=40).config).save_pretrained("choice")
+    result = CliRunner().invoke(app, ["score", "choice", "--texts", "texts.txt"])
+    assert "'choice' is a BertForMultipleChoice, which reads several texts for one answer" in str(result.exception)
 
+
+def test_a_model_of_images_is_refused(here):
     ZOO["vit"].model(torch.float32).save_pretrained("vit")
     result = CliRunner().invoke(app, ["score", "vit", "--texts", "texts.txt"])
     assert "reads 'pixel_values', not texts" in str(result.exception)

@@ -1,6 +1,7 @@
 """Blocks without components behave as ordinary modules of size zero: for adapters, hooks, `backward` and compilers."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -157,6 +158,17 @@ def test_compiled(model_type, backend, fresh_compiler):
     found.square().sum().backward()
     for name, gradient in gradients.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_traced():
+    model = emptied(
+        ZOO["bert"].model(torch.float32, return_dict=False), heads={0: ALL_HEADS}, neurons={0: ALL_NEURONS}
+    )
+    ids = ZOO["bert"].batch(dtype=torch.float32)["input_ids"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of values that a trace makes constants.
+        traced = torch.jit.trace(model, (ids,))
+    torch.testing.assert_close(traced(ids), model(ids))
 
 
 ADAPTERS = {

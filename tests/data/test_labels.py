@@ -88,7 +88,7 @@ def test_other_names_are_reported(caplog):
     [
         (config("a", "b", "c"), r"'me/model' has 3 outputs \(a, b, c\), task 'custom' needs 2 \(no, yes\)"),
         (config(num_labels=5), r"'me/model' has 5 outputs, task 'custom' needs 2"),
-        (config(num_labels=1), "has 1 outputs"),
+        (config(num_labels=1), r"has 1 outputs, .*Write ratings as floating point numbers \(1.0\)"),
         (config("a", "b", "c", architecture=None), "has 3 outputs"),
     ],
 )

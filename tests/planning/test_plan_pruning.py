@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import hand_made, make_batch, make_model, random_scores
-from zoo import HEADS, LAYERS, NEURONS
+from zoo import HEADS, LAYERS, NEURONS, ZOO
 
 from hap_transformers import (
     estimate_sensitivity,
@@ -140,6 +140,15 @@ def test_does_not_depend_on_the_order_in_the_model(method):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         plan_heads(**{"sensitivity": SCORES, "model": make_model(), **arguments})
+
+
+def test_scores_of_another_type_of_model_are_refused():
+    bert, roberta = make_model(), ZOO["roberta"].model()
+    sensitivity = estimate_sensitivity(bert, [], "magnitude", progress=False)
+    with pytest.raises(ValueError, match="The scores are of a 'bert', but RobertaForSequenceClassification is a 'rob"):
+        plan_pruning(sensitivity, roberta, ratio=0.5)
+    sensitivity.model_type = ""  # As in files of earlier releases.
+    assert plan_pruning(sensitivity, roberta, ratio=0.5).model_type == "roberta"
 
 
 def test_multiples_that_are_in_the_way_are_named():

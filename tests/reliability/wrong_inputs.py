@@ -173,6 +173,7 @@ V, F = ValueError, FileNotFoundError
 TABLE = [
     # estimate_sensitivity: settings
     Wrong("method", lambda h: estimate(h, method="hessian"), "Unknown sensitivity method 'hessian'; choose one of"),
+    Wrong("batches are None", lambda h: hap.estimate_sensitivity(h.model, None), "`batches` is a NoneType; give"),
     Wrong("components a string", lambda h: estimate(h, components="heads"), "`components` must name some of"),
     Wrong("components unknown", lambda h: estimate(h, components=["columns"]), "`components` must name some of"),
     Wrong("components none", lambda h: estimate(h, components=[]), "`components` must name some of"),
@@ -299,6 +300,13 @@ TABLE = [
     Wrong("refit on nothing", lambda h: refit(pruned(h), []), "No tokens to refit on"),
     Wrong("refit on padding", lambda h: refit(pruned(h), changed(h, attention_mask=torch.zeros(3, 7))), "No tokens"),
     Wrong("refit to another", lambda h: refit(h, dense=deeper()), "have different layers"),
+    Wrong("refit to itself", lambda h: refit(h, dense=h.model), "`dense` is the pruned model itself; give a copy"),
+    Wrong(
+        "refit the other way round",
+        lambda h: hap.reconstruct(h.dense, pruned(h).model, [h.batch], progress=False),
+        "that of `dense` 3. Give the pruned model first",
+    ),
+    Wrong("refit on one batch", lambda h: refit(pruned(h), h.batch), "Batch 0 is a str; give dictionaries"),
     Wrong("refit on NaN", lambda h: refit(pruned(h), [embedded(h, float("nan"))]), "not finite"),
     # HapConfig
     *(
@@ -315,7 +323,13 @@ TABLE = [
     Wrong("trainer without config", lambda h: trainer(h, hap_config=None).prune(), "pass hap_config=HapConfig"),
     Wrong("trainer without data", lambda h: with_rows(h, None).prune(), "pass train_dataset"),
     Wrong("trainer of a Bloom", lambda h: trainer(h, model=bloom()), "'bloom'"),
-    Wrong("trainer: no rows", lambda h: with_rows(h, Empty()).prune(), "No examples"),
+    Wrong("trainer: no rows", lambda h: with_rows(h, Empty()).prune(), "the train_dataset is empty"),
+    Wrong(
+        "trainer: a config that is none",
+        lambda h: trainer(h, hap_config={"ratio": 0.5}, watched=True),
+        "is a dict",
+        TypeError,
+    ),
     Wrong(
         "trainer: rows without labels for gradients",
         lambda h: trainer(h, rows=Rows(8, labels=False), hap_config=hap.HapConfig(method="gradient")).prune(),

@@ -64,6 +64,14 @@ def test_one_sample_has_neither_error_nor_reliability():
         assert moments.standard_error() is None and moments.reliability(lambda means: means) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_all_alike_have_no_reliability():
+    moments = SampleMoments.zeros(3)
+    for number in range(4):
+        moments.add_examples(torch.ones(2, 3), number)
+    assert moments.reliability(lambda means: means) is None
+
+
 def test_reliability_of_signal_and_noise():
     generator = torch.Generator().manual_seed(0)
     signal, noise = SampleMoments.zeros(200), SampleMoments.zeros(200)

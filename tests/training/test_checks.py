@@ -15,6 +15,7 @@ from transformers import BertForSequenceClassification, BertModel
 from zoo import ZOO
 
 from hap_transformers import HapConfig, PruningPlan, apply_plan, estimate_sensitivity
+from hap_transformers.components.releases import TRANSFORMERS_4
 
 
 def bert(task="ForSequenceClassification", **config):
@@ -34,6 +35,13 @@ def test_evaluation_that_casts_for_good_is_refused(tmp_path, flag, dtype):
         make_trainer(tmp_path, **{flag: True})
     make_trainer(tmp_path, hap_config=None, **{flag: True})
     make_trainer(tmp_path, model=bert().to(dtype), **{flag: True})  # Casts nothing.
+
+
+@pytest.mark.skipif(not TRANSFORMERS_4, reason="Transformers 5 saves nothing but safetensors")
+def test_checkpoints_that_could_not_be_loaded_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_safetensors=False saves pytorch_model.bin"):
+        make_trainer(tmp_path, save_safetensors=False)
+    make_trainer(tmp_path, hap_config=None, save_safetensors=False)
 
 
 def test_epochs_of_a_stream_are_refused(tmp_path):

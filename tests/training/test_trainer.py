@@ -133,12 +133,15 @@ def test_a_wrong_plan_changes_nothing(tmp_path, plan, message):
 def test_data_that_cannot_be_scored(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train_dataset = Rows(0)
-    with pytest.raises(ValueError, match="No examples"):
+    with pytest.raises(ValueError, match="the train_dataset is empty"):
         trainer.prune()
     assert not getattr(trainer.model.config, "pruned_heads", None)
     trainer.train_dataset = None
     with pytest.raises(ValueError, match="pass train_dataset"):
         trainer.prune()
+    trainer.hap_config = HapConfig(ratio=0.5, method="magnitude", components=["heads", "neurons"], refit=False)
+    trainer.prune()  # This needs no data.
+    assert trainer.pruning_plan.count("neurons")
 
 
 def test_an_unknown_architecture_is_refused_at_once(tmp_path):
