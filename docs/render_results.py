@@ -41,18 +41,26 @@ from benchmarks.whole_model import Key as WholeModelKey
 from benchmarks.whole_model_table import classifiers_table, vocabulary_table, whole_model_table, width_table
 from benchmarks.whole_road import describe_road, road_table
 from glue_scripts.compare_glue.cells import PHASES, read_cells
-from glue_scripts.compare_glue.grids import PRESETS
+from glue_scripts.compare_glue.grids import PRESETS, RIVALS, Grid
 from glue_scripts.compare_glue.latency import measure_latencies
-from glue_scripts.compare_glue.methods import DEFAULT, TUNED
+from glue_scripts.compare_glue.methods import CONTROL, DEFAULT, TUNED
 from glue_scripts.compare_glue.plots import plot_gains, plot_kept, plot_latency
-from glue_scripts.compare_glue.table import differences_table, seconds_table, table
+from glue_scripts.compare_glue.table import differences_table, recovery_table, seconds_table, table
 from vision_scripts.compare_cifar.cells import Key as CifarKey
 from vision_scripts.compare_cifar.plot import plot_accuracy
 from vision_scripts.compare_cifar.tables import sections as sections_on_cifar
 
 
 # Tables of a grid; by default all: points over dense, leads, and seconds.
-SHOWN = {"longer": 2, "compression": 1, "base": 1, "base longer": 1}
+SHOWN = {"longer": 2, "compression": 1, "whole task": 1, "base": 1, "base longer": 1}
+# Grids by the model and the recovery that the default had in them.
+RECOVERIES = {
+    "MiniLM, 100 batches": "compression",
+    "MiniLM, 4,210 batches of all of SST-2": "whole task",
+    "MPNet-base, 100 batches": "base",
+    "MPNet-base, 804 batches": "base longer",
+}
+WHOLE_TASK = Grid(["sst2"], [TUNED, *RIVALS, CONTROL], [0.9, 0.95], [0])
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BENCHMARKS = HERE.parent / "benchmarks"
@@ -232,7 +240,8 @@ def grids() -> dict[str, list[dict]]:
     longer = full["main"].cells_in(results / "longer_recovery.jsonl")
     names = {"base": "base.jsonl", "base longer": "base_longer.jsonl"}
     base = {name: PRESETS["base"]["base"].cells_in(results / file) for name, file in names.items()}
-    return found | {"longer": longer, "compression": [cell for cells in high for cell in cells]} | base
+    found |= {"longer": longer, "compression": [cell for cells in high for cell in cells]}
+    return found | {"whole task": WHOLE_TASK.cells_in(results / "whole_task.jsonl")} | base
 
 
 def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
@@ -242,6 +251,7 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     for name, cells in cells_of.items():
         tables = [table(cells), differences_table(cells, DEFAULT), seconds_table(cells)]
         found[study, name] = "\n\n".join(tables[: SHOWN.get(name)])
+    found[study, "recovery"] = recovery_table({row: cells_of[name] for row, name in RECOVERIES.items()}, TUNED)
     for name in ("compression", "base"):
         found[README, name] = "\n\n".join(differences_table(cells_of[name], TUNED, phase) for phase in PHASES)
     found[README, "differences"] = differences_table(cells_of["main"], DEFAULT)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from .cells import PHASES, Cell, axes_of, gains, main_metric, shared
+from .cells import PHASES, Cell, axes_of, gain, gains, main_metric, shared
 from .methods import CONTROL
 
 
@@ -41,9 +41,10 @@ def _phase_table(cells: list[Cell], phase: str) -> str:
                 count = f" [{len(values)}]" if len(values) < seeds else ""
                 row.append(f"{_signed(mean(values))}{spread}{count}" if values else "")
                 means[ratio] += [mean(values)] if values else []
-        row += [_signed(mean(values)) if len(values) == len(tasks) else "" for values in means.values()]
+        if len(tasks) > 1:
+            row += [_signed(mean(values)) if len(values) == len(tasks) else "" for values in means.values()]
         rows.append(row)
-    return _markdown([*header, *(f"mean {ratio:.0%}" for ratio in ratios)], rows)
+    return _markdown([*header, *(f"mean {ratio:.0%}" for ratio in ratios if len(tasks) > 1)], rows)
 
 
 def _dense_table(cells: list[Cell], tasks: list[str]) -> str:
@@ -121,6 +122,28 @@ def differences_table(cells: list[Cell], method: str, phase: str = "recovered") 
                 texts[row["ratio"]] = f"{_signed(row['mean'])}{interval}{count}"
         rows.append([f"over {other}", *(texts.get(ratio, "") for ratio in ratios)])
     return _markdown(header, rows)
+
+
+def recovery_table(cells_of: dict[str, list[Cell]], method: str) -> str:
+    """Formats a method's points over dense before and after the recovery as Markdown, a row a set of cells.
+
+    Args:
+        cells_of (`dict[str, list[Cell]]`): Cells by the row's name. Rows may differ in base model and recovery.
+        method (`str`): The method.
+
+    Returns:
+        `str`: Means over all pairs of task and seed, whose number brackets hold.
+    """
+    ratios = sorted({cell["ratio"] for cells in cells_of.values() for cell in cells if cell["method"] == method})
+    rows = []
+    for name, cells in cells_of.items():
+        row = [name]
+        for ratio in ratios:
+            same = [cell for cell in cells if (cell["method"], cell["ratio"]) == (method, ratio)]
+            before, after = ([gain(cell, phase) for cell in same] for phase in PHASES)
+            row.append(f"{_signed(mean(before))} to {_signed(mean(after))} [{len(same)}]" if same else "")
+        rows.append(row)
+    return _markdown(["points over dense before and after recovery", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 
 
 def _signed(points: float) -> str:

@@ -11,7 +11,7 @@ from glue_scripts.compare_glue.cells import shared, write_csv
 from glue_scripts.compare_glue.grids import PRESETS, Grid
 from glue_scripts.compare_glue.methods import CONTROL, DEFAULT
 from glue_scripts.compare_glue.plots import COLOURS, plot_gains, plot_kept
-from glue_scripts.compare_glue.table import differences, differences_table, seconds_table, table
+from glue_scripts.compare_glue.table import differences, differences_table, recovery_table, seconds_table, table
 
 
 pytestmark = pytest.mark.any_release
@@ -49,7 +49,7 @@ def test_table_of_means_over_seeds_and_tasks():
 
 def test_the_control_alone_has_tables_and_pictures(tmp_path):
     cells = [make_cell(CONTROL, ratio=0, pruned=0.8)]
-    assert "| nothing removed | 0.0 | 0.0 |" in table(cells)
+    assert "| nothing removed | 0.0 |" in table(cells).splitlines()
     for name, plot in (("gains", plot_gains), ("kept", plot_kept)):
         plot(cells, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").exists()
@@ -70,6 +70,15 @@ def test_differences_are_paired():
     cells.append(make_cell(CONTROL, ratio=0, dense=0.8, pruned=0.8, recovered=0.77))
     assert differences_table(cells, DEFAULT).splitlines()[-1] == "| over nothing removed | +2.0 [1] |"
     assert differences_table(cells, DEFAULT, "pruned").splitlines()[-1] == "| over gradient | 0.0 |"
+
+
+def test_a_recovery_is_told_by_its_two_ends():
+    few = [make_cell(pruned=0.78, recovered=0.81), make_cell(seed=1, pruned=0.76, recovered=0.79)]
+    others = [make_cell("gradient", pruned=0.1, recovered=0.1), make_cell(CONTROL, ratio=0)]
+    more = [make_cell(ratio=0.9, dense=0.9, pruned=0.7, recovered=0.85)]
+    _, _, short, long = recovery_table({"short": few + others, "long": more}, DEFAULT).splitlines()
+    assert short == "| short | -3.0 to 0.0 [2] |  |"
+    assert long == "| long |  | -20.0 to -5.0 [1] |"
 
 
 def test_what_rounds_to_zero_has_no_sign():
