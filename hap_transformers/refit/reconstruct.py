@@ -232,7 +232,9 @@ def _reduced(sums: Sums, accelerator: Accelerator | None) -> None:
     if accelerator is not None:
         sums.reduce(accelerator)
     if not sums.tokens:
-        raise ValueError("No tokens to refit on: `batches` is empty, or its masks exclude all.")
+        raise ValueError(
+            "No tokens to refit on: `batches` is empty (a generator can be read only once), or its masks exclude all."
+        )
 
 
 def _refit_writers(group: Group, read: Sums, ridge: float, dense: Group | None) -> None:

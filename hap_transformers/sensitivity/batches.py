@@ -76,7 +76,10 @@ def scored_batches(
         yield ScoredBatch(cut, size, number, seen)
         seen += size
     if not seen:
-        raise ValueError("No examples to score: `batches` is empty, or no label in it counts (all are -100).")
+        raise ValueError(
+            "No examples to score: `batches` is empty (a generator can be read only once), or no label in it counts "
+            "(all are -100)."
+        )
 
 
 def examples_in(batch: Mapping[str, Any], number: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from ..components.forwards import eager_model
@@ -81,6 +82,8 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Sequence[in
     _remove(model, groups, PruningPlan({"heads": heads}, model.config.model_type))
 
 
+# Parameters that are made in inference mode could never be trained.
+@torch.inference_mode(False)
 def _remove(model: PreTrainedModel, groups: Sequence[Group], plan: PruningPlan) -> None:
     """Removes components that are known to exist, and puts implants in."""
     ranks = [plan.rank_for(group) for group in groups]

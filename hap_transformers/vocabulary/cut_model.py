@@ -128,6 +128,8 @@ def ids_of_model(model: PreTrainedModel) -> set[int]:
     return named | set(range(min(max(paddings, default=-1) + 1, size)))
 
 
+# Parameters that are made in inference mode could never be trained.
+@torch.inference_mode(False)
 def keep_ids(model: PreTrainedModel, dims: dict[str, int], kept: Sequence[int], renumber: Renumber) -> None:
     """Cuts a model down to some ids, in place. Modules stay the same objects, their parameters are replaced.
 

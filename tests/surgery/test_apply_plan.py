@@ -125,6 +125,14 @@ def test_training_a_pruned_model(model_type):
     assert not torch.equal(logits(model.eval(), tiny), before)
 
 
+def test_pruning_in_inference_mode_leaves_a_model_that_trains():
+    model = make_model()
+    with torch.inference_mode():
+        apply_plan(model, PruningPlan.for_model(model, heads={0: [1]}, neurons={1: [0, 1, 2]}, implants={1: 1}))
+    model(**make_batch()).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_hooks_can_be_removed_after_an_error():
     model, calls = make_model(), []
     handle = model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))

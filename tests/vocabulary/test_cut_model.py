@@ -49,6 +49,15 @@ def names(tokenizer):
     return tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
 
 
+def test_trimming_in_inference_mode_leaves_a_model_that_trains():
+    tokenizer = wordpiece()
+    model = model_for(tokenizer, "bert", "ForMaskedLM", more=7)
+    with torch.inference_mode():
+        trim_vocabulary(model, tokenizer, SEEN)
+    model(**inputs(model, tokenizer)).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad is not None
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_of_the_tokens_left_are_equal_to_the_bit(form, tmp_path):
     task, settings = FORMS[form]
