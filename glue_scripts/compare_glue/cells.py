@@ -68,11 +68,16 @@ def gain(cell: Cell, phase: str) -> float:
 
 
 def gains(cells: Iterable[Cell], phase: str, method: str, task: str, ratio: float) -> dict[int, float]:
-    """Returns the gains of a method by seed. Those of the control, which removes nothing, count for every ratio."""
+    """Returns the gains of a method by seed, of cells with that phase.
+
+    Those of the control, which removes nothing, count for every ratio.
+    """
     return {
         cell["seed"]: gain(cell, phase)
         for cell in cells
-        if (cell["method"], cell["task"]) == (method, task) and (cell["ratio"] == ratio or method == CONTROL)
+        if (cell["method"], cell["task"]) == (method, task)
+        and (cell["ratio"] == ratio or method == CONTROL)
+        and phase in cell
     }
 
 

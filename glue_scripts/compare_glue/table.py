@@ -18,11 +18,12 @@ DENSE = "the dense model"
 def table(cells: list[Cell]) -> str:
     """Formats points over dense by task and ratio, mean over seeds and their standard deviation, as Markdown.
 
-    A cell of the table that has fewer seeds than others has their number in brackets.
+    A cell of the table that has fewer seeds than others has their number in brackets. Cells without recovery have no
+    part in the table of recovered models.
     """
     _, tasks, _ = axes_of(cells)
     tables = [_dense_table(cells, tasks)]
-    tables += [_phase_table(cells, phase) for phase in PHASES if all(phase in cell for cell in cells)]
+    tables += [_phase_table(cells, phase) for phase in PHASES if any(phase in cell for cell in cells)]
     return "\n\n".join(tables)
 
 
@@ -128,7 +129,8 @@ def recovery_table(cells_of: dict[str, list[Cell]], method: str) -> str:
     """Formats a method's points over dense before and after the recovery as Markdown, a row a set of cells.
 
     Args:
-        cells_of (`dict[str, list[Cell]]`): Cells by the row's name. Rows may differ in base model and recovery.
+        cells_of (`dict[str, list[Cell]]`): Cells by the row's name. Rows may differ in base model and recovery. Cells
+            without recovery are left out.
         method (`str`): The method.
 
     Returns:
@@ -139,7 +141,7 @@ def recovery_table(cells_of: dict[str, list[Cell]], method: str) -> str:
     for name, cells in cells_of.items():
         row = [name]
         for ratio in ratios:
-            same = [cell for cell in cells if (cell["method"], cell["ratio"]) == (method, ratio)]
+            same = [cell for cell in cells if (cell["method"], cell["ratio"]) == (method, ratio) and PHASES[1] in cell]
             before, after = ([gain(cell, phase) for cell in same] for phase in PHASES)
             row.append(f"{_signed(mean(before))} to {_signed(mean(after))} [{len(same)}]" if same else "")
         rows.append(row)

@@ -81,6 +81,17 @@ def test_a_recovery_is_told_by_its_two_ends():
     assert long == "| long |  | -20.0 to -5.0 [1] |"
 
 
+def test_cells_without_recovery_are_told_before_it_only():
+    without = make_cell(seed=1, pruned=0.78)
+    del without["recovered"]
+    cells = [make_cell(pruned=0.76, recovered=0.79), without]
+    *_, pruned, _, _, _, recovered = table(cells).splitlines()
+    assert pruned == f"| {DEFAULT} | -3.0 ± 1.4 |" and recovered == f"| {DEFAULT} | -1.0 [1] |"
+    assert recovery_table({"short": cells}, DEFAULT).splitlines()[-1] == "| short | -4.0 to -1.0 [1] |"
+    assert differences_table(cells, DEFAULT).splitlines()[-1] == "| over the dense model | -1.0 |"
+    assert [len(text.splitlines()) for text in table([without]).split("\n\n")] == [3, 3]
+
+
 def test_what_rounds_to_zero_has_no_sign():
     cells = [make_cell(recovered=0.8), make_cell("gradient", recovered=0.8002)]
     assert differences_table(cells, DEFAULT).splitlines()[-2:] == [
