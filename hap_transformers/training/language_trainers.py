@@ -1,6 +1,7 @@
 """What is special about trainers of TRL.
 
-The forward of `SFTTrainer` makes no logits, and its batches have labels. `DPOTrainer` is refused.
+The forward of `SFTTrainer` makes no logits, and its batches have labels. `RewardTrainer` compares pairs of rows. Other
+trainers are refused.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from ..sensitivity import METHODS
 from ..sensitivity.batches import counts, shifts_labels
 from ..tokens import IGNORED
 from .config import HapConfig
@@ -90,8 +92,25 @@ def _logits(model: PreTrainedModel, outputs: Any, counted: torch.Tensor) -> dict
     return {"logits": model.get_output_embeddings()(outputs.last_hidden_state[:, :-1][counted])}
 
 
-class DPOHooks(TrainerHooks):
-    """Refuses `DPOTrainer`: TRL replaces its model's forward, and its loss compares two answers."""
+class RewardHooks(TrainerHooks):
+    """Hooks of `RewardTrainer`, whose loss compares the two rows of a pair."""
+
+    def validate(self, config: HapConfig) -> None:
+        """Refuses methods that need a loss of each row.
+
+        Raises:
+            ValueError: If the method needs the curvature in the logits.
+        """
+        if METHODS[config.method].curvature == "logits":
+            others = [name for name, method in METHODS.items() if method.curvature != "logits"]
+            raise ValueError(
+                f"{type(self.trainer).__name__} is a RewardTrainer, whose loss compares pairs of examples, so "
+                f"method='{config.method}' cannot score it. Use one of {', '.join(others)}."
+            )
+
+
+class RefusedHooks(TrainerHooks):
+    """Refuses trainers of TRL whose loss compares answers or generates them, and which replace the model's forward."""
 
     package = "trl"
 
@@ -101,11 +120,17 @@ class DPOHooks(TrainerHooks):
         Raises:
             ValueError: Always.
         """
+        bases = type(self.trainer).__mro__
+        refused = next(base.__name__ for base in bases if base.__module__.partition(".")[0] == self.package)
         raise ValueError(
-            f"{type(self.trainer).__name__} is a DPOTrainer, whose replaced forward cannot be scored or refitted. "
-            "Prune with HapTrainer or SFTTrainer, and give the pruned model to DPOTrainer (without hap_config)."
+            f"{type(self.trainer).__name__} is a {refused}, which does not call the model once on a batch of its "
+            "inputs. So its model cannot be scored, refitted or recovered. Prune with HapTrainer or SFTTrainer, and "
+            f"give the pruned model to {refused} (without hap_config)."
         )
 
 
 register_hooks("trl", "SFTTrainer", SFTHooks)
-register_hooks("trl", "DPOTrainer", DPOHooks)
+register_hooks("trl", "RewardTrainer", RewardHooks)
+# Releases of TRL differ in whether its trainers have a class in common.
+for name in ("_BaseTrainer", "DPOTrainer", "GRPOTrainer", "KTOTrainer", "RLOOTrainer"):
+    register_hooks("trl", name, RefusedHooks)

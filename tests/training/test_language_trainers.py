@@ -157,20 +157,48 @@ def test_adapters_before_pruning_are_refused(tmp_path):
         sft(tmp_path, adapted)
 
 
-def test_preferences_are_refused_at_once(tmp_path):
+@pytest.mark.parametrize("name", ["DPO", "GRPO", "KTO", "RLOO"])
+def test_trainers_whose_loss_is_of_several_calls_are_refused_at_once(tmp_path, name):
     import trl
 
-    class PrunedDPO(HapTrainerMixin, trl.DPOTrainer):
-        pass
-
-    rows = Dataset.from_dict({"prompt": ["a b"] * 4, "chosen": ["c d"] * 4, "rejected": ["d c"] * 4})
+    base = getattr(trl, f"{name}Trainer")
+    refused = type("Refused", (HapTrainerMixin, base), {})
+    pairs = {"prompt": ["a b"] * 4, "chosen": ["c d"] * 4, "rejected": ["d c"] * 4}
+    answers = {"prompt": ["a b"] * 4, "completion": ["c d"] * 4, "label": [True, False] * 2}
     mixed = sft(tmp_path, hap_config=None)
-    args = trl.DPOConfig(str(tmp_path / "out"), **COMMON, bf16=False, gradient_checkpointing=False)
-    arguments = {"args": args, "train_dataset": rows, "processing_class": mixed.processing_class}
-    arguments["ref_model"] = copy.deepcopy(mixed.model)
-    with pytest.raises(ValueError, match="PrunedDPO is a DPOTrainer.*Prune with HapTrainer or SFTTrainer"):
-        PrunedDPO(mixed.model, hap_config=CONFIG, **arguments)
-    PrunedDPO(mixed.model, hap_config=None, **arguments).train()
+    settings = {**COMMON, "bf16": False, "gradient_checkpointing": False}
+    arguments = {"processing_class": mixed.processing_class}
+    if name in ("GRPO", "RLOO"):
+        settings |= {"num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 2}
+        settings["beta"] = 0.0  # Or a reference model is loaded by the model's name.
+        arguments["reward_funcs"] = lambda completions, **columns: [0.0] * len(completions)
+    else:
+        arguments["ref_model"] = copy.deepcopy(mixed.model)
+    arguments["args"] = getattr(trl, f"{name}Config")(str(tmp_path / "out"), **settings)
+    arguments["train_dataset"] = Dataset.from_dict(answers if name == "KTO" else pairs)
+    with pytest.raises(ValueError, match=f"Refused is a {name}Trainer.*Prune with HapTrainer or SFTTrainer"):
+        refused(mixed.model, hap_config=CONFIG, **arguments)
+    if name == "DPO":
+        refused(mixed.model, hap_config=None, **arguments).train()
+
+
+def test_a_reward_is_scored_by_methods_without_curvature_in_the_logits(tmp_path):
+    import trl
+
+    rewarded = type("Rewarded", (HapTrainerMixin, trl.RewardTrainer), {})
+    tokenizer = BertTokenizerFast.from_pretrained(save_model(tmp_path))
+    tokenizer.eos_token = "[SEP]"
+    model = ZOO["llama"].model(torch.float32, eos_token_id=tokenizer.eos_token_id, num_labels=1)
+    args = trl.RewardConfig(str(tmp_path / "out"), **COMMON, bf16=False, gradient_checkpointing=False)
+    data = Dataset.from_dict({"chosen": texts(), "rejected": texts()[::-1]})
+    arguments = {"args": args, "train_dataset": data, "processing_class": tokenizer}
+    with pytest.raises(ValueError, match=r"Rewarded is a RewardTrainer.*method='kronecker'.*one of.* gradient"):
+        rewarded(model, hap_config=dataclasses.replace(CONFIG, method="kronecker"), **arguments)
+    config = dataclasses.replace(CONFIG, method="gradient", components=WHOLE_HEADS)
+    trainer = rewarded(model, hap_config=config, **arguments)
+    trainer.prune()
+    trainer.train()
+    assert trainer.pruning_plan.count("neurons") and trainer.pruning_plan.count("heads")
 
 
 def test_the_mixin_in_front_of_sft_changes_nothing(tmp_path):
