@@ -90,7 +90,7 @@ def mask_of(inputs: Mapping[str, Any], decoded: bool = False) -> torch.Tensor | 
 def has_tokens(inputs: Mapping[str, Any]) -> bool:
     """Whether a batch has anything but padding."""
     mask = mask_of(inputs)
-    return mask is None or bool(mask.any())
+    return not isinstance(mask, torch.Tensor) or bool(mask.any())
 
 
 def device_of_sums(device: torch.device) -> torch.device:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .groups import Group, freeze_idle_parameters
 from .projections import STORED_AS, Projection, without_adapter
 from .sharded import is_sharded
+from .subclasses import dense_class
 
 
 def validate_sliceable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
@@ -65,7 +66,8 @@ def validate_writable(model: PreTrainedModel, groups: Iterable[Group]) -> None:
             )
         holder = model.base_model.get_submodule(projection.name)
         if not projection.is_plain or without_adapter(holder) is not holder:
-            kind = f"{type(holder).__module__}.{type(holder).__name__}"
+            found = dense_class(holder)
+            kind = f"{found.__module__}.{found.__name__}"
             kinds = ", ".join(stored.__name__ for stored in STORED_AS)
             raise ValueError(
                 f"Cannot prune {type(model).__name__}: '{projection.name}' is a {kind} of dtype "

@@ -82,8 +82,8 @@ def validate_record(model: PreTrainedModel, groups: Iterable[Group]) -> None:
         if not fits:
             raise ValueError(
                 f"The config of this {type(model).__name__} records a different pruning of layer {group.layer} than "
-                "its weights show. Give each model its own copy.deepcopy(config), made before any pruning. Nothing "
-                "was changed."
+                "its weights show. Load a pruned model by from_pretrained, and give each new one its own "
+                "copy.deepcopy(config), made before any pruning. Nothing was changed."
             )
 
 

@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 Row = dict[str, Any]
 # The standard library's limit of 131,072 characters is less than some documents have.
 FIELD_LIMIT = 2**31 - 1
+# Other separators than commas that programs write into CSV files.
+OTHER_SEPARATORS = ";\t|"
 # What files that gzip has written begin with.
 GZIP = b"\x1f\x8b"
 
@@ -104,6 +106,11 @@ def _csv_rows(file: str, text: str) -> list[Row]:
         raise ValueError(f"'{file}' cannot be read as CSV: {error} in line {reader.line_num}.") from error
     finally:
         csv.field_size_limit(limit)
+    if len(header) == 1 and (found := next((mark for mark in OTHER_SEPARATORS if mark in header[0]), None)):
+        raise ValueError(
+            f"'{file}' separates its columns by {found!r}, not by commas: its header is '{header[0]}'. Save it with "
+            "commas."
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"'{file}' names the column '{twice[0]}' more than once; rename one.")

@@ -143,7 +143,7 @@ def load_task(
         files = {split: Path(data_dir) / task_name / f"{split}.parquet" for split in ("train", validation)}
         missing = [str(file) for file in files.values() if not file.is_file()]
         if missing:
-            raise FileNotFoundError(f"--data_dir lacks {', '.join(missing)}; task '{task_name}' needs them.")
+            raise FileNotFoundError(f"The data folder lacks {', '.join(missing)}; task '{task_name}' needs them.")
         try:
             data = load_dataset("parquet", data_files={split: str(file) for split, file in files.items()})
         except OSError:  # The cache's folder, not the files.

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
-from ..tokens import IGNORED
+from ..tokens import IGNORED, has_tokens
 
 
 # Inputs whose first dimension is always the examples.
@@ -53,8 +53,8 @@ def scored_batches(
 ) -> Iterator[ScoredBatch]:
     """Numbers batches and stops after `max_examples` examples, cutting the last batch.
 
-    Batches without examples are skipped, and those in which no label counts: their loss is undefined, and they weigh
-    nothing in training either.
+    Batches without examples are skipped, those in which no label counts, whose loss is undefined and which weigh
+    nothing in training either, and those whose mask excludes all tokens.
 
     Args:
         batches (`Iterable[Mapping[str, Any]]`): The batches.
@@ -71,14 +71,14 @@ def scored_batches(
         found = examples_in(batch, number)
         size = found if max_examples is None else min(found, max_examples - seen)
         cut = _cut(batch, found, slice(size))
-        if not size or not counts(cut, shifted):
+        if not size or not counts(cut, shifted) or not has_tokens(cut):
             continue
         yield ScoredBatch(cut, size, number, seen)
         seen += size
     if not seen:
         raise ValueError(
-            "No examples to score: `batches` is empty (a generator can be read only once), or no label in it counts "
-            "(all are -100)."
+            "No examples to score: `batches` is empty (a generator can be read only once), no label in it counts (all "
+            "are -100), or its masks exclude all tokens."
         )
 
 

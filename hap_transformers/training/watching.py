@@ -152,7 +152,8 @@ def _batches(trainer: Any, examples: Any) -> list[Any]:
 def _distance(trainer: Any, compute_loss: Callable[..., Any], batches: Callable[[], list[Any]], *_: Any) -> float:
     """The mean distance to the dense model over the batches, or the loss of the labels where there is none."""
     if trainer.hooks.has_dense:
-        found = _mean(trainer, batches, partial(trainer.hooks.distance_to_dense, compute_loss, trainer.model))
+        distance = partial(trainer.hooks.distance_to_dense, compute_loss, trainer.model)
+        found = max(_mean(trainer, batches, distance), 0.0)  # A divergence of zero may be rounded to less.
     else:
         found = _label_loss(trainer, compute_loss, batches)
     trainer.log({_measure(trainer)[0]: found})

@@ -65,6 +65,8 @@ def test_other_encodings(tmp_path):
         ("a.txt", b"PNG\0\0\1" * 20, "a.txt' is no text: it has null characters"),
         ("a.txt.gz", gzip.compress(b"one line", mtime=0), "a.txt.gz' is compressed; unpack it"),
         ("a.csv", gzip.compress(b"text", mtime=0), "a.csv' is compressed; unpack it"),
+        ("a.csv", "text;label\n" + "\n".join(f"t{i};{i}" for i in range(9)), "a.csv' separates its columns by ';'"),
+        ("a.csv", "text\tlabel\n" + "\n".join(f"t{i}\t{i}" for i in range(9)), "by '\\\\t', not by commas"),
         ("A.TSV", "text\tlabel\n" + "\n".join(f"t{i}\t{i}" for i in range(9)), "A.TSV' is a table; save it as .csv"),
         ("a.parquet", b"PAR1 rubbish", "a.parquet' cannot be read as Parquet"),
         (

@@ -308,7 +308,7 @@ def test_workers_of_the_command_find_their_modules(tmp_path, monkeypatch):
     """In their own processes, where the command's main module has another name."""
     folders = ["--data_dir", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["", "--workers", "2", "--tasks", "mrpc", "--seeds", "0", *folders])
-    with pytest.raises(SystemExit, match="compare_glue: --data_dir lacks"):  # Raised where the job is made.
+    with pytest.raises(SystemExit, match="compare_glue: The data folder lacks"):  # Raised where the job is made.
         runpy.run_module("glue_scripts.compare_glue", run_name="__main__", alter_sys=True)
 
 

@@ -131,6 +131,18 @@ def test_nothing_but_such_batches_is_refused(task):
         estimate_sensitivity(make_task(task), nothing, progress=False)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_whose_mask_excludes_all_tokens(method):
+    """They weigh nothing, and nothing but such batches is refused."""
+    model, first, last = make_task("tags"), batch_of("tags", 0), batch_of("tags", 1)
+    last["attention_mask"] = torch.zeros_like(last["input_ids"])
+    expected = estimate_sensitivity(model, [first], method, progress=False)
+    found = estimate_sensitivity(model, [first, last], method, progress=False)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="No examples to score: .* its masks exclude all tokens"):
+        estimate_sensitivity(model, [last], method, progress=False)
+
+
 @pytest.mark.parametrize("method", ["kronecker", "fisher"])
 @pytest.mark.parametrize("after", range(1, 7))
 def test_resumed_over_such_batches_equals_uninterrupted(tmp_path, method, after):

@@ -16,6 +16,7 @@ from hap_transformers import HapConfig, HapTrainer
 from hap_transformers.training import best_state, watching
 from hap_transformers.training.best_state import BEST_STATE
 from hap_transformers.training.held_out import set_aside
+from hap_transformers.training.hooks import TrainerHooks
 
 
 def divergence(trainer, weights, rows):
@@ -185,6 +186,13 @@ def test_the_best_weights_are_those_of_the_lowest_value(tmp_path, monkeypatch):
     assert trainer.results["recovery"] == {"before": 3.0, "after": 1.0, "step": 8}
     assert same(trainer.notes.after[8], trainer.model.state_dict())
     assert same(trainer.notes.after[8], trainer.notes.ended)  # What other callbacks save or share.
+
+
+def test_a_divergence_that_is_rounded_below_zero_is_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainerHooks, "distance_to_dense", lambda *args: torch.tensor(-1e-9))
+    trainer = pruned_trainer(tmp_path)
+    trainer.train()
+    assert set(told(trainer)) == {0.0} and trainer.results["recovery"] == {"before": 0.0, "after": 0.0, "step": 0}
 
 
 @pytest.mark.parametrize("best_step", [0, 8])
