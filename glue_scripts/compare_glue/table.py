@@ -4,6 +4,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import bootstrap
 
 from .cells import PHASES, Cell, axes_of, gain, gains, main_metric, shared
@@ -70,8 +71,8 @@ def seconds_table(cells: list[Cell]) -> str:
         row = [method]
         for ratio in ratios:
             same = [cell for cell in shared(cells) if (cell["method"], cell["ratio"]) == (method, ratio)]
-            phases = [phase for phase in ("score", "prune", "recover") if same and phase in same[0]["seconds"]]
-            row.append(" + ".join(f"{mean(cell['seconds'][phase] for cell in same):.0f}" for phase in phases))
+            found = pd.DataFrame([cell["seconds"] for cell in same]).mean()  # Not all cells may have all phases.
+            row.append(" + ".join(f"{found[phase]:.0f}" for phase in ("score", "prune", "recover") if phase in found))
         rows.append(row)
     return _markdown(["seconds: score + prune + recover", *(f"{ratio:.0%}" for ratio in ratios)], rows)
 

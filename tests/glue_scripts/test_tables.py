@@ -83,12 +83,13 @@ def test_a_recovery_is_told_by_its_two_ends():
 
 def test_cells_without_recovery_are_told_before_it_only():
     without = make_cell(seed=1, pruned=0.78)
-    del without["recovered"]
+    del without["recovered"], without["seconds"]["recover"]
     cells = [make_cell(pruned=0.76, recovered=0.79), without]
     *_, pruned, _, _, _, recovered = table(cells).splitlines()
     assert pruned == f"| {DEFAULT} | -3.0 ± 1.4 |" and recovered == f"| {DEFAULT} | -1.0 [1] |"
     assert recovery_table({"short": cells}, DEFAULT).splitlines()[-1] == "| short | -4.0 to -1.0 [1] |"
     assert differences_table(cells, DEFAULT).splitlines()[-1] == "| over the dense model | -1.0 |"
+    assert seconds_table(cells).splitlines()[-1] == f"| {DEFAULT} | 3 + 2 + 1 |"
     assert [len(text.splitlines()) for text in table([without]).split("\n\n")] == [3, 3]
 
 
