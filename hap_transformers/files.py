@@ -64,8 +64,13 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
     Yields:
         `Path`: The folder to write to.
+
+    Raises:
+        NotADirectoryError: If `folder` is a file.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"'{folder}' is a file; name a folder to save into.")
     unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -31,3 +31,9 @@ def test_files_of_a_folder_come_together_and_the_config_last(tmp_path, monkeypat
         (unfinished / "config.json").write_text("other")
         raise RuntimeError
     assert (tmp_path / "new" / "config.json").read_text() == "config.json"
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "taken").write_text("before")
+    with pytest.raises(NotADirectoryError, match="taken' is a file; name a folder"), whole_files(tmp_path / "taken"):
+        pass

@@ -52,7 +52,7 @@ def validate_measurable(model: PreTrainedModel) -> None:
     if recorded_structure(model.config) is not None:
         raise ValueError(
             f"A latency table is measured on a whole model; this {type(model).__name__} has lost components. Measure "
-            "the dense model."
+            "the dense model, or pass the table that was measured with it."
         )
 
 

@@ -177,9 +177,10 @@ class ScoringTask:
             if is_out_of_memory(error):
                 raise
             shapes = {name: tuple(v.shape) for name, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
+            of_texts = "tokens are in the vocabulary, labels are in range, and inputs are not too long for the model"
+            advice = of_texts if "input_ids" in shapes else "inputs have the shape that the model takes"
             raise ValueError(
-                f"The loss of batch {batch.number}, {shapes}, cannot be computed: {error}. Check that tokens are in "
-                "the vocabulary, labels are in range, and inputs are not too long for the model."
+                f"The loss of batch {batch.number}, {shapes}, cannot be computed: {error}. Check that {advice}."
             ) from error
         if not isinstance(loss, torch.Tensor):
             raise ValueError(

@@ -30,7 +30,7 @@ def _whole_numbers(layer: Any, chosen: Iterable[Any]) -> list[int]:
         given, numbers = [chosen], []
     if not numbers and given or bool in map(type, given):
         raise TypeError(
-            f"The plan removes {chosen!r} from layer {layer}; give a list of whole numbers, such as [0, 3]."
+            f"Cannot remove {chosen!r} from layer {layer}: give a list of whole numbers, such as [0, 3]."
         )
     return numbers
 
@@ -54,18 +54,20 @@ def validate_numbers(groups: Sequence[Group], removed: Mapping[int, Sequence[int
 
     Raises:
         ValueError: If a layer or number is out of range.
+        TypeError: If something else than whole numbers is given for a layer.
     """
+    plain = plain_removals(removed)
     kind, by_layer = groups[0].kind, {group.layer: group for group in groups}
-    for layer, numbers in removed.items():
-        if int(layer) not in by_layer:
+    for layer, numbers in plain.items():
+        if layer not in by_layer:
             raise ValueError(
                 f"Cannot prune {kind.name} of layer {layer}: the model has layers 0 to {len(groups) - 1}. "
                 "Nothing was pruned."
             )
-        total = by_layer[int(layer)].original
+        total = by_layer[layer].original
         wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
             where = "original model" if kind.keeps_numbers else "model as it is now"
             numbered = f"they are numbered 0 to {total - 1}, as in the {where}" if total else "it has none left"
             raise ValueError(f"Cannot prune {kind.name} {wrong} of layer {layer}: {numbered}. Nothing was pruned.")
-    return {layer: sorted(set(numbers)) for layer, numbers in plain_removals(removed).items()}
+    return {layer: sorted(set(numbers)) for layer, numbers in plain.items()}

@@ -5,18 +5,18 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 
 @contextmanager
-def values_undone(parameters: Iterable[torch.Tensor], always: bool = False) -> Iterator[None]:
-    """Restores the values of parameters, if what follows fails or is interrupted.
+def values_undone(tensors: Iterable[torch.Tensor], always: bool = False) -> Iterator[None]:
+    """Restores the values of parameters and buffers, if what follows fails or is interrupted.
 
     Args:
-        parameters (`Iterable[torch.Tensor]`): The parameters. A copy of each is kept meanwhile.
+        tensors (`Iterable[torch.Tensor]`): The parameters and buffers. A copy of each is kept meanwhile.
         always (`bool`, *optional*, defaults to `False`): Whether to restore them in any case.
     """
-    before = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     done = False
     try:
         yield
@@ -24,16 +24,16 @@ def values_undone(parameters: Iterable[torch.Tensor], always: bool = False) -> I
     finally:
         if not done:
             with torch.no_grad():
-                for parameter, values in before:
-                    parameter.copy_(values)
+                for tensor, values in before:
+                    tensor.copy_(values)
 
 
 @contextmanager
 def undone_on_error(model: PreTrainedModel, always: bool = False) -> Iterator[None]:
     """Restores a model's structure, if pruning it or what follows fails or is interrupted.
 
-    Modules and parameters are the same objects again, so that an optimizer made before still has them. Values that
-    were written into the parameters themselves stay.
+    Modules, parameters and configs are the same objects again, so that an optimizer made before still has them. Values
+    that were written into the parameters themselves stay.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -45,7 +45,9 @@ def undone_on_error(model: PreTrainedModel, always: bool = False) -> Iterator[No
     }
     classes = {module: type(module) for module in model.modules()}  # Emptied modules change their class.
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    config, done = deepcopy(vars(model.config)), False
+    configs, done = list(_configs(model.config)), False
+    same = {id(config): config for config in configs}  # Those inside of others are not copied.
+    fields = [deepcopy(vars(config), dict(same)) for config in configs]
     try:
         yield
         done = not always
@@ -61,5 +63,14 @@ def undone_on_error(model: PreTrainedModel, always: bool = False) -> Iterator[No
                 module.__class__ = classes[module]
             for parameter, required_before in required.items():
                 parameter.requires_grad_(required_before)
-            vars(model.config).clear()
-            vars(model.config).update(config)
+            for config, before in zip(configs, fields, strict=True):
+                vars(config).clear()
+                vars(config).update(before)
+
+
+def _configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """A config, and those of the model's parts inside it."""
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):
+            yield from _configs(part)

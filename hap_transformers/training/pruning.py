@@ -220,8 +220,9 @@ class PruningMixin(_Trainer):
             "accelerator": self.accelerator,
             "max_memory": config.max_memory,
         }
-        # One that fails in tuning would leave what the refit wrote into parameters that pruning did not replace.
-        with values_undone(model.parameters() if epochs else ()):
+        # One that fails in tuning would leave what the refit wrote into tensors that pruning did not replace, such as
+        # statistics of BatchNorm.
+        with values_undone([*model.parameters(), *model.buffers()] if epochs else ()):
             reconstruct(
                 model,
                 dense,

@@ -222,4 +222,5 @@ def _report(trainer: Any, kept: BestState, goal: str) -> None:
     if step == 0:
         words = UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal)
         labels = dict(zip(("before", "after"), kept.aside_values or (math.nan, math.nan), strict=True))
-        logger.warning(words + (LABELS_LIKED_IT.format(**labels) if labels["after"] < labels["before"] else ""))
+        told, visible = LABELS_LIKED_IT.format(**labels), f"{labels['after']:.3g}" != f"{labels['before']:.3g}"
+        logger.warning(words + (told if visible and labels["after"] < labels["before"] else ""))

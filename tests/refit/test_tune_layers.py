@@ -8,6 +8,7 @@ import torch
 from convnets import CONVNETS
 from tiny import make_batch, make_batches, make_model, untouched
 from trainers import Rows, make_trainer
+from transformers import ResNetConfig, ResNetForImageClassification
 from zoo import ZOO
 
 from hap_transformers import HapConfig, PruningPlan, apply_plan, estimate_sensitivity, tune_layers
@@ -276,10 +277,20 @@ def test_the_trainer_names_what_cannot_be_tuned_when_it_is_made(tmp_path):
             HapConfig(**wrong)
 
 
-def test_a_failure_in_tuning_undoes_the_refit_in_the_trainer(tmp_path, monkeypatch):
-    """The refit has also written into weights that pruning did not replace."""
-    config = HapConfig(ratio=0.3, max_examples=12, tuning_epochs=1, components=["heads", "neurons"])
-    trainer = make_trainer(tmp_path, hap_config=config)
+def images():
+    """A network whose BatchNorm has statistics of its images, and the images."""
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2)
+    model, pixels = ResNetForImageClassification(config), torch.randn(24, 3, 16, 16)
+    model.train()(pixel_values=pixels)
+    return {"model": model, "rows": [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(pixels)]}
+
+
+@pytest.mark.parametrize("arguments, kinds", [(dict, ["heads", "neurons"]), (images, ["channels"])])
+def test_a_failure_in_tuning_undoes_the_refit_in_the_trainer(tmp_path, monkeypatch, arguments, kinds):
+    """The refit has also written into weights and statistics that pruning did not replace."""
+    config = HapConfig(ratio=0.3, max_examples=12, tuning_epochs=1, components=kinds)
+    trainer = make_trainer(tmp_path, hap_config=config, **arguments())
     before = copy.deepcopy(trainer.model.state_dict())
 
     def fail(*args, **kwargs):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import changed_plan, make_batch, make_model, untouched
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPForImageClassification
 from zoo import ALL_HEADS, ALL_NEURONS, HEADS, LAYERS, NEURONS, ZOO, logits, masked_logits
 
 from hap_transformers import PruningPlan, apply_plan, prune_heads
@@ -109,7 +109,7 @@ def test_plans_of_tensors_and_of_strings():
     apply_plan(model, plan)
     model.prune_heads({0: torch.tensor([2])})
     assert model.config.pruned_heads == {0: [2], 1: [0, 1]}
-    with pytest.raises(TypeError, match=r"\[1.0\] from layer 0; give a list of whole numbers"):
+    with pytest.raises(TypeError, match=r"\[1.0\] from layer 0: give a list of whole numbers"):
         PruningPlan.for_model(model, heads={0: [1.0]})
 
 
@@ -142,6 +142,17 @@ def test_hooks_can_be_removed_after_an_error():
     handle.remove()
     model(**make_batch())
     assert not calls
+
+
+def test_configs_of_parts_stay_those_that_modules_read():
+    vision = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    config = CLIPConfig(vision_config={**vision, "image_size": 8, "patch_size": 4})
+    model = CLIPForImageClassification(config)
+    before = config.to_dict()
+    with undone_on_error(model, always=True):
+        apply_plan(model, PruningPlan.for_model(model, neurons={0: [1]}))
+        config.vision_config.hidden_act = "relu"
+    assert config.to_dict() == before and model.vision_model.config is config.vision_config
 
 
 def test_base_model_without_head():

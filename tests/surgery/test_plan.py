@@ -6,7 +6,7 @@ import pytest
 from tiny import changed_plan, make_model
 from zoo import HEADS, LAYERS, NEURONS
 
-from hap_transformers import PruningPlan, apply_plan
+from hap_transformers import PruningPlan, apply_plan, prune_heads
 
 
 def make_plan():
@@ -53,9 +53,11 @@ def test_validate(change, message):
 
 @pytest.mark.parametrize("numbers", [1, [1.0], [True], ["1"], None])
 def test_what_are_no_numbers_is_named(numbers):
-    words = f"The plan removes {numbers!r} from layer 0; give a list of whole numbers"
+    words = f"Cannot remove {numbers!r} from layer 0: give a list of whole numbers"
     with pytest.raises(TypeError, match=re.escape(words)):
         PruningPlan.for_model(make_model(), heads={0: numbers})
+    with pytest.raises(TypeError, match=re.escape(words)):
+        prune_heads(make_model(), {0: numbers})
 
 
 def test_an_emptied_layer_has_none_left():
