@@ -29,9 +29,7 @@ def _whole_numbers(layer: Any, chosen: Iterable[Any]) -> list[int]:
     except TypeError:
         given, numbers = [chosen], []
     if not numbers and given or bool in map(type, given):
-        raise TypeError(
-            f"Cannot remove {chosen!r} from layer {layer}: give a list of whole numbers, such as [0, 3]."
-        )
+        raise TypeError(f"Cannot remove {chosen!r} from layer {layer}: give a list of whole numbers, such as [0, 3].")
     return numbers
 
 
