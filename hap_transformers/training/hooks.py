@@ -162,7 +162,8 @@ class TrainerHooks:
         if config.distillation_hidden:
             inputs = {**inputs, "output_hidden_states": True}
         given = dict(inputs)  # The loss may take labels out of the inputs.
-        with torch.no_grad():
+        # Accelerate wraps the student's forward alone. In float32 the teacher's would take most of a training step.
+        with torch.no_grad(), trainer.accelerator.autocast():
             targets = trainer.teacher(**model_inputs(trainer, given))
         if self.lacks_labels(compute_loss, given):
             outputs = model(**given)

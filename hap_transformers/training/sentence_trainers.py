@@ -133,7 +133,7 @@ class PipelineHooks(TrainerHooks):
             seen = [((given, {}), model(dict(given))[self.output]) for given in self.features(dict(inputs))]
         distances = []
         for (features, kwargs), student in seen:
-            with torch.no_grad():
+            with torch.no_grad(), self.trainer.accelerator.autocast():
                 target = teacher(features, **kwargs)[self.output]
             distances.append(self.distance(student, target))
         return (1 - weight) * loss + weight * torch.stack(distances).mean(), {}

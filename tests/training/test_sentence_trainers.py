@@ -249,3 +249,12 @@ def test_cross_encoder_trainer(tmp_path, labels):
     found = reloaded.predict([("good film", "bad plot")], show_progress_bar=False)
     expected = encoder.predict([("good film", "bad plot")], show_progress_bar=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_dense_encoder_runs_in_the_precision_of_the_training(tmp_path):
+    trainer, found = sentence_trainer(tmp_path, loss=ranking, bf16=True), []
+    trainer.prune()
+    module = trainer.teacher[0].auto_model.encoder.layer[0].output.dense
+    module.register_forward_hook(lambda module, args, output: found.append(output.dtype))
+    trainer.train()
+    assert set(found) == {torch.bfloat16}

@@ -1,5 +1,6 @@
 """Settings with which `Trainer` makes, places or feeds the model differently."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -88,3 +89,13 @@ def test_latency_that_cannot_be_measured_is_refused_at_once(tmp_path):
     assert make_trainer(tmp_path, with_table, hap_config=config).latency_table is table
     with pytest.raises(ValueError, match="does not know heads with fewer than 4 dimensions. Measure it again"):
         make_trainer(tmp_path, with_table, hap_config=dataclasses.replace(config, components=None))
+
+
+def test_the_dense_model_runs_in_the_precision_of_the_training(tmp_path):
+    """In float32 it would take most of a step's time, and a model would have a distance to itself."""
+    trainer = make_trainer(tmp_path, bf16=True, watched=True, hap_config=HapConfig(ratio=0.5, budget="heads"))
+    trainer.prune()
+    trainer.teacher = copy.deepcopy(trainer.model)
+    trainer.train()
+    first, *others = [entry["hap_distance"] for entry in trainer.state.log_history if "hap_distance" in entry]
+    assert first == 0 and all(others)
