@@ -20,7 +20,7 @@ from ..components.slicing import validate_cuttable, validate_in_memory, validate
 from ..memory import memory_limit
 from ..number_fields import validate_whole
 from .by_parts import reliability, score_on_batches
-from .methods import METHODS, Finished, Method, get_method
+from .methods import Finished, Method, get_method, methods_without
 from .output_curvature import EXACT_DIRECTIONS
 from .precision import Precision
 from .sensitivity import Sensitivity
@@ -188,11 +188,10 @@ def validate_scoring(
 def _validate_curvature(task: ScoringTask, scoring: Method, result: Sensitivity) -> None:
     if scoring.curvature is None or any(scores.any() for layers in result.scores.values() for scores in layers):
         return
-    others = [name for name, method in METHODS.items() if method.curvature != scoring.curvature]
     raise ValueError(
         f"All scores are zero: {task.loss_name} has no curvature in the {scoring.curvature} on these examples. It is "
         "piecewise linear or saturated there, or does not depend on the components. Nothing can be ranked by "
-        f"'{result.method}'. Use another loss (`loss_fn`), or one of {', '.join(others)}."
+        f"'{result.method}'. Use another loss (`loss_fn`), or one of {methods_without(scoring.curvature)}."
     )
 
 

@@ -122,3 +122,12 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"Unknown sensitivity method '{name}'; choose one of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def methods_without(*curvatures: str | None) -> str:
+    """Names of the methods that need no such curvature, for messages.
+
+    Args:
+        curvatures: Values of [`Method`]'s `curvature`, such as `"logits"`.
+    """
+    return ", ".join(name for name, method in METHODS.items() if method.curvature not in curvatures)

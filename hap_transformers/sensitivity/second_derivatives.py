@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .methods import METHODS
+from .methods import methods_without
 from .output_curvature import UnsuitableLossError
 from .outputs import graph_nodes
 from .task import ScoringTask
@@ -43,13 +43,13 @@ def named_second_derivatives(
         logger.warning_once(
             f"{_capital(task.loss_name)} goes through {function.__name__}, a torch.autograd.Function. If its backward "
             "pass cannot be differentiated, as where gradients are computed in the forward pass, scores miss its "
-            f"curvature in the {curvature} and are wrong. Then use one of {_others('logits', 'weights')}."
+            f"curvature in the {curvature} and are wrong. Then use one of {methods_without('logits', 'weights')}."
         )
     try:
         yield
     except UnsuitableLossError as error:
         raise ValueError(
-            f"{_capital(task.loss_name)} {error} Use another loss (`loss_fn`), or one of {_others(curvature)}."
+            f"{_capital(task.loss_name)} {error} Use another loss (`loss_fn`), or one of {methods_without(curvature)}."
         ) from error
     except RuntimeError as error:  # NotImplementedError is one.
         if "not implemented" not in str(error) and "modified by an inplace operation" not in str(error):
@@ -67,14 +67,9 @@ def _once_differentiable(function: Any) -> bool:
 def _missing(task: ScoringTask, curvature: str, cause: str) -> ValueError:
     return ValueError(
         f"torch has no second derivative of {task.loss_name}: {cause}. Methods that need the curvature in the "
-        f"{curvature} cannot score it. Use one of {_others('logits', 'weights')}."
+        f"{curvature} cannot score it. Use one of {methods_without('logits', 'weights')}."
     )
 
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _others(*unsuitable: str) -> str:
-    """The methods that need no second derivatives in `unsuitable`."""
-    return ", ".join(name for name, method in METHODS.items() if method.curvature not in unsuitable)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..sensitivity import METHODS
 from ..sensitivity.batches import counts, shifts_labels
+from ..sensitivity.methods import get_method, methods_without
 from ..tokens import IGNORED
 from .config import HapConfig
 from .distillation import distillation_loss, hidden_distance
@@ -101,11 +101,10 @@ class RewardHooks(TrainerHooks):
         Raises:
             ValueError: If the method needs the curvature in the logits.
         """
-        if METHODS[config.method].curvature == "logits":
-            others = [name for name, method in METHODS.items() if method.curvature != "logits"]
+        if get_method(config.method).curvature == "logits":
             raise ValueError(
                 f"{type(self.trainer).__name__} is a RewardTrainer, whose loss compares pairs of examples, so "
-                f"method='{config.method}' cannot score it. Use one of {', '.join(others)}."
+                f"method='{config.method}' cannot score it. Use one of {methods_without('logits')}."
             )
 
 
