@@ -178,7 +178,7 @@ class ScoringTask:
                 raise
             shapes = {name: tuple(v.shape) for name, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
             of_texts = "tokens are in the vocabulary, labels are in range, and inputs are not too long for the model"
-            advice = of_texts if "input_ids" in shapes else "inputs have the shape that the model takes"
+            advice = of_texts if "input_ids" in shapes else "inputs have the model's shape, and labels are in range"
             raise ValueError(
                 f"The loss of batch {batch.number}, {shapes}, cannot be computed: {error}. Check that {advice}."
             ) from error

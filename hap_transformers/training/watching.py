@@ -222,5 +222,6 @@ def _report(trainer: Any, kept: BestState, goal: str) -> None:
     if step == 0:
         words = UNDONE.format(model=type(trainer._unwrapped_model()).__name__, goal=goal)
         labels = dict(zip(("before", "after"), kept.aside_values or (math.nan, math.nan), strict=True))
-        told, visible = LABELS_LIKED_IT.format(**labels), f"{labels['after']:.3g}" != f"{labels['before']:.3g}"
-        logger.warning(words + (told if visible and labels["after"] < labels["before"] else ""))
+        visible = f"{labels['after']:.3g}" != f"{labels['before']:.3g}"
+        fell = visible and labels["after"] < labels["before"]
+        logger.warning(words + (LABELS_LIKED_IT.format(**labels) if fell else ""))

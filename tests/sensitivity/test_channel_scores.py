@@ -10,6 +10,7 @@ from image_patches import patches_of, tokens_of
 from own_convnet import NETS, of_all
 from scipy.stats import spearmanr
 from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from hap_transformers import METHODS, PruningPlan, apply_plan, estimate_sensitivity
 from hap_transformers.components import convolutions
@@ -301,3 +302,10 @@ def test_batches_do_not_matter():
         whole, split = scored(model, [batch], method), scored(model, parts, method)
         for first, second in zip(whole.scores["channels"], split.scores["channels"], strict=True):
             torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-12)
+
+
+def test_advice_on_images_names_no_tokens():
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=2)
+    batch = {"pixel_values": torch.randn(2, 3, 16, 16), "labels": torch.tensor([0, 7])}
+    with pytest.raises(ValueError, match="loss of batch 0, .* Check that inputs have the model's shape, and labels"):
+        estimate_sensitivity(ResNetForImageClassification(config), [batch], progress=False)

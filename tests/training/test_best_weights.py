@@ -131,6 +131,17 @@ def test_what_is_undone_although_the_labels_liked_it(tmp_path, monkeypatch, dist
     assert (told in heard[0]) == (distillation < 1)
 
 
+@pytest.mark.parametrize("after, told", [(1.1299, False), (1.12, True)])
+def test_a_loss_that_fell_by_less_than_is_printed_has_not(tmp_path, monkeypatch, after, told):
+    heard, losses = [], iter([after, 1.1301])  # The last weights are measured before they are undone.
+    monkeypatch.setattr(watching.logger, "warning", heard.append)
+    distances = {0: 0.0, 8: 1.0, 15: 1.0}
+    monkeypatch.setattr(watching, "_distance", lambda trainer, *args: distances[trainer.state.global_step])
+    monkeypatch.setattr(watching, "_label_loss", lambda *args: next(losses))
+    pruned_trainer(tmp_path, config={"distillation": 0.5}).train()
+    assert len(heard) == 1 and ("had fallen from 1.13" in heard[0]) == told
+
+
 def test_an_evaluation_set_may_lack_labels(tmp_path, monkeypatch):
     heard, values = [], chain([0.0], repeat(1.0))
     monkeypatch.setattr(watching.logger, "warning", heard.append)
