@@ -108,7 +108,7 @@ class Passes:
 
     num_probes: Annotated[int, typer.Option(help=HELP["num_probes"], min=1)] = HapConfig.num_probes
     exact_directions: Annotated[int, typer.Option(help=HELP["exact_directions"], min=0)] = HapConfig.exact_directions
-    precision: Annotated[Low | None, typer.Option(help="bf16 or fp16.")] = None
+    precision: Annotated[Low | None, typer.Option(help="Of passes: bf16 or fp16, in a refit bf16 only.")] = None
     pooling: Annotated[
         str | None,
         typer.Option(help=f"How a model without a head pools its tokens: {', '.join(POOLINGS)}. By default mean."),

@@ -91,7 +91,7 @@ def prune(
     epochs = 0 if refitted is None else epochs
     with steps.step("prune", _doing(refitted is not None, epochs)):
         least, memory = source.max_examples, scoring.max_memory
-        dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs)
+        dense = prune_and_refit(loaded, chosen, refitted, refit_examples, least, memory, epochs, scoring.precision)
     done = {"max_examples": source.max_examples, "refit_examples": refit_examples, "tuning_epochs": epochs}
     planned = {"ratio": chosen.ratio, "budget": chosen.budget, "method": chosen.method}
     results = {

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 from transformers import PreTrainedModel
@@ -105,6 +106,7 @@ def prune_and_refit(
     least: int,
     max_memory: str | None,
     tuning_epochs: int,
+    precision: str | None = None,
 ) -> PreTrainedModel:
     """Removes what a plan names from a model, and refits and tunes what is left if there are examples.
 
@@ -113,7 +115,7 @@ def prune_and_refit(
         plan (`PruningPlan`): The plan.
         examples (`Examples`, *optional*): What to refit on.
         most, least (`int`): As for [`refit_batches`].
-        max_memory (`str`, *optional*): As for [`reconstruct`].
+        max_memory, precision (`str`, *optional*): As for [`reconstruct`].
         tuning_epochs (`int`): As for [`tune_layers`]; 0 leaves that out.
 
     Returns:
@@ -124,10 +126,11 @@ def prune_and_refit(
     if examples is not None:
         with named_out_of_memory("the model was refitted", SMALLER_REFIT):
             batches = examples.refitted(loaded, most, least)
-            reconstruct(loaded.model, dense, batches, init_implants=tuple(plan.implants), max_memory=max_memory)
+            common: dict[str, Any] = {"max_memory": max_memory, "precision": precision}
+            reconstruct(loaded.model, dense, batches, init_implants=tuple(plan.implants), **common)
             if tuning_epochs:
                 batches = examples.refitted(loaded, most, least)
-                tune_layers(loaded.model, dense, batches, epochs=tuning_epochs, max_memory=max_memory)
+                tune_layers(loaded.model, dense, batches, epochs=tuning_epochs, **common)
     return dense
 
 

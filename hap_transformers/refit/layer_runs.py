@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import recursively_apply
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from ..components.architectures import decoder_paths, get_architecture, layer_pa
 from ..components.groups import Group, find_groups, in_forward_order, layers
 from ..components.projections import Projection
 from ..efficiency import evaluating
+from ..sensitivity.precision import Precision, chosen_precision
 from ..sensitivity.self_loss import validate_decoded
 from .kept_values import KeptValues
 from .least_squares import SMALL
@@ -76,6 +78,23 @@ def reads_stream(group: Group) -> Projection:
     return (whole.of_stream or group.writers)[-1]
 
 
+def precision_of_runs(name: str | None, accelerator: Accelerator | None, model: PreTrainedModel) -> Precision:
+    """The precision of the forward passes of a refit: bfloat16, or the model's own.
+
+    It has no float16, in which the small gradients of a layer's loss underflow.
+
+    Args:
+        name (`str`, *optional*): `"bf16"`, `"fp16"`, `"no"`, or `None` for the accelerator's.
+        accelerator (`Accelerator`, *optional*): What training runs on.
+        model (`PreTrainedModel`): The model.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    chosen = Precision(chosen_precision(name, accelerator), model.device.type)
+    return chosen if chosen.dtype == torch.bfloat16 else Precision(None, model.device.type)
+
+
 class _Stop(Exception):
     """All that is wanted of a forward pass has been seen."""
 
@@ -94,6 +113,7 @@ class LayerRuns:
         kept (`KeptValues`): Where to keep outputs; several `LayerRuns` may share it.
         forward (`Callable`, *optional*): Takes the model and a batch and runs it. By default `model(**batch)`.
         kinds (`Sequence[str]`, *optional*): The kinds to see the model's components as. By default those in use.
+        precision (`Precision`, *optional*): The precision of forward passes. By default the model's own.
     """
 
     def __init__(
@@ -102,9 +122,11 @@ class LayerRuns:
         kept: KeptValues,
         forward: ForwardFunction | None = None,
         kinds: Sequence[str] | None = None,
+        precision: Precision | None = None,
     ):
         self.model, self.kept = model, kept
         self.forward = forward or _run_model
+        self.precision = precision or Precision(None, model.device.type)
         self.all_groups = in_forward_order(find_groups(model, kinds))
         self.groups = [group for group in self.all_groups if is_refitted(group)]
         self.layers = layers(model)
@@ -206,7 +228,7 @@ class LayerRuns:
         try:
             # Compiled code does not call hooks.
             with evaluating(self.model), self._skipping(position), torch.compiler.set_stance("force_eager"):
-                with torch.set_grad_enabled(graph):
+                with torch.set_grad_enabled(graph), self.precision.autocast():
                     self.forward(self.model, inputs)
         except _Stop:
             pass

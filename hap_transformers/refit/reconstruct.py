@@ -22,7 +22,7 @@ from .dense_copy import own_refitted
 from .emptied_layers import ends_of_emptied, in_front
 from .filters import fit_filters
 from .kept_values import KeptValues, default_limit
-from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted
+from .layer_runs import Call, ForwardFunction, LayerRuns, is_refitted, precision_of_runs
 from .least_squares import Sums
 from .reduced_rank import reduced_rank_regression
 from .ridge import ridge_of
@@ -40,6 +40,7 @@ def reconstruct(
     progress: bool = True,
     accelerator: Accelerator | None = None,
     max_memory: int | str | None = None,
+    precision: str | None = None,
 ) -> None:
     r"""Refits the projections of a pruned model so that its residual stream follows the dense model's.
 
@@ -79,11 +80,15 @@ def reconstruct(
         max_memory (`int` or `str`, *optional*): Bytes, such as `"4GB"`, of batches and hidden states to hold in memory
             between passes. The others are written to the folder for temporary files. By default 512 MB on a processor,
             on a GPU a quarter of what is free there.
+        precision (`str`, *optional*): `"bf16"` to run forward passes in bfloat16. By default that of `accelerator`, or
+            else the model's own. `"no"` and `"fp16"`, whose range is too small for targets, are the model's own. Sums
+            and solutions are the same in all.
 
     Raises:
         OSError: If the temporary files need more room than there is; the model is then as it was.
         ValueError: If the models are of different architectures or depths, a forward was replaced, `ridge` is
-            negative, there is nothing to fit on, or a sum is not finite; the model is then as it was.
+            negative, `precision` is unknown, there is nothing to fit on, or a sum is not finite; the model is then as
+            it was.
     """
     if ridge is not None and ridge < 0:
         raise ValueError(f"`ridge` must not be negative, got {ridge}.")
@@ -91,9 +96,10 @@ def reconstruct(
     ridge = ridge_of(model) if ridge is None else ridge
     validate_forwards(model)
     validate_forwards(dense)
+    precise = precision_of_runs(precision, accelerator, model)
     with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
-        pruned = LayerRuns(model, kept, forward)
-        original = LayerRuns(dense, kept, forward, kinds_in_use(model))
+        pruned = LayerRuns(model, kept, forward, precision=precise)
+        original = LayerRuns(dense, kept, forward, kinds_in_use(model), precise)
         sites = _own_sites(pruned, original)
         count = keep_share(batches, kept, accelerator)
 

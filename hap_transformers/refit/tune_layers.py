@@ -21,7 +21,7 @@ from ..tokens import mask_of, relative_distance, valid_tokens
 from .dense_copy import own_refitted
 from .emptied_layers import ends_of_emptied
 from .kept_values import KeptValues, default_limit
-from .layer_runs import ForwardFunction, LayerRuns, shares_layers
+from .layer_runs import ForwardFunction, LayerRuns, precision_of_runs, shares_layers
 from .layer_training import train_layer
 from .reconstruct import keep_share, sites_to_refit, written
 
@@ -40,6 +40,7 @@ def tune_layers(
     progress: bool = True,
     accelerator: Accelerator | None = None,
     max_memory: int | str | None = None,
+    precision: str | None = None,
 ) -> None:
     """Trains the layers of a pruned model, one after the other, towards the outputs of the dense model's layers.
 
@@ -63,6 +64,7 @@ def tune_layers(
         accelerator (`Accelerator`, *optional*): Shares the batches out between its processes, as for [`reconstruct`].
             A step then takes a batch of every process.
         max_memory (`int` or `str`, *optional*): As for [`reconstruct`].
+        precision (`str`, *optional*): As for [`reconstruct`]; weights and steps are in float32.
 
     Raises:
         ValueError: If gradients cannot be computed, `epochs` or the learning rate is not positive, there are no
@@ -75,9 +77,10 @@ def tune_layers(
     model, dense = eager_model(model), eager_model(dense)
     validate_forwards(model)
     validate_forwards(dense)
+    precise = precision_of_runs(precision, accelerator, model)
     with KeptValues(memory_limit(max_memory) or default_limit(model.device)) as kept:
-        tuned = LayerRuns(model, kept, forward)
-        original = LayerRuns(dense, kept, forward, kinds_in_use(model))
+        tuned = LayerRuns(model, kept, forward, precision=precise)
+        original = LayerRuns(dense, kept, forward, kinds_in_use(model), precise)
         sites = sites_to_refit(tuned, original)
         validate_writable(model, sites)
         validate_tunable(model)

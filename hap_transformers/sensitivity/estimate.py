@@ -22,7 +22,7 @@ from ..number_fields import validate_whole
 from .by_parts import reliability, score_on_batches
 from .methods import Finished, Method, get_method, methods_without
 from .output_curvature import EXACT_DIRECTIONS
-from .precision import Precision
+from .precision import Precision, chosen_precision
 from .sensitivity import Sensitivity
 from .state_file import Progress
 from .task import LossFunction, ScoringTask, model_loss, validate_directions
@@ -124,9 +124,8 @@ def estimate_sensitivity(
     start, model = time.perf_counter(), eager_model(model)
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
-        precision = precision or accelerator.mixed_precision
+    precision = chosen_precision(precision, accelerator)
     _validate_call(model, batches, method, accelerator, state_file)
-    precision = None if precision == "no" else precision
     groups = _groups_to_score(model, method, components)
     scoring = get_method(method).for_groups(groups)
     scored = [group for group in groups if group.num_components]

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -50,6 +51,13 @@ class Precision:
             return False
         self.scale /= 4
         return True
+
+
+def chosen_precision(name: str | None, accelerator: Accelerator | None) -> str | None:
+    """A precision by name, or else that of an accelerator; `None` is the model's own."""
+    if name is None and accelerator is not None:
+        name = accelerator.mixed_precision
+    return None if name == "no" else name
 
 
 def validate_gradients() -> None:
