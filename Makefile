@@ -63,6 +63,7 @@ benchmark: $(VENV)/ready
 	$(VENV)/bin/python -m benchmarks.elimination
 	$(VENV)/bin/python -m benchmarks.memory
 	$(VENV)/bin/python -m benchmarks.refit
+	$(VENV)/bin/python -m benchmarks.refit_precision
 	$(VENV)/bin/python -m benchmarks.imports
 
 benchmark-device: $(VENV)/ready

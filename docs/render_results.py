@@ -213,6 +213,20 @@ def describe_refit(refit: dict) -> str:
     )
 
 
+def describe_refit_precision(refit: dict) -> str:
+    """Says how to read the table of refits in bfloat16."""
+    settings, threads = refit["settings"], refit["threads"]
+    return textwrap.fill(
+        f"Each line has bfloat16 over float32. Plans by magnitude removed {settings['ratio']:.0%} of the encoder. "
+        f"MiniLM was refitted and tuned on {settings['examples']} MRPC pairs without any training, a model of "
+        f"BERT-base's size with random weights on {settings['base_examples']}. Seconds are the processor's, on "
+        f"{threads} CPU thread{'' if threads == 1 else 's'}. Distance is the relative squared distance of the last "
+        f"hidden states from the dense model's, on as many unseen pairs. The table has medians of "
+        f"{settings['repeats']} rounds, and ranges.",
+        119,
+    )
+
+
 def describe_device(file: Path) -> str:
     """Formats what `benchmarks.device` found on a GPU.
 
@@ -271,6 +285,8 @@ def texts(cells_of: dict[str, list[dict]]) -> dict[tuple[Path, str], str]:
     refit = read(BENCHMARKS / "refit.json")
     tables = refit_examples_table(refit["rows"]), refit_costs_table(refit["costs"]), describe_refit(refit)
     found[speed, "refit"] = "\n\n".join(tables)
+    low = read(BENCHMARKS / "refit_precision.json")
+    found[speed, "refit precision"] = table_of_ratios(low["rows"]) + "\n\n" + describe_refit_precision(low)
     convnets, road = read(BENCHMARKS / "convnets.json"), read(BENCHMARKS / "whole_road.json")
     found[speed, "convnets"] = f"{convnets_table(convnets)}\n\n{textwrap.fill(describe_convnets(convnets), 119)}"
     found[speed, "road"] = f"{road_table(road)}\n\n{textwrap.fill(describe_road(road), 119)}"

@@ -83,8 +83,13 @@ def mask_of(inputs: Mapping[str, Any], decoded: bool = False) -> torch.Tensor | 
     if own is not None:
         return own
     if isinstance(labels, torch.Tensor) and labels.ndim == 2 and not labels.is_floating_point():
-        return labels != IGNORED
+        return counted(labels)
     return None if "decoder_input_ids" in inputs else inputs.get("attention_mask")
+
+
+def counted(labels: torch.Tensor) -> torch.Tensor:
+    """Which labels count: -100 does not, unless labels are targets of a regression, which may have any value."""
+    return torch.ones_like(labels, dtype=torch.bool) if labels.is_floating_point() else labels != IGNORED
 
 
 def has_tokens(inputs: Mapping[str, Any]) -> bool:

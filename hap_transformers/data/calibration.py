@@ -1,8 +1,10 @@
 """Draws the training examples that scoring and refit use."""
 
-from collections.abc import Callable, Sized
+import random
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -24,4 +26,42 @@ def calibration_batches(
     if not isinstance(dataset, IterableDataset):
         order = torch.randperm(len(cast(Sized, dataset)), generator=torch.Generator().manual_seed(seed))
         dataset = Subset(dataset, order[:max_examples].tolist())
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate_fn)
+    generator = torch.Generator().manual_seed(seed)  # Loaders draw a seed for their workers.
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate_fn, generator=generator)
+
+
+def drawn_alike(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Goes through batches whose making draws random numbers, such as masked tokens: the same in every pass.
+
+    The global random states of Python, NumPy and torch's processor are neither read nor changed.
+
+    Args:
+        batches (`Iterable[Any]`): The batches.
+        seed (`int`): Seed of what is drawn.
+    """
+    around, iterator = _random_states(), None
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    while True:
+        try:
+            iterator = iter(batches) if iterator is None else iterator
+            batch = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            inside = _random_states()
+            _set_random_states(around)
+        yield batch
+        around = _random_states()
+        _set_random_states(inside)
+
+
+def _random_states() -> tuple[Any, ...]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _set_random_states(states: tuple[Any, ...]) -> None:
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])

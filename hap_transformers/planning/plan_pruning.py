@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..components.forwards import eager_model
 from ..components.groups import KINDS, Group, Kind, by_kind, find_groups, kinds_in_use
@@ -24,6 +25,9 @@ from .latency_table import LatencyTable
 from .settings import PlanningSettings
 from .uniform_layers import uniform_units
 from .whole_layers import choose_layers
+
+
+logger = logging.get_logger(__name__)
 
 
 def plan_pruning(
@@ -96,6 +100,11 @@ def plan_pruning(
         uniform=settings.uniform,
         **_numbers(removed, groups, gone),  # type: ignore[arg-type]
     )
+    if settings.implant_ratio and removed and not plan.implants:
+        logger.warning(
+            f"The plan has no implants: implant_ratio={settings.implant_ratio} of what goes is less than one of the "
+            "units that go together, or nothing is left to pay for them. Raise implant_ratio, or lower ratio."
+        )
     plan.promise = _promise(plan, given)
     plan.saved = parameters_saved(groups, *plan.sizes_of(groups))
     return plan

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
-from ..tokens import IGNORED, has_tokens
+from ..tokens import counted, has_tokens
 
 
 # Inputs whose first dimension is always the examples.
@@ -105,8 +105,8 @@ def shifts_labels(model: PreTrainedModel) -> bool:
 def counts(batch: Mapping[str, Any], shifted: bool = False) -> bool:
     """Whether any label of a batch counts; a batch without labels counts.
 
-    Labels of -100 do not count, nor do answers' positions beyond the text, as in the losses of Transformers. An
-    answer's loss is defined only if a start and an end count.
+    Labels of -100 do not count, if they are whole numbers, nor do answers' positions beyond the text, as in the losses
+    of Transformers. An answer's loss is defined only if a start and an end count.
 
     Args:
         batch (`Mapping[str, Any]`): The batch.
@@ -120,7 +120,7 @@ def counts(batch: Mapping[str, Any], shifted: bool = False) -> bool:
         labels = [value[..., 1:] if value.shape == shape else value for value in labels]
     positions = [batch[name] for name in ("start_positions", "end_positions") if name in batch]
     beyond = [bool((p >= shape[-1]).all()) for p in positions if shape is not None and isinstance(p, torch.Tensor)]
-    return not any(beyond) and (not labels or any(bool((value != IGNORED).any()) for value in labels))
+    return not any(beyond) and (not labels or any(bool(counted(value).any()) for value in labels))
 
 
 def _is_label(name: str, value: Any) -> bool:

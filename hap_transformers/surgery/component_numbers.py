@@ -18,8 +18,15 @@ def plain_removals(removed: Mapping[Any, Iterable[Any]]) -> Removed:
 
     Raises:
         TypeError: If something else is given for a layer.
+        ValueError: If a layer is named twice, such as by `"0"` and `"00"`.
     """
-    return dict(sorted((int(layer), _whole_numbers(layer, chosen)) for layer, chosen in removed.items()))
+    found: Removed = {}
+    for layer, chosen in removed.items():
+        number = int(layer)
+        if number in found:
+            raise ValueError(f"Layer {number} is named twice; name it once, with all that is removed there.")
+        found[number] = _whole_numbers(layer, chosen)
+    return dict(sorted(found.items()))
 
 
 def _whole_numbers(layer: Any, chosen: Iterable[Any]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..tokens import mask_of, relative_distance, valid_tokens
+from ..tokens import counted, mask_of, relative_distance, valid_tokens
 
 
 def distillation_loss(
@@ -32,7 +32,7 @@ def distillation_loss(
         problem_type (`str`, *optional*): The `problem_type` of the model's config. A model with a single output counts
             as a regression.
         labels (`torch.Tensor`, *optional*): If their shape is that of the logits without classes, positions labelled
-            -100 do not count.
+            -100 do not count, unless labels are floats.
         mask (`torch.Tensor`, *optional*): If there are no labels and its shape is that of the logits without classes,
             positions where it is zero (padding) do not count.
         shifted (`bool`, *optional*, defaults to `False`): Whether the logits at a position predict the label of the
@@ -47,7 +47,7 @@ def distillation_loss(
     if not student:
         raise ValueError("Nothing to distil: the model's outputs have no logits. Set distillation=0.")
     losses = []
-    given = labels != -100 if labels is not None else None if mask is None else mask.bool()
+    given = counted(labels) if labels is not None else None if mask is None else mask.bool()
     for name in student:
         logits, target = student[name].float(), teacher[name].float()
         kind = problem_type
@@ -58,10 +58,10 @@ def distillation_loss(
         elif logits.ndim == 1:
             logits, target = logits[:, None], target[:, None]
         if given is not None and given.shape == logits.shape[:-1]:
-            counted = given
+            chosen = given
             if shifted:
-                logits, target, counted = logits[:, :-1], target[:, :-1], given[:, 1:]
-            logits, target = logits[counted], target[counted]
+                logits, target, chosen = logits[:, :-1], target[:, :-1], given[:, 1:]
+            logits, target = logits[chosen], target[chosen]
         logits, target = logits.flatten(0, -2), target.flatten(0, -2)
         losses.append(_distance(logits, target, temperature, kind) if len(logits) else logits.sum())
     return torch.stack(losses).mean()

@@ -17,6 +17,7 @@ from ..alignment.basis_name import ALIGNED_ON
 from ..components.groups import find_groups
 from ..components.slicing import validate_sliceable
 from ..components.structure import recorded_structure
+from ..data.calibration import drawn_alike
 from ..efficiency import measure_costs
 from ..memory import named_out_of_memory
 from ..planning.kinds import kinds_to_prune
@@ -58,13 +59,15 @@ class PreparedBatches:
     Args:
         loader (`Iterable[Any]`): The loader.
         prepare (`Callable`): Takes a batch in any form, returns batches of the model's inputs on its device.
+        seed (`int`): Seed of what its collator draws, such as masked tokens.
     """
 
     loader: Iterable[Any]
     prepare: Callable[[Any], Iterable[dict[str, Any]]]
+    seed: int
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return chain.from_iterable(map(self.prepare, self.loader))
+        return chain.from_iterable(map(self.prepare, drawn_alike(self.loader, self.seed)))
 
 
 if TYPE_CHECKING:
@@ -325,7 +328,7 @@ class PruningMixin(_Trainer):
         def prepare(batch: Any) -> Iterable[dict[str, Any]]:
             return self.hooks.inputs(self._prepare_inputs(batch))
 
-        return PreparedBatches(loader, prepare)
+        return PreparedBatches(loader, prepare, self.args.seed)
 
     def _scoring_loader(self, max_examples: int) -> Iterable[Any]:
         if makes_batches(self):

@@ -48,8 +48,18 @@ def ids_in_fields(holders: Iterable[Any]) -> set[int]:
 
 
 def _renumbered_fields(holder: Any, renumber: Renumber) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(holder).items() if name in NAMES or name.endswith(SUFFIXES)}
-    return {name: _renumbered(name, value, renumber) for name, value in fields.items()}
+    fields = vars(holder)
+    found = _renumbered_names(fields, renumber)
+    if by_task := fields.get("task_specific_params"):  # Settings that a pipeline puts into the config.
+        found["task_specific_params"] = {
+            task: {**settings, **_renumbered_names(settings, renumber)} for task, settings in by_task.items()
+        }
+    return found
+
+
+def _renumbered_names(fields: dict[str, Any], renumber: Renumber) -> dict[str, Any]:
+    chosen = {name: value for name, value in fields.items() if name in NAMES or name.endswith(SUFFIXES)}
+    return {name: _renumbered(name, value, renumber) for name, value in chosen.items()}
 
 
 def _renumbered(name: str, value: Any, renumber: Renumber) -> Any:

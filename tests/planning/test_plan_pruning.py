@@ -160,3 +160,13 @@ def test_multiples_that_are_in_the_way_are_named():
     with pytest.raises(ValueError, match=message):
         plan_pruning(sensitivity, model, neuron_multiple=16, **settings)
     assert plan_pruning(sensitivity, model, **settings).count("neurons") == 24
+
+
+def test_a_share_too_small_for_an_implant_is_warned_of(caplog):
+    """Of 24 neurons a tenth is two, and eight go together."""
+    model = make_model()
+    sensitivity = hand_made("kronecker", neurons=[torch.arange(24.0)] * LAYERS)
+    settings = {"budget": "neurons", "ratio": 0.5, "neuron_multiple": 8}
+    assert plan_pruning(sensitivity, model, implant_ratio=0.5, **settings).implants and not caplog.records
+    assert not plan_pruning(sensitivity, model, implant_ratio=0.1, **settings).implants
+    assert "The plan has no implants: implant_ratio=0.1 of what goes is less than one" in caplog.text

@@ -80,19 +80,23 @@ def assert_as_near(way, dense, smaller, batches):
     assert found - best < 0.05 * before and best < before
 
 
-@pytest.mark.parametrize("model_type", ZOO)
-def test_a_refit_of_every_architecture(model_type, seen):
+# Norms before and after blocks, decoders, scaled blocks, windows, shared layers, and attention of many kinds.
+REFITTED = ["albert", "beit", "bert", "deberta-v3", "gpt2", "llama", "modernbert", "mpnet", "swin", "t5", "whisper"]
+
+
+@pytest.mark.parametrize("model_type", REFITTED)
+def test_refits(model_type, seen):
     assert_as_near(refitted, *pair(model_type))
     assert seen == {torch.float32, torch.bfloat16}
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "vit", "whisper"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "whisper"])
 def test_tuned_layers(model_type, seen):
     assert_as_near(tuned, *pair(model_type))
     assert seen == {torch.float32, torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["resnet-bottleneck", "efficientnet", "convnextv2"])
+@pytest.mark.parametrize("name", ["resnet-bottleneck", "convnextv2"])
 @pytest.mark.parametrize("way", [refitted, tuned])
 def test_convolutions(name, way, seen):
     """Statistics of BatchNorm are those of the outputs, so they are as exact as these."""

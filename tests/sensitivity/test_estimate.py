@@ -185,3 +185,13 @@ def test_loading_something_else(tmp_path):
     (tmp_path / "other").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a file written by Sensitivity.save"):
         Sensitivity.load(tmp_path / "other")
+
+
+def test_a_target_of_a_regression_may_be_any_number():
+    """Squared errors know no -100 that does not count, whatever else is in the batch."""
+    model, found = make_model(num_labels=1), []
+    for target in (-100.0, -99.0):
+        batches = [{**make_batch(1, seed=seed), "labels": torch.tensor([target]).double()} for seed in range(3)]
+        found.append(estimate_sensitivity(model, batches, "kronecker", progress=False))
+    assert [result.num_examples for result in found] == [3, 3]  # The curvature of a squared error is the same.
+    torch.testing.assert_close(found[0].scores["heads"], found[1].scores["heads"])

@@ -1,5 +1,6 @@
 """Plans as data: files, and checks against a model."""
 
+import json
 import re
 
 import pytest
@@ -49,6 +50,24 @@ def test_validate(change, message):
     plan = changed_plan(make_plan(), **change)
     with pytest.raises(ValueError, match=message):
         plan.validate(make_model())
+
+
+@pytest.mark.parametrize(
+    "removed, message",
+    [
+        ({"head": {"0": [1]}}, "removes head, but BertForSequenceClassification has components of the kinds heads"),
+        ({"heads": {"0": [1], "00": [2]}}, "Layer 0 is named twice"),
+    ],
+    ids=["unknown", "twice"],
+)
+def test_a_file_with_names_that_are_wrong(tmp_path, removed, message):
+    file = tmp_path / "plan.json"
+    make_plan().save(file)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "removed": removed}))
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        apply_plan(model, PruningPlan.load(file))
+    assert model.config.to_dict() == make_model().config.to_dict()
 
 
 @pytest.mark.parametrize("numbers", [1, [1.0], [True], ["1"], None])

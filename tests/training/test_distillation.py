@@ -83,6 +83,13 @@ def test_nothing_to_count_is_nothing_to_learn():
     assert loss == 0 and not student["logits"].grad.any()
 
 
+def test_a_target_of_a_regression_may_be_any_number():
+    """-100 says that a label does not count only where labels are whole numbers."""
+    student, target = torch.tensor([[0.0], [5.0]]), torch.zeros(2, 1)
+    found = distillation_loss({"logits": student}, {"logits": target}, 1.0, labels=torch.tensor([1.0, -100.0]))
+    torch.testing.assert_close(found, torch.tensor(6.25))
+
+
 def test_hidden_states_without_padding():
     student, target = (torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])

@@ -112,6 +112,8 @@ def test_ids_in_configs():
         forced_decoder_ids=[[1, b], [a, c]],  # a position that is also an id
     )
     model.generation_config.lang_to_id = {"<|en|>": b}
+    settings = {"decoder_start_token_id": a, "max_length": b, "bad_words_ids": [[c]]}
+    model.config.task_specific_params = {"translation": settings}
     before, generation = copy.deepcopy(tokenizer), copy.deepcopy(model.generation_config)
     trim_vocabulary(model, tokenizer, SEEN)
 
@@ -128,6 +130,8 @@ def test_ids_in_configs():
     assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.bos_token_id)
     assert config.decoder_start_token_id == config.eos_token_id == tokenizer.eos_token_id
     assert config.image_token_index == new(c)
+    settings = {"decoder_start_token_id": new(a), "max_length": b, "bad_words_ids": [[new(c)]]}
+    assert config.task_specific_params == {"translation": settings}
     assert model.model.encoder.padding_idx == model.get_input_embeddings().padding_idx == tokenizer.pad_token_id
 
 
