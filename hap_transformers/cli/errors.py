@@ -12,15 +12,18 @@ from typer.core import TyperOption
 OPTIONS: dict[str, TyperOption] = {}
 SETTING = re.compile(r"(?:\b(?P<verb>[Ss]et) )?\b(?P<name>[a-z_]+)=(?P<value>\[[^][]*\]|'[^']*'|[\w.]*\w)")
 
+NAME = re.compile(r"`([a-z_]+)`")
+
 
 def in_options(message: str, options: Mapping[str, TyperOption]) -> str:
-    """A message whose settings of Python, such as `uniform=False`, are options, such as `--no-uniform`.
+    """A message whose settings of Python, such as `uniform=False` or "`ratio`", are options, such as `--no-uniform`.
 
     Args:
         message (`str`): A message that names settings.
         options (`Mapping`): The options by name. A setting of another name is left as it is.
     """
-    return SETTING.sub(lambda setting: _as_option(setting, options), message)
+    message = SETTING.sub(lambda setting: _as_option(setting, options), message)
+    return NAME.sub(lambda found: options[found[1]].opts[0] if found[1] in options else found[0], message)
 
 
 def warn(message: str) -> None:

@@ -66,8 +66,10 @@ def plan_pruning(
         ValueError: If a setting is out of range, the budget lacks `inputs` or `latency_table`, the table was measured
             in another mode than `latency_mode`, the scores are not finite, do not fit the model or are of another type
             of model or basis of its heads, or a floor stands in the way of the ratio.
-        TypeError: If there is no such setting.
+        TypeError: If there is no such setting, or `sensitivity` is none.
     """
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(f"`sensitivity` is a {type(sensitivity).__name__}; give scores first, then the model.")
     settings = replace(settings or PlanningSettings(), **changes)
     if latency_table is not None:
         latency_table.validate_mode(settings.latency_mode)

@@ -17,6 +17,8 @@ from hap_transformers.cli.errors import in_options, warn
         ("Estimate it with components=['layers', ...].", "Estimate it with --components layers."),
         ("for example max_memory='4GB', so that", "for example --max-memory 4GB, so that"),
         ("Use method='gauss_newton_trace'.", "Use --method gauss_newton_trace."),
+        ("`max_memory` is a number of bytes.", "--max-memory is a number of bytes."),
+        ("`batches` is empty, and `ratio` is 2.", "`batches` is empty, and --ratio is 2."),
         # Settings that no command has, values that only Python makes, and flags without an opposite.
         ("Untie them first (tie_word_embeddings=False).", "Untie them first (tie_word_embeddings=False)."),
         ("Pass method=mine.", "Pass method=mine."),

@@ -170,3 +170,9 @@ def test_a_share_too_small_for_an_implant_is_warned_of(caplog):
     assert plan_pruning(sensitivity, model, implant_ratio=0.5, **settings).implants and not caplog.records
     assert not plan_pruning(sensitivity, model, implant_ratio=0.1, **settings).implants
     assert "The plan has no implants: implant_ratio=0.1 of what goes is less than one" in caplog.text
+
+
+def test_swapped_arguments_are_named():
+    model = make_model()
+    with pytest.raises(TypeError, match="`sensitivity` is a BertForSequenceClassification; give scores first"):
+        plan_pruning(model, random_scores(model), ratio=0.5)
