@@ -82,7 +82,7 @@ class AttentionInFloat32(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         query = args[0] if args else kwargs["query"]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-        if dtype != torch.bfloat16:
+        if dtype != torch.bfloat16 or query.dtype == torch.float64:  # Which autocast leaves as it is.
             return function(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
             wide = {name: _in_float32(value) for name, value in (kwargs or {}).items()}

@@ -123,6 +123,14 @@ def test_the_precision_is_the_accelerators(way, seen, monkeypatch):
 
 
 @pytest.mark.parametrize("way", [refitted, tuned])
+def test_autocast_leaves_models_in_float64(way):
+    dense, smaller, batches = pair("bert")
+    dense, smaller = dense.double(), smaller.double()
+    expected, found = (way(dense, smaller, batches, precision=precision) for precision in (None, "bf16"))
+    assert all(torch.equal(p, q) for p, q in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("way", [refitted, tuned])
 def test_an_unknown_precision_is_named(way):
     with pytest.raises(ValueError, match="Unknown precision 'int8'; choose 'bf16', 'fp16'"):
         way(*pair("bert"), precision="int8")

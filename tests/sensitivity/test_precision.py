@@ -145,3 +145,11 @@ def test_a_model_prepared_for_mixed_precision():
     result = estimate_sensitivity(prepared, BATCHES, accelerator=accelerator, progress=False)
     torch.testing.assert_close(result.heads, expected.heads, rtol=0, atol=0)
     assert prepared.forward is forward
+
+
+def test_autocast_leaves_models_in_float64():
+    expected, found = (
+        estimate_sensitivity(make_model(dtype=torch.float64), BATCHES, precision=precision, progress=False)
+        for precision in (None, "bf16")
+    )
+    torch.testing.assert_close(scores(found), scores(expected), rtol=1e-6, atol=0)
