@@ -225,6 +225,7 @@ class LayerRuns:
             handles.append(stop_at.register_forward_hook(stop))
         # Transformers 4 replaces forwards while it records hidden states, and leaves them when it is stopped.
         forwards = {module: vars(module).get("forward") for module in self.model.modules()}
+        torch.clear_autocast_cache()  # An autocast around the caller keeps weights from before the last step.
         try:
             # Compiled code does not call hooks.
             with evaluating(self.model), self._skipping(position), torch.compiler.set_stance("force_eager"):

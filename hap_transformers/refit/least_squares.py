@@ -50,8 +50,9 @@ class Sums:
         self.tokens += len(x)
         self.x += x.sum(0, dtype=torch.float64)
         self.y += y.sum(0, dtype=torch.float64)
-        self.xx += products(x)
-        self.xy += x.T @ y
+        with torch.autocast(x.device.type, enabled=False):  # There may be one around the caller.
+            self.xx += products(x)
+            self.xy += x.T @ y
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Adds up the sums of all processes."""

@@ -52,7 +52,8 @@ def _renumbered_fields(holder: Any, renumber: Renumber) -> dict[str, Any]:
     found = _renumbered_names(fields, renumber)
     if by_task := fields.get("task_specific_params"):  # Settings that a pipeline puts into the config.
         found["task_specific_params"] = {
-            task: {**settings, **_renumbered_names(settings, renumber)} for task, settings in by_task.items()
+            task: {**settings, **_renumbered_names(settings, renumber)} if isinstance(settings, dict) else settings
+            for task, settings in by_task.items()
         }
     return found
 

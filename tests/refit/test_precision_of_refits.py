@@ -131,6 +131,16 @@ def test_autocast_leaves_models_in_float64(way):
 
 
 @pytest.mark.parametrize("way", [refitted, tuned])
+def test_an_autocast_around_is_the_same(way):
+    """It would multiply sums in bfloat16, and keep weights that have changed since."""
+    given = pair("bert")
+    expected = way(*given, precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = way(*given, precision="bf16")
+    assert all(torch.equal(p, q) for p, q in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("way", [refitted, tuned])
 def test_an_unknown_precision_is_named(way):
     with pytest.raises(ValueError, match="Unknown precision 'int8'; choose 'bf16', 'fp16'"):
         way(*pair("bert"), precision="int8")

@@ -113,7 +113,7 @@ def test_ids_in_configs():
     )
     model.generation_config.lang_to_id = {"<|en|>": b}
     settings = {"decoder_start_token_id": a, "max_length": b, "bad_words_ids": [[c]]}
-    model.config.task_specific_params = {"translation": settings}
+    model.config.task_specific_params = {"translation": settings, "summarization": None}
     before, generation = copy.deepcopy(tokenizer), copy.deepcopy(model.generation_config)
     trim_vocabulary(model, tokenizer, SEEN)
 
@@ -131,7 +131,7 @@ def test_ids_in_configs():
     assert config.decoder_start_token_id == config.eos_token_id == tokenizer.eos_token_id
     assert config.image_token_index == new(c)
     settings = {"decoder_start_token_id": new(a), "max_length": b, "bad_words_ids": [[new(c)]]}
-    assert config.task_specific_params == {"translation": settings}
+    assert config.task_specific_params == {"translation": settings, "summarization": None}
     assert model.model.encoder.padding_idx == model.get_input_embeddings().padding_idx == tokenizer.pad_token_id
 
 
