@@ -235,8 +235,8 @@ class PruningPlan:
             )
         unknown = [kind for kind, layers in self.removed.items() if layers and kind not in found]
         if unknown:
-            known = (KINDS[kind].made_of for kind in unknown if kind in KINDS)
-            parts = [" and ".join(made_of) for made_of in known if made_of]
+            wholes = (KINDS[kind].made_of for kind in unknown if kind in KINDS)
+            parts = [" and ".join(made_of) for made_of in wholes if made_of]
             raise ValueError(
                 f"The plan removes {', '.join(unknown)}, but {type(model).__name__} has components of the kinds "
                 f"{', '.join(found)} only.{f' To remove a layer, name all its {parts[0]}.' if parts else ''}"
