@@ -81,7 +81,7 @@ def reads_stream(group: Group) -> Projection:
 def precision_of_runs(name: str | None, accelerator: Accelerator | None, model: PreTrainedModel) -> Precision:
     """The precision of the forward passes of a refit: bfloat16, or the model's own.
 
-    It has no float16, in which the small gradients of a layer's loss underflow.
+    It has no float16, in which the small gradients of a layer's loss underflow; models in float16 stay in it.
 
     Args:
         name (`str`, *optional*): `"bf16"`, `"fp16"`, `"no"`, or `None` for the accelerator's.
@@ -92,7 +92,11 @@ def precision_of_runs(name: str | None, accelerator: Accelerator | None, model: 
         ValueError: If the name is unknown.
     """
     chosen = Precision(chosen_precision(name, accelerator), model.device.type)
-    return chosen if chosen.dtype == torch.bfloat16 else Precision(None, model.device.type)
+    return (
+        chosen
+        if chosen.dtype == torch.bfloat16 and model.dtype != torch.float16
+        else Precision(None, model.device.type)
+    )
 
 
 class _Stop(Exception):

@@ -33,7 +33,7 @@ _FIRST_RELEASE = {
 }
 
 
-@dataclass
+@dataclass(eq=False)  # Tensors have no single truth value.
 class Sensitivity:
     """Scores of the components that a model still has, by kind and layer.
 

@@ -1,13 +1,14 @@
 """Numbers of the components that a plan removes, as plain integers."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..components.groups import Group
 
 
 Removed = dict[int, list[int]]
+Value = TypeVar("Value")
 
 
 def plain_removals(removed: Mapping[Any, Iterable[Any]]) -> Removed:
@@ -18,14 +19,23 @@ def plain_removals(removed: Mapping[Any, Iterable[Any]]) -> Removed:
 
     Raises:
         TypeError: If something else is given for a layer.
+        ValueError: If a layer is named twice.
+    """
+    return plain_layers(removed, _whole_numbers)
+
+
+def plain_layers(given: Mapping[Any, Any], plain: Callable[[Any, Any], Value]) -> dict[int, Value]:
+    """Layer numbers as integers, ascending, to what a function makes of a layer and what is given for it.
+
+    Raises:
         ValueError: If a layer is named twice, such as by `"0"` and `"00"`.
     """
-    found: Removed = {}
-    for layer, chosen in removed.items():
+    found: dict[int, Value] = {}
+    for layer, value in given.items():
         number = int(layer)
         if number in found:
-            raise ValueError(f"Layer {number} is named twice; name it once, with all that is removed there.")
-        found[number] = _whole_numbers(layer, chosen)
+            raise ValueError(f"Layer {number} is named twice; name it once.")
+        found[number] = plain(layer, value)
     return dict(sorted(found.items()))
 
 

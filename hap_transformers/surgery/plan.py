@@ -14,7 +14,7 @@ from ..components.groups import KINDS, Group, by_kind, find_groups, kinds_in_use
 from ..components.plain_config import validate_plain
 from ..efficiency import count_parameters
 from ..files import read_json, write_text
-from .component_numbers import Removed, plain_implant, plain_removals, validate_numbers
+from .component_numbers import Removed, plain_implant, plain_layers, plain_removals, validate_numbers
 from .plan_costs import parameters_removed
 
 
@@ -60,7 +60,7 @@ class PruningPlan:
 
     def __post_init__(self):
         self.removed = {kind: plain_removals(layers) for kind, layers in self.removed.items()}
-        self.implants = dict(sorted((int(layer), plain_implant(found)) for layer, found in self.implants.items()))
+        self.implants = plain_layers(self.implants, lambda _, found: plain_implant(found))
 
     def __repr__(self) -> str:
         """What goes in numbers; the components themselves are thousands."""

@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
+from ..data.calibration import drawn_alike
 from ..data.metrics import metrics_at
 from ..efficiency import evaluating
 from ..sensitivity.batches import counts, shifts_labels
@@ -138,9 +139,8 @@ def _batches(trainer: Any, examples: Any) -> list[Any]:
     """
     loader = trainer._scoring_loader(MOST) if examples is None else trainer.hooks.loader(examples, MOST)
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    torch.default_generator.manual_seed(trainer.args.seed)  # A run that is resumed draws what the first one did.
     batches, seen = list[Any](), 0
-    for place, batch in enumerate(loader):
+    for place, batch in enumerate(drawn_alike(loader, trainer.args.seed)):  # Also in a run that is resumed.
         if place % world == rank:
             batches.append(batch)
         seen += find_batch_size(batch) or trainer._train_batch_size

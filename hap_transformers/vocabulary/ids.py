@@ -50,7 +50,8 @@ def ids_in_fields(holders: Iterable[Any]) -> set[int]:
 def _renumbered_fields(holder: Any, renumber: Renumber) -> dict[str, Any]:
     fields = vars(holder)
     found = _renumbered_names(fields, renumber)
-    if by_task := fields.get("task_specific_params"):  # Settings that a pipeline puts into the config.
+    by_task = fields.get("task_specific_params")
+    if isinstance(by_task, dict):  # Settings that a pipeline puts into the config.
         found["task_specific_params"] = {
             task: {**settings, **_renumbered_names(settings, renumber)} if isinstance(settings, dict) else settings
             for task, settings in by_task.items()

@@ -123,9 +123,10 @@ def test_the_precision_is_the_accelerators(way, seen, monkeypatch):
 
 
 @pytest.mark.parametrize("way", [refitted, tuned])
-def test_autocast_leaves_models_in_float64(way):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_models_of_other_types_stay_in_them(way, dtype):
     dense, smaller, batches = pair("bert")
-    dense, smaller = dense.double(), smaller.double()
+    dense, smaller = dense.to(dtype), smaller.to(dtype)
     expected, found = (way(dense, smaller, batches, precision=precision) for precision in (None, "bf16"))
     assert all(torch.equal(p, q) for p, q in zip(expected.parameters(), found.parameters(), strict=True))
 

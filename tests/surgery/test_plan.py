@@ -53,17 +53,21 @@ def test_validate(change, message):
 
 
 @pytest.mark.parametrize(
-    "removed, message",
+    "fields, message",
     [
-        ({"head": {"0": [1]}}, "removes head, but BertForSequenceClassification has components of the kinds heads"),
-        ({"heads": {"0": [1], "00": [2]}}, "Layer 0 is named twice"),
+        (
+            {"removed": {"head": {"0": [1]}}},
+            "removes head, but BertForSequenceClassification has components of the kinds heads",
+        ),
+        ({"removed": {"heads": {"0": [1], "00": [2]}}}, "Layer 0 is named twice"),
+        ({"implants": {"0": 1, "00": 2}}, "Layer 0 is named twice"),
     ],
-    ids=["unknown", "twice"],
+    ids=["unknown", "twice", "implants twice"],
 )
-def test_a_file_with_names_that_are_wrong(tmp_path, removed, message):
+def test_a_file_with_names_that_are_wrong(tmp_path, fields, message):
     file = tmp_path / "plan.json"
     make_plan().save(file)
-    file.write_text(json.dumps({**json.loads(file.read_text()), "removed": removed}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
     model = make_model()
     with pytest.raises(ValueError, match=message):
         apply_plan(model, PruningPlan.load(file))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -327,18 +328,23 @@ def test_a_twentieth_at_most_512(tmp_path):
 class Masking:
     """A collator that draws at random which rows it leaves out, as one that masks tokens does."""
 
+    def __init__(self, draw):
+        self.draw = draw
+
     def __call__(self, rows):
         batch = default_data_collator(rows)
-        batch["input_ids"] = torch.where(torch.rand(batch["input_ids"].shape) < 0.5, 3, batch["input_ids"])
+        batch["input_ids"] = torch.where(self.draw(batch["input_ids"].shape) < 0.5, 3, batch["input_ids"])
         return batch
 
 
-def test_all_weights_are_measured_on_the_same_draw(tmp_path):
+@pytest.mark.parametrize("draw", [torch.rand, lambda shape: torch.from_numpy(np.random.rand(*shape))])
+def test_all_weights_are_measured_on_the_same_draw(tmp_path, draw):
     measured = []
     for place in range(2):
         trainer = pruned_trainer(tmp_path / str(place), learning_rate=1e-30)
-        trainer.data_collator = Masking()
+        trainer.data_collator = Masking(draw)
         torch.manual_seed(place)  # A later process, which resumes a run, draws other numbers.
+        np.random.seed(place)
         trainer.train()
         measured += told(trainer)
     assert len(measured) > 4 and len(set(measured)) == 1
