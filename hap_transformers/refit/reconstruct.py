@@ -90,10 +90,8 @@ def reconstruct(
             negative, `precision` is unknown, there is nothing to fit on, or a sum is not finite; the model is then as
             it was.
     """
-    if ridge is not None and ridge < 0:
-        raise ValueError(f"`ridge` must not be negative, got {ridge}.")
     model, dense = eager_model(model), eager_model(dense)
-    ridge = ridge_of(model) if ridge is None else ridge
+    ridge = ridge_of(model, ridge)
     validate_forwards(model)
     validate_forwards(dense)
     precise = precision_of_runs(precision, accelerator, model)

@@ -11,9 +11,17 @@ RIDGE = 0.01
 RIDGE_OF_LANGUAGE_MODELS = 1.0
 
 
-def ridge_of(model: PreTrainedModel) -> float:
-    """The strength of a refit's regularization that suits a model."""
-    return RIDGE_OF_LANGUAGE_MODELS if head_of(model) == "ForCausalLM" else RIDGE
+def ridge_of(model: PreTrainedModel, chosen: float | None) -> float:
+    """The strength of a refit's regularization: the one that was chosen, or one that suits the model.
+
+    Raises:
+        ValueError: If the chosen one is negative.
+    """
+    if chosen is None:
+        return RIDGE_OF_LANGUAGE_MODELS if head_of(model) == "ForCausalLM" else RIDGE
+    if chosen < 0:
+        raise ValueError(f"`ridge` must not be negative, got {chosen}.")
+    return chosen
 
 
 def solve_ridge(xx: torch.Tensor, xy: torch.Tensor, ridge: float) -> torch.Tensor:
