@@ -11,12 +11,11 @@ from typer.core import TyperOption
 # The options of all commands by name; the app, which is made of the commands, adds them when it runs.
 OPTIONS: dict[str, TyperOption] = {}
 SETTING = re.compile(r"(?:\b(?P<verb>[Ss]et) )?\b(?P<name>[a-z_]+)=(?P<value>\[[^][]*\]|'[^']*'|[\w.]*\w)")
-
 NAME = re.compile(r"`([a-z_]+)`")
 
 
 def in_options(message: str, options: Mapping[str, TyperOption]) -> str:
-    """A message whose settings of Python, such as `uniform=False` or "`ratio`", are options, such as `--no-uniform`.
+    """A message whose settings of Python, such as `uniform=False` or `ratio`, are options, such as `--no-uniform`.
 
     Args:
         message (`str`): A message that names settings.
